@@ -1,0 +1,1 @@
+"""What is remembered: canonical requests and their CIDs, signed records, the store and its tiers, IPFS."""

@@ -1,0 +1,1 @@
+"""Pure policy: which candidate is tried when, and what its failure means."""

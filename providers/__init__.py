@@ -1,0 +1,1 @@
+"""What generates text: the contract (base), the registry, and one file per provider."""

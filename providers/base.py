@@ -1,0 +1,290 @@
+"""The contract of everything that generates text: requests, events, errors, and the provider itself.
+
+This file is the narrow waist of Shoal: the RPC and the API make a `GenerateRequest`, a provider turns it into
+events, and whatever stands between them (router, cache, a peer) sees only what is defined here.
+What a failure means for the next step is one table, `POLICY`, beside the kinds it speaks of.
+
+    async with provider.generate(GenerateRequest.of("What is the opposite of hot?")) as events:
+        async for event in events:
+            if isinstance(event, TextDelta):
+                print(event.text, end="")
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import enum
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+# -- requests --------------------------------------------------------------------------------------------------
+
+
+class TextPart(Struct, frozen=True, tag="text", forbid_unknown_fields=False):
+    text: str
+
+
+class ImageUrl(Struct, frozen=True, omit_defaults=True):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Struct, frozen=True, tag="image_url"):
+    image_url: ImageUrl
+
+
+ContentPart = TextPart | ImagePart
+
+
+class FunctionCall(Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class Message(Struct, frozen=True, omit_defaults=True):
+    """One turn of a conversation, in OpenAI's shape."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[ContentPart, ...] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The message's text parts, joined; images are left out."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
+
+
+class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What to generate. Everything here can change the answer; nothing that cannot (a deadline, a caller) is here.
+
+    model, provider: None leaves the choice to the router; a name is a pin and is never swapped for another.
+    max_tokens: tokens of the answer; None is the provider's own limit. stop: texts that end the answer, not included.
+    extra: top-level fields of the caller's request that Shoal does not type, passed on unchanged where that is possible.
+    prefix: text of the answer that already exists; only a provider that `continues` is given one, and yields what follows.
+    """
+
+    messages: tuple[Message, ...]
+    model: str | None = None
+    provider: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, prompt: str, *, system: str | None = None, **options: Any) -> GenerateRequest:
+        """A request with one user message (and a system message before it, when given)."""
+        head = (Message("system", system),) if system is not None else ()
+        return cls(messages=(*head, Message("user", prompt)), **options)
+
+    @property
+    def sampled(self) -> bool:
+        """True when two runs may differ by design: a temperature above 0 (or left to the provider) and no seed."""
+        return self.seed is None and self.temperature != 0
+
+    @property
+    def has_tools(self) -> bool:
+        """True when tools are offered or were used: such a call may have side effects and is never moved or cached."""
+        return bool(self.tools) or any(m.tool_calls or m.role == "tool" for m in self.messages)
+
+
+# -- events ----------------------------------------------------------------------------------------------------
+# Arrays on the wire (worker pipes, swarm sessions): ["t", "Hel"]. A stream that ends without Finish is a failure.
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class TextDelta(Struct, frozen=True, array_like=True, tag="t"):
+    text: str
+
+
+class ReasoningDelta(Struct, frozen=True, array_like=True, tag="r"):
+    text: str
+
+
+class ToolCallDelta(Struct, frozen=True, array_like=True, tag="c"):
+    """A piece of a tool call: `id` and `name` come with the first piece of each index, `arguments` in pieces."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Usage(Struct, frozen=True, array_like=True, tag="u"):
+    """Tokens as the provider counted them; cost in US dollars when the provider says it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Finish(Struct, frozen=True, array_like=True, tag="f"):
+    """The answer is whole. `model` is the one that wrote it, where the provider says so."""
+
+    reason: FinishReason
+    model: str | None = None
+
+
+Event = TextDelta | ReasoningDelta | ToolCallDelta | Usage | Finish
+
+# -- errors ----------------------------------------------------------------------------------------------------
+
+
+class ErrorKind(enum.StrEnum):
+    UNAVAILABLE = "unavailable"  # no binary, no credential, no such model
+    AUTH = "auth"
+    QUOTA = "quota"
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    UPSTREAM = "upstream"  # 5xx, or an answer that makes no sense
+    CONNECTION = "connection"
+    FIRST_TOKEN_TIMEOUT = "first_token_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    INTERRUPTED = "interrupted"  # cut, stalled or malformed after text was sent
+    DEADLINE = "deadline"  # the request's own time is spent
+    BAD_REQUEST = "bad_request"
+    CONTEXT_LENGTH = "context_length"
+    CONTENT_FILTER = "content_filter"
+    CANCELLED = "cancelled"
+
+
+class Policy(NamedTuple):
+    """What a failure of one kind leads to.
+
+    again: the same provider is tried again: "no", "once" (with jitter) or "after" (retry_after, if the deadline allows).
+    next: the next candidate is tried: "yes", "no", "larger" (only one with a larger context) or "continue" (go on from
+    the text already sent). breaker: the failure counts against the provider's breaker.
+    """
+
+    again: Literal["no", "once", "after"]
+    next: Literal["yes", "no", "larger", "continue"]
+    breaker: bool
+
+
+POLICY: dict[ErrorKind, Policy] = {
+    ErrorKind.UNAVAILABLE: Policy("no", "yes", False),
+    ErrorKind.AUTH: Policy("no", "yes", True),
+    ErrorKind.QUOTA: Policy("no", "yes", True),
+    ErrorKind.RATE_LIMITED: Policy("after", "yes", True),
+    ErrorKind.OVERLOADED: Policy("once", "yes", True),
+    ErrorKind.UPSTREAM: Policy("once", "yes", True),
+    ErrorKind.CONNECTION: Policy("once", "yes", True),
+    ErrorKind.FIRST_TOKEN_TIMEOUT: Policy("no", "yes", True),
+    ErrorKind.IDLE_TIMEOUT: Policy("no", "yes", True),
+    ErrorKind.INTERRUPTED: Policy("no", "continue", True),
+    ErrorKind.DEADLINE: Policy("no", "no", False),
+    ErrorKind.BAD_REQUEST: Policy("no", "no", False),
+    ErrorKind.CONTEXT_LENGTH: Policy("no", "larger", False),
+    ErrorKind.CONTENT_FILTER: Policy("no", "no", False),
+    ErrorKind.CANCELLED: Policy("no", "no", False),
+}
+
+
+class ProviderError(Exception):
+    """A provider could not give the answer.
+
+    message: one sentence for the person who asked, with what to do next; never a prompt, an answer or a key.
+    retry_after: seconds, where the provider said so. status: the upstream's HTTP status, where there is one.
+    """
+
+    def __init__(
+        self, kind: ErrorKind, message: str, *, retry_after: float | None = None, status: int | None = None
+    ) -> None:
+        super().__init__(kind, message)
+        self.kind, self.message, self.retry_after, self.status = kind, message, retry_after, status
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+# -- providers -------------------------------------------------------------------------------------------------
+
+
+class Capabilities(Struct, frozen=True, omit_defaults=True):
+    streams: bool = True
+    continues: bool = False  # takes GenerateRequest.prefix and yields only what follows it
+    tools: bool = False
+    images: bool = False
+    seeds: bool = False
+    logprobs: bool = False
+
+
+class ModelInfo(Struct, frozen=True, omit_defaults=True):
+    """A model on offer. context_length in tokens; the rates are measured ones, in tokens per second, where known."""
+
+    name: str
+    context_length: int | None = None
+    capabilities: Capabilities = Capabilities()
+    decode_tps: float | None = None
+    prefill_tps: float | None = None
+
+
+class Status(Struct, frozen=True, omit_defaults=True):
+    """What a probe found. `reason` says why a provider is not ready and what to do, in one line without secrets.
+
+    any_model: the provider takes model names that it does not list (a large remote catalogue).
+    """
+
+    ready: bool
+    reason: str = ""
+    models: tuple[ModelInfo, ...] = ()
+    default_model: str | None = None
+    any_model: bool = False
+    version: str = ""
+
+    def offers(self, model: str | None) -> bool:
+        """Whether a request that pins `model` (None: any) can be served here."""
+        return self.ready and (model is None or self.any_model or any(m.name == model for m in self.models))
+
+
+class Provider(abc.ABC):
+    """A back end that generates text. One object serves many requests at once.
+
+    Leaving `generate`'s context cancels the work for good: no process, connection or computation is left behind.
+    """
+
+    name: str
+
+    @abc.abstractmethod
+    async def probe(self) -> Status:
+        """Whether a request could be served now. Cheap, cached by the provider, spends no request, never raises."""
+
+    @abc.abstractmethod
+    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Start generating. Raises ProviderError on entry or from the iterator; the last event is Finish."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """The provider's life: whatever it keeps (processes, pooled connections, checks) lives inside this context."""
+        return contextlib.nullcontext()
+
+
+event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)

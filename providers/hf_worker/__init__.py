@@ -1,0 +1,1 @@
+"""The process that holds a local model. Only this package imports torch."""
