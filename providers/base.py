@@ -74,8 +74,8 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     model, provider: None leaves the choice to the router; a name is a pin and is never swapped for another.
     max_tokens: tokens of the answer; None is the provider's own limit. stop: texts that end the answer, not included.
-    extra: top-level fields of the caller's request that Shoal does not type, passed on unchanged where that is possible.
-    prefix: text of the answer that already exists; only a provider that `continues` is given one, and yields what follows.
+    extra: top-level fields of the caller's request that Shoal does not type, passed on unchanged where possible.
+    prefix: text of the answer that already exists; only a provider that `continues` gets one, and yields what follows.
     """
 
     messages: tuple[Message, ...]
@@ -167,7 +167,7 @@ class ErrorKind(enum.StrEnum):
     OVERLOADED = "overloaded"
     UPSTREAM = "upstream"  # 5xx, or an answer that makes no sense
     CONNECTION = "connection"
-    FIRST_TOKEN_TIMEOUT = "first_token_timeout"
+    FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105
     IDLE_TIMEOUT = "idle_timeout"
     INTERRUPTED = "interrupted"  # cut, stalled or malformed after text was sent
     DEADLINE = "deadline"  # the request's own time is spent
@@ -180,7 +180,7 @@ class ErrorKind(enum.StrEnum):
 class Policy(NamedTuple):
     """What a failure of one kind leads to.
 
-    again: the same provider is tried again: "no", "once" (with jitter) or "after" (retry_after, if the deadline allows).
+    again: the same provider is tried again: "no", "once" (with jitter), "after" (retry_after, if that fits the deadline).
     next: the next candidate is tried: "yes", "no", "larger" (only one with a larger context) or "continue" (go on from
     the text already sent). breaker: the failure counts against the provider's breaker.
     """
