@@ -180,7 +180,7 @@ class ErrorKind(enum.StrEnum):
 class Policy(NamedTuple):
     """What a failure of one kind leads to.
 
-    again: the same provider is tried again: "no", "once" (with jitter), "after" (retry_after, if that fits the deadline).
+    again: the same provider is tried again: "no", "once" (with jitter), "after" (retry_after, deadline allowing).
     next: the next candidate is tried: "yes", "no", "larger" (only one with a larger context) or "continue" (go on from
     the text already sent). breaker: the failure counts against the provider's breaker.
     """

@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh Debian machine: `make demo` shows the main job, `make test` passes the tests.
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+SHOAL  := $(VENV)/bin/shoal
+READY  := $(VENV)/.ready
+
+.PHONY: help setup demo run test lint bench interop model clean
+.DEFAULT_GOAL := help
+
+help:           ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## ?/|/' | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+$(READY): pyproject.toml constraints.txt scripts/setup.sh
+	@VENV=$(VENV) ./scripts/setup.sh
+
+setup: $(READY) ## make .venv ready (done by every target that needs it)
+
+model: $(READY) ## fetch and convert the embedded model, once (93 MB)
+	@$(SHOAL) models add smollm2
+
+demo: $(READY) model ## two nodes, one swarm, one question: answered by a peer, then from the cache, then verified
+	@$(PYTHON) scripts/demo.py
+
+run: $(READY)   ## run a node with your own configuration
+	@$(SHOAL) run
+
+test: $(READY) model ## unit, property, two-node and end-to-end tests
+	@$(PYTHON) -m pytest -q -m "not interop" $(ARGS)
+
+lint: $(READY)  ## ruff, and mypy --strict on the built wheel
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@rm -rf build/lint && $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target build/lint .
+	@MYPYPATH=build/lint $(VENV)/bin/mypy --strict -p shoal
+
+interop: $(READY) ## against other implementations: a real Kubo fetches an answer by its CID
+	@./tests/interop/install.sh
+	@$(PYTHON) -m pytest -q -m interop tests/interop $(ARGS)
+
+bench: $(READY) model ## the figures, in tables
+	@$(PYTHON) -m benchmarks
+
+clean:          ## remove what was built; keeps downloaded models
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
