@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SHOAL = str(Path(sys.executable).with_name("shoal"))
+RPC = ("--rpc", "127.0.0.1:0")
 
 
 class NodeProcess:
@@ -29,8 +30,7 @@ class NodeProcess:
         (data_dir / "node.toml").write_text(config)
         began = time.monotonic()
         self.process = subprocess.Popen(
-            [SHOAL, "run", "--json", "--data-dir", str(data_dir), "--config", str(data_dir / "node.toml")]
-            + ["--rpc", "127.0.0.1:0", *args],
+            [SHOAL, "run", "--json", "--data-dir", str(data_dir), "--config", str(data_dir / "node.toml"), *RPC, *args],
             stdout=subprocess.PIPE,
             stderr=self.log,
             stdin=subprocess.DEVNULL,
