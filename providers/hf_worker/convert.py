@@ -1,0 +1,83 @@
+"""GGUF to safetensors, once per model: `python -m shoal.providers.hf_worker.convert MODEL.gguf FOLDER`.
+
+Runs as a process of its own, because it imports torch and holds a whole model in memory for the time of one call.
+Each line on standard output is one step of progress, `{"done": 1, "total": 4, "step": "tokenizer"}`; the reason of
+a failure is the last line on standard error and the exit code is 1.
+
+The model is filled by transformers' reader of GGUF files, not by `from_pretrained(gguf_file=...)`: transformers 5.23
+asks for accelerate there, and what comes back cannot be saved ("quantized with gguf and is not serializable").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+STEPS = ("tokenizer", "configuration", "weights", "writing")
+
+
+class ConversionFailed(Exception):
+    """The file cannot become a model folder; the message says why."""
+
+
+def _step(done: int) -> None:
+    step = STEPS[done] if done < len(STEPS) else "done"
+    print(json.dumps({"done": done, "total": len(STEPS), "step": step}), flush=True)
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Write `source` as bf16 safetensors with configuration and tokenizer into `folder` (made when missing)."""
+    _step(0)
+    # Imported here, so that a wrong call answers at once and not after two seconds of imports.
+    import torch
+    import transformers
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.parent), **where)
+    if not tokenizer.chat_template:
+        raise ConversionFailed(
+            f"{source.name} has no chat template, so it is not a model to talk to; choose one that is"
+        )
+    _step(1)
+    config = transformers.AutoConfig.from_pretrained(str(source.parent), **where)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    _step(2)
+    tensors = load_gguf_checkpoint(str(source), return_tensors=True, model_to_load=model, torch_dtype=torch.bfloat16)
+    lacking = model.load_state_dict(tensors["tensors"], strict=False)
+    tied = set(model.all_tied_weights_keys)
+    missing = sorted(set(lacking.missing_keys) - tied)
+    if missing or lacking.unexpected_keys:
+        raise ConversionFailed(
+            f"{source.name} lacks {len(missing)} of the model's tensors and has {len(lacking.unexpected_keys)} others"
+            f" (first: {(missing + lacking.unexpected_keys)[0]})"
+        )
+    model.tie_weights()
+    _step(3)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    _step(4)
+
+
+def main(arguments: list[str]) -> int:
+    """The command: 0 when the folder is written, 1 with a reason on standard error, 2 for a wrong call."""
+    if len(arguments) != 2:
+        print("usage: python -m shoal.providers.hf_worker.convert MODEL.gguf FOLDER", file=sys.stderr)
+        return 2
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    try:
+        convert(Path(arguments[0]).resolve(), Path(arguments[1]))
+    except Exception as fault:  # the boundary of a process: whatever it is becomes one line and an exit code
+        print(f"{type(fault).__name__}: {fault}".splitlines()[0], file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
