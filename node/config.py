@@ -1,0 +1,204 @@
+"""The configuration's schema: every key, its type, its default and what it means. The one source of truth.
+
+Reading a file is `config_file.py`, the environment is `config_env.py`; documentation and example files are rendered
+from here by `config_doc.py`. What a provider's own table may hold is its provider's `Settings` (providers/registry.py).
+
+    [rpc]
+    listen = "127.0.0.1:8642"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from . import addresses
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message is one line: file (or option, or variable), key, remedy."""
+
+
+def said(description: str, **bounds: Any) -> Meta:
+    return Meta(description=description, **bounds)
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration file."""
+
+
+class NodeSection(Section, frozen=True):
+    """This node."""
+
+    data_dir: Annotated[str, said("Where identity, cache and weights live. Empty: the platform's place.")] = ""
+    drain_s: Annotated[
+        float, said("Seconds that requests in flight get to finish after SIGINT or SIGTERM.", ge=0, le=60)
+    ] = 1.5
+
+
+class RpcSection(Section, frozen=True):
+    """The local HTTP endpoint, OpenAI-compatible."""
+
+    listen: Annotated[str, said("Address and port (0: a free one). Loopback only: there are no tokens yet.")] = (
+        "127.0.0.1:8642"
+    )
+    max_connections: Annotated[int, said("Connections open at once.", ge=1)] = 1024
+    max_requests_per_connection: Annotated[int, said("Requests on one connection before it is closed.", ge=1)] = 100_000
+    max_head_bytes: Annotated[int, said("Bytes of request line and headers together.", ge=1024)] = 32_768
+    max_headers: Annotated[int, said("Number of headers in a request.", ge=1)] = 100
+    max_body_bytes: Annotated[int, said("Bytes of a request's body.", ge=1024)] = 33_554_432
+    head_timeout_s: Annotated[float, said("Seconds from a request's first byte to its last header.", gt=0)] = 10.0
+    body_timeout_s: Annotated[float, said("Seconds for the whole body to arrive.", gt=0)] = 60.0
+    idle_timeout_s: Annotated[float, said("Seconds that a connection may wait for its next request.", gt=0)] = 75.0
+    write_timeout_s: Annotated[float, said("Seconds that a client may leave what was sent unread.", gt=0)] = 30.0
+
+
+class SwarmSection(Section, frozen=True):
+    """The peers of this node."""
+
+    name: Annotated[str, said("Only nodes of the same swarm name talk.", min_length=1, max_length=64)] = "shoal"
+    listen: Annotated[
+        tuple[str, ...],
+        said(
+            'Addresses for peers, for example "/ip4/0.0.0.0/tcp/4642". Empty: loopback while alone or among nodes '
+            "of this machine, every interface once a swarm beyond it is joined."
+        ),
+    ] = ()
+    peers: Annotated[
+        tuple[str, ...], said("Invites, or addresses that end in /p2p/PEER_ID, to connect to at every start.")
+    ] = ()
+    key: Annotated[
+        str | None,
+        said("Key of a private swarm, 64 hex digits. Who lacks it cannot even open a connection."),
+    ] = None
+
+
+class RouterSection(Section, frozen=True):
+    """Who is asked, in which order, and for how long."""
+
+    provider: Annotated[str | None, said("Always ask this provider, unless the caller pins another.")] = None
+    model: Annotated[str | None, said("The model asked for when the caller names none.")] = None
+    order: Annotated[
+        tuple[str, ...], said("Providers in the order they are tried, `peers` among them. Empty: the built-in order.")
+    ] = ()
+    forward: Annotated[bool, said("Ask peers when no provider of this node can answer.")] = True
+    hops: Annotated[int, said("How often a request may be forwarded from peer to peer.", ge=0, le=8)] = 1
+    deadline_s: Annotated[float, said("Seconds for a request in all.", gt=0)] = 300.0
+    first_token_s: Annotated[float, said("Seconds that a provider gets until its first token.", gt=0)] = 60.0
+    idle_s: Annotated[float, said("Seconds between two tokens before a provider counts as stalled.", gt=0)] = 30.0
+    provider_cache: Annotated[bool, said("get_llm_provider() gives the same object again for the same name.")] = True
+
+
+class CacheSection(Section, frozen=True):
+    """What is remembered."""
+
+    enabled: Annotated[bool, said("Look answers up and keep them.")] = True
+    mode: Annotated[
+        Literal["cid", "sha256"], said("A request's key: its CIDv1, or the bare digest of the same bytes.")
+    ] = "cid"
+    cid_base: Annotated[Literal["base32"], said("The multibase that CIDs are printed in.")] = "base32"
+    memory_bytes: Annotated[int, said("Bytes of answers kept in memory; 0: none.", ge=0)] = 16_777_216
+    disk_bytes: Annotated[int, said("Bytes of answers kept on disk; the longest unused go.", ge=1_048_576)] = 1 << 30
+    ttl_s: Annotated[float, said("Seconds that an answer stays good; 0: for ever.", ge=0)] = 0.0
+    swarm_wait_ms: Annotated[
+        int, said("Milliseconds that asking peers may hold a request back; 0: never ask them.", ge=0, le=60_000)
+    ] = 50
+    publish: Annotated[bool, said("Offer cacheable answers to the swarm by their CID.")] = True
+    trust: Annotated[
+        Literal["any", "swarm"] | tuple[str, ...],
+        said("Whose verified answers are believed: any node's, the swarm's members', or these peer ids'."),
+    ] = "swarm"
+
+
+class IpfsSection(Section, frozen=True):
+    """Publishing to public IPFS, through a Kubo daemon of yours."""
+
+    kubo_api: Annotated[
+        str | None, said('Kubo\'s RPC, for example "/ip4/127.0.0.1/tcp/5001". Unset: nothing is published.')
+    ] = None
+    timeout_s: Annotated[float, said("Seconds for one call to Kubo.", gt=0)] = 10.0
+    retry_s: Annotated[float, said("Seconds until an answer that Kubo did not take is offered again.", gt=0)] = 60.0
+
+
+class LogSection(Section, frozen=True):
+    """What the node says about itself, on stderr. Never a prompt, an answer or a key."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], said("The lowest level that is shown.")] = "info"
+    format: Annotated[Literal["human", "json"], said("Lines for people, or one JSON object a line.")] = "human"
+
+
+class Config(Section, frozen=True):
+    """All of it. `providers` holds raw tables: the registry checks each against its provider's settings."""
+
+    node: NodeSection = NodeSection()
+    rpc: RpcSection = RpcSection()
+    swarm: SwarmSection = SwarmSection()
+    router: RouterSection = RouterSection()
+    cache: CacheSection = CacheSection()
+    ipfs: IpfsSection = IpfsSection()
+    log: LogSection = LogSection()
+    providers: Annotated[
+        dict[str, dict[str, Any]], said("[providers.NAME], one each. share = true offers it to peers.")
+    ] = {}
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "node": NodeSection,
+    "rpc": RpcSection,
+    "swarm": SwarmSection,
+    "router": RouterSection,
+    "cache": CacheSection,
+    "ipfs": IpfsSection,
+    "log": LogSection,
+}
+
+SECRETS = frozenset({"swarm.key"})
+"""Keys whose values are never shown; in [providers.*] every key that speaks of a key, token, secret or password."""
+
+
+def is_secret(key: str) -> bool:
+    """Whether a value of this dotted key must not be shown."""
+    if key in SECRETS:
+        return True
+    last = key.rpartition(".")[2]
+    return key.startswith("providers.") and any(word in last for word in ("key", "token", "secret", "password"))
+
+
+def faults(config: Config) -> Iterator[tuple[str, str]]:
+    """What a type cannot say: (dotted key, what is wrong and what to write instead), in the order of the file."""
+    try:
+        host, _ = addresses.parse_socket(config.rpc.listen)
+    except ValueError as error:
+        yield "rpc.listen", str(error)
+    else:
+        if not addresses.is_loopback(host):
+            yield (
+                "rpc.listen",
+                f"{host} can be reached from other machines, and this version has no access tokens; "
+                "listen on 127.0.0.1 and put a tunnel (ssh -L) or a proxy with a password before it",
+            )
+    for index, text in enumerate(config.swarm.listen):
+        try:
+            addresses.check_listen(text)
+        except ValueError as error:
+            yield f"swarm.listen[{index}]", str(error)
+    for index, text in enumerate(config.swarm.peers):
+        try:
+            addresses.check_peer(text)
+        except ValueError as error:
+            yield f"swarm.peers[{index}]", str(error)
+    if config.swarm.key is not None and not addresses.is_swarm_key(config.swarm.key):
+        yield "swarm.key", "wants 64 hex digits (32 bytes); make one with: openssl rand -hex 32"
+    if not isinstance(config.cache.trust, str):
+        for index, text in enumerate(config.cache.trust):
+            if not addresses.is_peer_id(text):
+                yield f"cache.trust[{index}]", f"{text!r} is not a peer id; see `shoal peers`"
+    if config.ipfs.kubo_api is not None:
+        try:
+            addresses.check_kubo(config.ipfs.kubo_api)
+        except ValueError as error:
+            yield "ipfs.kubo_api", str(error)
+    if config.router.first_token_s > config.router.deadline_s:
+        yield "router.first_token_s", "is longer than router.deadline_s, so it could never pass; lower it"

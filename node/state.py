@@ -1,0 +1,95 @@
+"""What the daemon leaves on disk for others to find: where its RPC is, and which swarm it has joined.
+
+rpc.json tells commands and the API of the same machine where to ask; it is removed at exit and worth nothing once the
+lock beside it is free. swarm.json is the invite that the next start joins again; an invite may hold a private swarm's
+key, so both files are 0600.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from . import lock, paths
+
+
+class RpcState(Struct, frozen=True, kw_only=True):
+    """A running daemon. address: host:port of its RPC; started: Unix time in seconds."""
+
+    address: str
+    pid: int
+    peer: str
+    version: str
+    started: float
+
+
+class SwarmState(Struct, frozen=True, kw_only=True):
+    """The swarm that was joined. invite: as given to `shoal join`; joined: Unix time in seconds."""
+
+    invite: str
+    joined: float
+
+
+class StateError(Exception):
+    """A state file cannot be read or written. One line with the remedy."""
+
+
+State = TypeVar("State", RpcState, SwarmState)
+
+
+def _read(path: Path, kind: type[State]) -> State | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read: {paths.reason(error)}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise StateError(f"{path}: is damaged; remove it") from None
+
+
+def _write(path: Path, state: Struct) -> None:
+    try:
+        paths.write_private(path, msgspec.json.encode(state) + b"\n", replace=True)
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written: {paths.reason(error)}") from None
+
+
+@contextlib.contextmanager
+def rpc_announced(data: Path, address: str, peer: str, version: str) -> Iterator[None]:
+    """While inside, rpc.json says where this process's RPC is. Needs the lock."""
+    path = paths.rpc_file(data)
+    _write(path, RpcState(address=address, pid=os.getpid(), peer=peer, version=version, started=time.time()))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def running_rpc(data: Path) -> RpcState | None:
+    """The daemon that runs on this data directory now; None when none does, whatever a crashed one left behind."""
+    if lock.holder(data) is None:
+        return None
+    return _read(paths.rpc_file(data), RpcState)
+
+
+def remembered_swarm(data: Path) -> SwarmState | None:
+    """The swarm joined before, or None. Raises StateError for a damaged file."""
+    return _read(paths.swarm_file(data), SwarmState)
+
+
+def remember_swarm(data: Path, invite: str) -> None:
+    """Join this swarm again at the next start, instead of the one remembered so far."""
+    _write(paths.swarm_file(data), SwarmState(invite=invite, joined=time.time()))
+
+
+def forget_swarm(data: Path) -> None:
+    """Be alone again from the next start on."""
+    paths.swarm_file(data).unlink(missing_ok=True)

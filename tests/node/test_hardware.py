@@ -1,0 +1,72 @@
+"""What the machine says it has, read from pieces of /proc and /sys as they look elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from shoal.node import hardware
+
+
+def file(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_this_machine_has_a_processor_and_memory() -> None:
+    found = hardware.probe()
+    assert found.arch
+    assert found.cores_usable > 0
+    assert found.memory_bytes > 2**20
+
+
+def test_the_probe_leaves_torch_alone() -> None:
+    hardware.probe()
+    assert "torch" not in sys.modules
+
+
+def test_the_tightest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
+    file(tmp_path, "proc/self/cgroup", "0::/a/b\n")
+    file(tmp_path, "sys/fs/cgroup/a/b/cpu.max", "max 100000\n")
+    file(tmp_path, "sys/fs/cgroup/a/cpu.max", "50000 100000\n")
+    file(tmp_path, "sys/fs/cgroup/a/memory.max", "1000000\n")
+    file(tmp_path, "sys/fs/cgroup/a/b/memory.max", "max\n")
+    found = hardware.probe(tmp_path)
+    assert found.cores_usable == 0.5
+    assert found.memory_bytes == 1_000_000
+
+
+def test_memory_that_the_cgroup_still_grants_is_what_is_available(tmp_path: Path) -> None:
+    file(tmp_path, "proc/self/cgroup", "0::/\n")
+    file(tmp_path, "sys/fs/cgroup/memory.max", "5000\n")
+    file(tmp_path, "sys/fs/cgroup/memory.current", "2000\n")
+    assert hardware.sample(tmp_path).memory_available_bytes == 3000
+
+
+def test_brand_and_the_flags_that_matter_are_told(tmp_path: Path) -> None:
+    cpus = "processor: 0\nmodel name\t: Example 9000\nflags\t\t: fpu avx2 vme fma amx_int8\n\nprocessor: 1\n"
+    file(tmp_path, "proc/cpuinfo", cpus)
+    found = hardware.probe(tmp_path)
+    assert found.cpu == "Example 9000"
+    assert found.flags == ("avx2", "fma", "amx_int8")
+
+
+def test_arm_features_are_read_too(tmp_path: Path) -> None:
+    file(tmp_path, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd sve i8mm\n")
+    assert hardware.probe(tmp_path).flags == ("asimd", "i8mm", "sve")
+
+
+def test_nvidia_cards_are_found_without_their_library(tmp_path: Path) -> None:
+    folder = "proc/driver/nvidia"
+    file(tmp_path, f"{folder}/version", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.14  Release\n")
+    card = "Model: \t\t NVIDIA H100\nIRQ: 10\nGPU UUID: \t GPU-12\n"
+    file(tmp_path, f"{folder}/gpus/0000:01:00.0/information", card)
+    (gpu,) = hardware.probe(tmp_path).gpus
+    assert (gpu.vendor, gpu.name, gpu.uuid, gpu.driver) == ("nvidia", "NVIDIA H100", "GPU-12", "550.54.14")
+
+
+def test_an_empty_machine_is_described_without_a_fault(tmp_path: Path) -> None:
+    found = hardware.probe(tmp_path)
+    assert found.gpus == ()
+    assert found.flags == ()
