@@ -1,0 +1,416 @@
+"""A libp2p host that keeps its promises: TCP + Noise + Yamux, everything bounded, everything cancellable.
+
+    host = Host(identity, listen=["/ip4/0.0.0.0/tcp/4001"])
+    host.handle("/echo/1", echo)                       # async def echo(stream: P2pStream)
+    async with host.running():
+        await host.connect(peer_id, ["/ip4/192.0.2.7/tcp/4001"])
+        stream = await host.open_stream(peer_id, "/echo/1")
+
+What belongs here: dialling, listening, streams and the life of the host. The library's own code is mended in
+`remedies.py`; admission of strangers is in `network.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from ..peer_id import Identity, PeerId
+from . import addresses, negotiation, remedies
+from .errors import DialFailed, ListenFailed, NotConnected, StreamLost
+from .limits import HostLimits
+from .network import Network, build
+from .stream import LOST, P2pStream
+
+log = logging.getLogger("shoal.p2p")
+
+Handler = Callable[[P2pStream], Awaitable[None]]
+PeerCallback = Callable[[PeerId], None]
+
+CUT_AFTER_S = 0.5  # a peer that does not take our GO_AWAY in that time has its socket closed
+
+
+class Host:
+    """One node on the peer-to-peer network.
+
+    `identity`: its key. `listen`: multiaddrs, may be empty. `psk`: the 32-byte key of a private swarm.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        listen: Sequence[str] = (),
+        psk: bytes | None = None,
+        *,
+        limits: HostLimits | None = None,
+    ) -> None:
+        if psk is not None and len(psk) != 32:
+            raise ValueError("the key of a private swarm has 32 bytes")
+        self.peer_id: PeerId = identity.peer_id
+        self.limits = limits or HostLimits()
+        self._identity = identity
+        self._listen = list(listen)
+        self._psk = psk
+        self._handlers: dict[str, Handler] = {}
+        self._on_connect: list[PeerCallback] = []
+        self._on_disconnect: list[PeerCallback] = []
+        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._libp2p: Any = None
+        self._network: Network | None = None
+        self._nursery: trio.Nursery | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Host]:
+        """Listens and accepts until the block is left; then every connection is closed, within `limits.close_s`.
+
+        ListenFailed when an address cannot be listened on.
+        """
+        remedies.apply()
+        self._libp2p, network = build(self._identity.seed, self._psk, self.limits, self._advertised)
+        self._network = network
+        network.set_stream_handler(self._guard(self._libp2p._swarm_stream_handler))
+        network.register_notifee(_Notifee(self._connected))
+        for protocol, handler in self._handlers.items():
+            self._register(protocol, handler)
+        try:
+            async with self._libp2p.run([]), trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    for address in self._listen:
+                        await self.listen(address)
+                    yield self
+                finally:
+                    await self._shut_down()
+                    nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # The nurseries in here are our affair: an error of the caller's block leaves as it came.
+            if (only := _sole(group)) is None:
+                raise
+            raise only from only.__cause__
+        finally:
+            self._nursery = self._network = self._libp2p = None
+
+    async def _shut_down(self) -> None:
+        network = self._running()
+        network.admitting = False
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
+            # 0.8.1 leaves 3 file descriptors and 9 tasks a connection without this (test_p2p_host: restarts).
+            await _close_all(network.get_connections())
+            await self._libp2p.close()
+
+    def _running(self) -> Network:
+        if self._network is None:
+            raise RuntimeError("the host is not running: enter `async with host.running()` first")
+        return self._network
+
+    # -- addresses -----------------------------------------------------------------------------------------------
+
+    def addresses(self) -> list[str]:
+        """Where others can dial this host, each with /p2p/ID; never a wildcard. Empty when it does not listen."""
+        return [f"{addresses.to_text(*pair)}/p2p/{self.peer_id}" for pair in self._concrete()]
+
+    async def listen(self, address: str) -> list[str]:
+        """Opens one more listener; gives what it adds to `addresses()`. ListenFailed with the reason."""
+        network, before = self._running(), set(self.addresses())
+        try:
+            parsed = addresses.parse(address)
+        except ValueError as error:
+            raise ListenFailed(address, str(error)) from None
+        if str(parsed) not in network.listeners:
+            _probe(address, *addresses.host_port(parsed))
+            if not await network.listen(parsed):
+                raise ListenFailed(address, "the address cannot be bound")
+        return [found for found in self.addresses() if found not in before]
+
+    def _concrete(self) -> list[tuple[str, int]]:
+        if self._libp2p is None:
+            return []
+        listening = [addresses.host_port(found) for found in self._libp2p.get_transport_addrs()]
+        return addresses.concrete(listening)
+
+    def _advertised(self, candidates: list[Any]) -> list[Any]:
+        return [Multiaddr(addresses.to_text(*pair)) for pair in self._concrete()]
+
+    # -- peers ---------------------------------------------------------------------------------------------------
+
+    def connected(self) -> list[PeerId]:
+        """The peers with a live connection."""
+        if self._network is None:
+            return []
+        return [PeerId(str(peer)) for peer in list(self._network.connections) if self._live(peer)]
+
+    def is_connected(self, peer_id: PeerId) -> bool:
+        return self._network is not None and bool(self._live(ID.from_base58(peer_id)))
+
+    def on_connect(self, callback: PeerCallback) -> None:
+        """`callback(peer)` when the first connection with a peer stands, whoever dialled."""
+        self._on_connect.append(callback)
+
+    def on_disconnect(self, callback: PeerCallback) -> None:
+        """`callback(peer)` as soon as the last connection with a peer is gone."""
+        self._on_disconnect.append(callback)
+
+    async def connect(self, peer_id: PeerId, addrs: Sequence[str]) -> None:
+        """Sees to it that a live connection with the peer exists; returns at once when one does.
+
+        All addresses are tried, the next beside the last after `dial_stagger_s`; the first that works wins.
+        DialFailed says why each did not.
+        """
+        peer = ID.from_base58(peer_id)
+        lock = self._dialling.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                if not self._live(peer):
+                    await self._dial(peer, peer_id, addrs)
+        finally:
+            if not lock.locked():
+                self._dialling.pop(peer_id, None)
+
+    async def _dial(self, peer: Any, peer_id: PeerId, addrs: Sequence[str]) -> None:
+        network, limits, reasons = self._running(), self.limits, dict[str, str]()
+        if peer_id == self.peer_id:
+            raise DialFailed(peer_id, {"any": "it is this node itself"})
+        targets: list[tuple[str, Any]] = []
+        for address in dict.fromkeys(addrs):
+            try:
+                targets.append((address, addresses.parse_dialable(address, peer_id)))
+            except ValueError as error:
+                reasons[address] = str(error)
+        for address, _ in targets[limits.dial_addresses :]:
+            reasons[address] = f"not tried: only {limits.dial_addresses} addresses of a peer are"
+
+        async def attempt(address: str, parsed: Any, ended: trio.Event) -> None:
+            try:
+                with trio.fail_after(limits.dial_s):
+                    await network.dial_one(parsed, peer)
+                    nursery.cancel_scope.cancel()
+            except trio.TooSlowError:
+                reasons[address] = f"no answer within {limits.dial_s:g} s"
+            except Exception as error:  # whatever the other side made of it, it is no connection
+                reasons[address] = _reason(error)
+            finally:
+                ended.set()
+
+        with trio.move_on_after(limits.connect_s):
+            async with trio.open_nursery() as nursery:
+                for address, parsed in targets[: limits.dial_addresses]:
+                    ended = trio.Event()
+                    nursery.start_soon(attempt, address, parsed, ended)
+                    with trio.move_on_after(limits.dial_stagger_s):
+                        await ended.wait()
+        if not self._live(peer):
+            for address in addrs:
+                reasons.setdefault(address, "the connection did not last")
+            raise DialFailed(peer_id, {address: reasons[address] for address in dict.fromkeys(addrs)})
+        network.unblock_peer(peer)  # the library's negative cache would keep it out of its own dials for 60 s
+
+    async def disconnect(self, peer_id: PeerId) -> None:
+        """Closes every connection with the peer, within about a second even when it takes no data."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
+            await _close_all(self._running().get_connections(ID.from_base58(peer_id)))
+
+    def _live(self, peer: Any) -> list[Any]:
+        return [conn for conn in self._running().get_connections(peer) if _is_live(conn)]
+
+    async def _connected(self, connection: Any) -> None:
+        # Called for every connection. Watching the muxer tells of its end 200 ms before the library's own notice.
+        if self._nursery is not None:
+            if len(self._live(connection.muxed_conn.peer_id)) == 1:
+                self._call(self._on_connect, connection)
+            self._nursery.start_soon(self._watch, connection)
+
+    async def _watch(self, connection: Any) -> None:
+        await connection.muxed_conn.event_shutting_down.wait()
+        if not self._live(connection.muxed_conn.peer_id):
+            self._call(self._on_disconnect, connection)
+
+    def _call(self, callbacks: list[PeerCallback], connection: Any) -> None:
+        peer_id = PeerId(str(connection.muxed_conn.peer_id))
+        for callback in callbacks:
+            try:
+                callback(peer_id)
+            except Exception:
+                log.exception("a callback for %s failed", peer_id)
+
+    # -- streams -------------------------------------------------------------------------------------------------
+
+    def handle(self, protocol: str, handler: Handler) -> None:
+        """`handler(stream)` serves every stream that a peer opens for `protocol`.
+
+        The stream is closed when it returns and reset when it raises; StreamLost may leave it freely.
+        """
+        self._handlers[protocol] = handler
+        if self._libp2p is not None:
+            self._register(protocol, handler)
+
+    def _register(self, protocol: str, handler: Handler) -> None:
+        async def serve(net_stream: Any) -> None:
+            stream = P2pStream(net_stream, protocol, PeerId(str(net_stream.muxed_conn.peer_id)))
+            try:
+                await handler(stream)
+            except StreamLost as error:
+                log.debug("%s with %s: %s", protocol, stream.remote, error)
+                await stream.reset()
+            except BaseException:
+                await stream.reset()
+                raise
+            finally:
+                await stream.close()
+
+        self._libp2p.set_stream_handler(protocol, serve)
+
+    def _guard(self, negotiate_and_handle: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        # In 0.8.1 an exception in any handler ends the host and the whole trio run.
+        running: Counter[int] = Counter()
+
+        async def guarded(net_stream: Any) -> None:
+            conn = id(net_stream.muxed_conn)
+            running[conn] += 1
+            try:
+                if running[conn] > self.limits.inbound_streams_per_connection:
+                    await net_stream.reset()
+                    return
+                await negotiate_and_handle(net_stream)
+            except LOST:
+                pass
+            except Exception as error:
+                # Only the kind and the place: the text may carry what a peer sent.
+                log.warning("the handler of %s failed: %s", net_stream.get_protocol(), type(error).__name__)
+                log.debug("where it failed", exc_info=error)
+            finally:
+                running[conn] -= 1
+                if not running[conn]:
+                    del running[conn]
+                # 0.8.1 keeps a stream that nobody closed for ever, slot and all.
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0), contextlib.suppress(*LOST):
+                    await net_stream.muxed_stream.close()
+
+        return guarded
+
+    async def open_stream(self, peer_id: PeerId, protocol: str, *, deadline_s: float | None = None) -> P2pStream:
+        """A new stream for `protocol` on a live connection; whoever calls this closes it.
+
+        NotConnected, ProtocolRefused, or StreamLost when no answer comes in time. Cancelled, it leaves nothing.
+        """
+        deadline_s = self.limits.negotiation_s if deadline_s is None else deadline_s
+        live = self._live(ID.from_base58(peer_id))
+        if not live:
+            raise NotConnected(f"there is no connection to {peer_id}")
+        connection = max(live, key=lambda conn: conn._created_at)  # an older one may be a dead line not yet noticed
+        if len(connection.muxed_conn.streams) >= self.limits.streams_per_connection:
+            raise StreamLost(f"{self.limits.streams_per_connection} streams with {peer_id} are open already")
+        stream = None
+        try:
+            with trio.fail_after(deadline_s):
+                # A cancelled open would leak one of the connection's 256 slots; it only takes a write to end.
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + deadline_s):
+                    stream = P2pStream(await connection.new_stream(), protocol, peer_id)
+                if stream is None:
+                    raise trio.TooSlowError
+                await negotiation.select(stream, protocol)
+        except trio.TooSlowError:
+            await _reset(stream)
+            raise StreamLost(f"{peer_id} did not answer within {deadline_s:g} s") from None
+        except LOST as error:
+            await _reset(stream)
+            raise StreamLost(f"the connection to {peer_id} ended: {type(error).__name__}") from None
+        except BaseException:
+            await _reset(stream)
+            raise
+        return stream
+
+
+class _Notifee:
+    """Tells the host of connections; libp2p's INotifee by shape."""
+
+    def __init__(self, connected: Callable[[Any], Awaitable[None]]) -> None:
+        self._connected = connected
+
+    async def connected(self, network: Any, connection: Any) -> None:
+        await self._connected(connection)
+
+    async def _nothing(self, network: Any, subject: Any) -> None:
+        pass
+
+    disconnected = opened_stream = closed_stream = listen = listen_close = _nothing
+
+
+def _is_live(connection: Any) -> bool:
+    return not connection.is_closed and not connection.muxed_conn.event_shutting_down.is_set()
+
+
+async def _reset(stream: P2pStream | None) -> None:
+    if stream is not None:
+        await stream.reset()
+
+
+async def _close_all(connections: Sequence[Any]) -> None:
+    async with trio.open_nursery() as nursery:
+        for connection in connections:
+            nursery.start_soon(_close, connection)
+
+
+async def _close(connection: Any) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cut_later, connection)
+        try:
+            await connection.close()
+        except Exception as error:
+            log.debug("closing a connection: %s", type(error).__name__)
+            await _cut(connection)
+        nursery.cancel_scope.cancel()
+
+
+async def _cut_later(connection: Any) -> None:
+    await trio.sleep(CUT_AFTER_S)
+    await _cut(connection)
+
+
+async def _cut(connection: Any) -> None:
+    with contextlib.suppress(*LOST):
+        await connection.muxed_conn.secured_conn.close()
+
+
+def _probe(address: str, host: str, port: int) -> None:
+    """ListenFailed when somebody listens there: 0.8.1 sets SO_REUSEPORT, by which two nodes would share a port."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ListenFailed(address, f"{error.strerror or error}; choose another with `listen`") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost sentence of a failed dial, without the address that its reader already has."""
+    while (inner := error.__cause__ or error.__context__) is not None and isinstance(
+        inner, (BaseLibp2pError, OSError, ExceptionGroup)
+    ):
+        error = inner
+    if isinstance(error, BaseExceptionGroup):
+        return _reason(error.exceptions[0])
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The one exception in a group, however deep; None when there are several."""
+    only: BaseException = group
+    while isinstance(only, BaseExceptionGroup):
+        if len(only.exceptions) != 1:
+            return None
+        only = only.exceptions[0]
+    return only
