@@ -1,0 +1,367 @@
+"""Any server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, Ollama, LM Studio, TGI, Ray Serve, OpenAI.
+
+    [providers.desk]
+    type = "openai_compat"
+    base_url = "http://127.0.0.1:8000/v1"
+
+What is here: the settings, the connections, the probe. What the bytes mean is openai_wire.py and openai_errors.py.
+First-token and idle limits are the router's; a slow connect is ours to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import urllib.parse
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import trio
+from msgspec import Meta, field
+
+from ..protocols.http.client import BadResponse, Client, ClientError, ClientResponse, ConnectFailed
+from .base import (
+    Capabilities,
+    ErrorKind,
+    Event,
+    GenerateRequest,
+    ModelInfo,
+    Provider,
+    ProviderError,
+    Status,
+)
+from .credential import Credential
+from .faults import SettingsError
+from .gate import Gate
+from .openai_errors import from_response
+from .openai_wire import ChatAnswer, MaxTokensField, body_of, models_of
+from .settings import BuildContext, ProviderSettings
+
+_ERROR_BYTES = 256 * 1024
+_ANSWER_BYTES = 16 * 1024 * 1024
+_LIST_BYTES = 8 * 1024 * 1024
+
+_TAIL_S = 2.0
+"""Once the upstream has said how the answer ends, usage and the stream's end get this long; the answer is whole."""
+
+_RETRY_PROBE_S = 5.0
+"""A probe that found the upstream not ready is believed this long."""
+
+
+class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
+    """`[providers.NAME]` with `type = "openai_compat"`."""
+
+    base_url: str
+    """Where the API lives, up to and with /v1."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key."""
+    api_key_file: str | None = None
+    """A file that holds the key; it may change while the node runs."""
+    models: tuple[str, ...] = ()
+    """The models to offer. Empty: what the server lists."""
+    any_model: bool = False
+    """Take model names that are not listed, too."""
+    default_model: str | None = None
+    """The model for a request that names none. Unset: the first one."""
+    context_length: Annotated[int, Meta(ge=1)] | None = None
+    """Tokens, for models whose context length the server does not tell."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Sent with every request. Not for keys."""
+    connect_timeout_s: Annotated[float, Meta(gt=0)] = 5.0
+    probe_timeout_s: Annotated[float, Meta(gt=0)] = 4.0
+    models_ttl_s: Annotated[float, Meta(gt=0)] = 60.0
+    """How long the list of models is believed."""
+    max_tokens_field: MaxTokensField = "max_tokens"
+    """What the server calls the limit of an answer; OpenAI's newer models want max_completion_tokens."""
+    tools: bool = True
+    images: bool = False
+    seeds: bool = True
+
+
+def build(name: str, settings: Settings, context: BuildContext) -> Provider:
+    """An OpenAI-compatible back end. Raises SettingsError."""
+    check(settings)
+    credential = Credential(
+        environ=context.environ,
+        variables=(settings.api_key_env,) if settings.api_key_env else (),
+        file=Path(settings.api_key_file).expanduser() if settings.api_key_file else None,
+    )
+    return OpenAiCompat(name, settings, credential)
+
+
+def check(settings: Settings) -> None:
+    """What the types cannot say."""
+    url = urllib.parse.urlsplit(settings.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise SettingsError(
+            "base_url", "is not an http or https address", 'write base_url = "http://127.0.0.1:8000/v1"'
+        )
+    if url.username is not None or url.password is not None:
+        raise SettingsError(
+            "base_url", "holds a user or a password", "put the key into a file and name it in api_key_file"
+        )
+    if url.query or url.fragment:
+        raise SettingsError("base_url", "has a query or fragment", "write the address up to and with /v1, nothing more")
+    for header, value in settings.headers.items():
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", header):
+            raise SettingsError(
+                "headers", f"holds {header!r}, which is no header's name", "use letters, digits and dashes"
+            )
+        if not value.isascii() or not value.isprintable():
+            raise SettingsError("headers", f"holds a value for {header} that HTTP cannot carry", "use printable ASCII")
+        if header.lower() in _KEY_HEADERS:
+            raise SettingsError(
+                "headers", f"holds {header}", "name the key's variable in api_key_env or its file in api_key_file"
+            )
+        if header.lower() in _OUR_HEADERS:
+            raise SettingsError("headers", f"holds {header}, which is set for each request", "remove it")
+
+
+_KEY_HEADERS = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"})
+_OUR_HEADERS = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection", "accept"})
+
+
+class OpenAiCompat(Provider):
+    """One base URL. Connections are kept alive and pooled; the list of models is kept for `models_ttl_s`."""
+
+    def __init__(self, name: str, settings: Settings, credential: Credential) -> None:
+        self.name = name
+        self._settings = settings
+        self._credential = credential
+        self._gate = Gate(name, running=settings.max_concurrent, waiting=settings.max_queue)
+        self._client = Client()
+        self._base = settings.base_url.rstrip("/")
+        self._headers = [("user-agent", "shoal"), *((k.lower(), v) for k, v in settings.headers.items())]
+        self._capabilities = Capabilities(tools=settings.tools, images=settings.images, seeds=settings.seeds)
+        self._status: Status | None = None
+        self._status_until = self._checked_at = float("-inf")
+        self._probing = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        async with self._client.running(), trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                yield
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[AsyncIterator[Event]]:
+        self._refuse_what_it_cannot(request)
+        model = request.model or await self._default_model()
+        headers = self._request_headers()
+        body = body_of(request, model, max_tokens_field=self._settings.max_tokens_field)
+        async with self._gate, self._post("/chat/completions", headers, body) as response:
+            if response.status != 200:
+                raise await self._refusal(response, request)
+            kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
+            yield _Events(response, ChatAnswer(request), whole=kind == "application/json")
+
+    @contextlib.asynccontextmanager
+    async def _post(self, path: str, headers: list[tuple[str, str]], body: bytes) -> AsyncGenerator[ClientResponse]:
+        """The response; failures until its head are ProviderErrors (those of its body are the reader's)."""
+        url, timeout = self._base + path, self._settings.connect_timeout_s
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                response = await stack.enter_async_context(
+                    self._client.request("POST", url, headers=headers, body=body, connect_timeout=timeout)
+                )
+            except ClientError as error:
+                raise self._unreached(error) from error
+            yield response
+
+    def _refuse_what_it_cannot(self, request: GenerateRequest) -> None:
+        if request.n != 1:
+            raise ProviderError(ErrorKind.BAD_REQUEST, f"{self.name} gives one answer a request; ask n = 1")
+        if request.prefix:
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not continue an answer that exists in part")
+
+    async def _default_model(self) -> str:
+        if self._settings.default_model:
+            return self._settings.default_model
+        if self._settings.models:
+            return self._settings.models[0]
+        status = await self.probe()
+        if status.default_model is None:
+            reason = status.reason or f"it lists no model; set default_model in [providers.{self.name}]"
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name}: {reason}")
+        return status.default_model
+
+    def _request_headers(self) -> list[tuple[str, str]]:
+        headers = [
+            *self._headers,
+            ("content-type", "application/json"),
+            ("accept", "text/event-stream, application/json"),
+        ]
+        if key := self._credential.read():
+            headers.append(("authorization", f"Bearer {key}"))
+        return headers
+
+    async def _refusal(self, response: ClientResponse, request: GenerateRequest) -> ProviderError:
+        try:
+            body = await response.read(_ERROR_BYTES)
+        except ClientError:
+            body = b""
+        hint = self._settings.api_key_env or self._settings.api_key_file or f"api_key_env in [providers.{self.name}]"
+        return from_response(
+            response.status, response.header, body, request, key=self._credential.read(), key_hint=hint
+        )
+
+    def _unreached(self, error: ClientError) -> ProviderError:
+        """A connection that failed before the answer's head."""
+        if isinstance(error, ConnectFailed):
+            return ProviderError(
+                ErrorKind.CONNECTION, f"{self._base} cannot be reached ({error}); is the server running?"
+            )
+        if isinstance(error, BadResponse):
+            return ProviderError(ErrorKind.UPSTREAM, f"{self._base} does not answer in HTTP ({error}); check base_url")
+        return ProviderError(ErrorKind.CONNECTION, f"{self._base} closed the connection before it answered")
+
+    # -- the probe ---------------------------------------------------------------------------------------------
+
+    async def probe(self) -> Status:
+        """By GET /models, which such servers have and none charges for. A stale answer is renewed in the background."""
+        fresh = trio.current_time() < self._status_until
+        if self._status is not None and fresh:
+            return self._status
+        if self._status is not None and self._status.ready and self._nursery is not None:
+            # Not in a request's way; the next caller sees what comes of it.
+            self._status_until = trio.current_time() + self._settings.probe_timeout_s + 1
+            self._nursery.start_soon(self._renew)
+            return self._status
+        return await self._renew()
+
+    async def _renew(self) -> Status:
+        asked_at = trio.current_time()
+        async with self._probing:
+            if self._status is not None and self._checked_at >= asked_at:
+                return self._status
+            status = await self._look()
+            self._status = status
+            self._checked_at = trio.current_time()
+            self._status_until = self._checked_at + (self._settings.models_ttl_s if status.ready else _RETRY_PROBE_S)
+            return status
+
+    async def _look(self) -> Status:
+        with trio.move_on_after(self._settings.probe_timeout_s):
+            try:
+                return await self._listed()
+            except ProviderError as error:
+                return Status(ready=False, reason=error.message)
+        return Status(
+            ready=False,
+            reason=f"{self._base} did not answer within {self._settings.probe_timeout_s:g} s; is it the right address?",
+        )
+
+    async def _listed(self) -> Status:
+        headers = self._request_headers()
+        try:
+            async with self._client.request(
+                "GET", f"{self._base}/models", headers=headers, connect_timeout=self._settings.connect_timeout_s
+            ) as response:
+                if response.status == 200:
+                    return self._offer(models_of(await response.read(_LIST_BYTES)))
+                # Some servers have no list; with models named in the settings, an answer is all we want to know.
+                if response.status in (404, 405, 501) and (self._settings.models or self._settings.default_model):
+                    return self._offer([])
+                raise await self._refusal(response, _NOTHING)
+        except ClientError as error:
+            raise self._unreached(error) from error
+        except ValueError as error:
+            raise ProviderError(
+                ErrorKind.UPSTREAM, f"{self._base}/models: {error}; does base_url end in /v1?"
+            ) from None
+
+    def _offer(self, listed: list[tuple[str, int | None]]) -> Status:
+        settings, lengths = self._settings, dict(listed)
+        names = settings.models or tuple(lengths)
+        if settings.default_model and settings.default_model not in names:
+            names = (*names, settings.default_model)
+        if not names and not settings.any_model:
+            return Status(ready=False, reason=f"{self._base} lists no model; load one, or name it in models")
+        models = tuple(
+            ModelInfo(name, lengths.get(name) or settings.context_length, self._capabilities) for name in names
+        )
+        default = settings.default_model or (names[0] if names else None)
+        return Status(ready=True, models=models, default_model=default, any_model=settings.any_model)
+
+
+_NOTHING = GenerateRequest(messages=())
+
+
+class _Events:
+    """The events of one response. Reads only as the caller takes them, so a slow caller slows the upstream down."""
+
+    def __init__(self, response: ClientResponse, answer: ChatAnswer, *, whole: bool) -> None:
+        self._response = response
+        self._chunks = aiter(response)
+        self._answer = answer
+        self._whole = whole
+        self._ready: deque[Event] = deque()
+        self._over = False
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            if self._over:
+                raise StopAsyncIteration
+            await self._read()
+        return self._ready.popleft()
+
+    async def _read(self) -> None:
+        answer = self._answer
+        if self._whole:
+            await self._read_whole()
+        elif answer.failure is not None:
+            self._end()
+        elif answer.finished or answer.done:
+            with trio.move_on_after(_TAIL_S):
+                await self._read_tail()
+            self._end()
+        else:
+            try:
+                data = await anext(self._chunks, b"")
+            except ClientError as error:
+                raise self._broken(error) from error
+            if data:
+                self._ready.extend(answer.feed(data))
+            else:
+                self._end()
+
+    async def _read_tail(self) -> None:
+        """Usage, and the body's end so that the connection can serve again. A cut here costs neither."""
+        with contextlib.suppress(ClientError):
+            async for data in self._chunks:
+                if not self._answer.done:
+                    self._ready.extend(self._answer.feed(data))
+                if self._answer.failure is not None:
+                    return
+
+    async def _read_whole(self) -> None:
+        try:
+            data = await self._response.read(_ANSWER_BYTES)
+        except ClientError as error:
+            raise self._broken(error) from error
+        self._ready.extend(self._answer.whole(data))
+        self._whole = False
+        if self._answer.failure is None:
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._ready.extend(self._answer.end())
+
+    def _broken(self, error: ClientError) -> ProviderError:
+        self._over = True
+        if isinstance(error, BadResponse):
+            return self._answer.interrupted("the upstream's answer breaks the rules of HTTP")
+        return self._answer.interrupted("the upstream closed the connection in mid-stream", ErrorKind.CONNECTION)

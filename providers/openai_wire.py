@@ -1,0 +1,300 @@
+"""OpenAI's chat completions on the wire, seen from the client: a request as a body, an answer's bytes as events.
+
+Pure: bytes in, events out, no I/O. What a failure means is openai_errors.py; who talks to whom is openai_compat.py.
+Format: https://platform.openai.com/docs/api-reference/chat-streaming, and what vLLM, llama.cpp, Ollama and OpenRouter
+make of it (nulls where fields are missing, `reasoning` beside `reasoning_content`, comments, a last chunk with usage
+that repeats the finish reason, errors inside a 200).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ..protocols.http.sse import SseError, SseParser
+from .base import (
+    ErrorKind,
+    Event,
+    Finish,
+    FinishReason,
+    GenerateRequest,
+    ProviderError,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from .openai_errors import Failure, in_band
+
+MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
+
+# -- the request -----------------------------------------------------------------------------------------------
+
+_encode = msgspec.json.Encoder().encode
+
+
+def body_of(request: GenerateRequest, model: str, *, max_tokens_field: MaxTokensField = "max_tokens") -> bytes:
+    """The body of a streaming POST /chat/completions. `extra` goes along as it is, but replaces no typed field."""
+    body: dict[str, Any] = dict(request.extra)
+    body["model"] = model
+    body["messages"] = request.messages
+    body["stream"] = True
+    body["stream_options"] = {"include_usage": True}
+    if request.max_tokens is not None:
+        body[max_tokens_field] = request.max_tokens
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.top_p is not None:
+        body["top_p"] = request.top_p
+    if request.stop:
+        body["stop"] = request.stop
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.tools:
+        body["tools"] = request.tools
+    if request.tool_choice is not None:
+        body["tool_choice"] = request.tool_choice
+    if request.response_format is not None:
+        body["response_format"] = request.response_format
+    return _encode(body)
+
+
+# -- the answer ------------------------------------------------------------------------------------------------
+
+
+class _Function(Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    message: _Delta | None = None  # where an upstream answers whole although it was asked to stream
+    finish_reason: str | None = None
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    cost: float | None = None
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] | None = None
+    model: str | None = None
+    usage: _Usage | None = None
+    error: Failure | str | None = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+_FINISHES: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "function_call": "tool_calls",
+    "tool_use": "tool_calls",
+    "max_tokens": "length",
+}
+"""Every other word (eos_token, stop_sequence, end_turn ...) is a stop."""
+
+
+class ChatAnswer:
+    """One answer, as its bytes come. When they end, `end()` says what remains: Usage and Finish, or why not.
+
+    sent: something of the answer was given out, so that a failure from now on is an interruption.
+    finished: the upstream said how the answer ends; only usage may still come. done: nothing more will come.
+    failure: what went wrong; the events that the same `feed` gave come before it.
+    """
+
+    def __init__(self, asked_for: GenerateRequest) -> None:
+        self._sse = SseParser()
+        self._request = asked_for
+        self._text = self._tools = False
+        self._reason: str | None = None
+        self._usage: _Usage | None = None
+        self._model: str | None = None
+        self.sent = False
+        self.done = False
+        self.failure: ProviderError | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self._reason is not None
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events in these bytes of an event stream."""
+        out: list[Event] = []
+        try:
+            events = self._sse.feed(data)
+        except SseError as error:
+            self._fail(ErrorKind.UPSTREAM, str(error))
+            return out
+        for event in events:
+            payload = event.data
+            if not payload:
+                continue
+            if payload == "[DONE]":
+                self.done = True
+                break
+            try:
+                chunk = _decode(payload)
+            except msgspec.DecodeError:
+                self._fail(ErrorKind.UPSTREAM, "the stream holds an event that is not a chat completion chunk")
+                break
+            self._take(chunk, out)
+            if self.failure is not None:
+                break
+        return out
+
+    def whole(self, data: bytes) -> list[Event]:
+        """The events of an answer that came in one piece, as application/json."""
+        out: list[Event] = []
+        try:
+            chunk = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self._fail(ErrorKind.UPSTREAM, "the answer is neither an event stream nor a chat completion")
+            return out
+        if not chunk.choices and chunk.error is None:
+            self._fail(ErrorKind.UPSTREAM, "the answer is JSON, but not a chat completion; does base_url end in /v1?")
+            return out
+        self._take(chunk, out)
+        self.done = True
+        return out
+
+    def end(self) -> list[Event]:
+        """Usage and Finish, after the last byte. Raises ProviderError where the answer is not whole."""
+        if self.failure is not None:
+            raise self.failure
+        if self._reason is None:
+            raise self.interrupted("the stream ended before the answer was finished")
+        if not (self._text or self._tools):
+            self._refuse_emptiness()
+        tail: list[Event] = []
+        if self._usage is not None:
+            tail.append(_usage(self._usage))
+        tail.append(Finish(self._finish_reason(), self._model))
+        return tail
+
+    def interrupted(self, message: str, kind: ErrorKind = ErrorKind.UPSTREAM) -> ProviderError:
+        """The failure of a stream that broke: INTERRUPTED once something was sent, else `kind`."""
+        return ProviderError(ErrorKind.INTERRUPTED if self.sent else kind, message)
+
+    def _take(self, chunk: _Chunk, out: list[Event]) -> None:
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        if chunk.model:
+            self._model = chunk.model
+        if chunk.error is not None:
+            self.failure = in_band(chunk.error, self._request, sent=self.sent or bool(out))
+            return
+        for choice in chunk.choices or ():
+            if choice.index:
+                continue
+            delta = choice.delta or choice.message
+            if delta is not None:
+                self._take_delta(delta, out)
+            if choice.finish_reason is not None:
+                if choice.finish_reason == "error":
+                    self._fail(ErrorKind.UPSTREAM, "the upstream says that its model failed")
+                    return
+                self._reason = choice.finish_reason
+
+    def _take_delta(self, delta: _Delta, out: list[Event]) -> None:
+        if thought := delta.reasoning_content or delta.reasoning:
+            self.sent = True
+            out.append(ReasoningDelta(thought))
+        # A refusal is the model's answer in other clothes; the contract knows one kind of text.
+        if text := delta.content or delta.refusal:
+            self._text = self.sent = True
+            out.append(TextDelta(text))
+        for position, call in enumerate(delta.tool_calls or ()):
+            self._tools = self.sent = True
+            function = call.function or _Function()
+            index = call.index if call.index is not None else position
+            out.append(ToolCallDelta(index, call.id or "", function.name or "", function.arguments or ""))
+
+    def _finish_reason(self) -> FinishReason:
+        reason = _FINISHES.get(self._reason or "", "stop")
+        # Some servers say "stop" after tool calls; callers act on the reason.
+        return "tool_calls" if reason == "stop" and self._tools else reason
+
+    def _refuse_emptiness(self) -> None:
+        reason = self._finish_reason()
+        if reason == "content_filter":
+            raise ProviderError(ErrorKind.CONTENT_FILTER, "the upstream's content filter held the answer back")
+        if reason == "length" and self.sent:
+            return  # all of max_tokens went into reasoning: the provider said so, and the caller set the limit
+        raise self.interrupted("the upstream finished with no text")
+
+    def _fail(self, kind: ErrorKind, message: str) -> None:
+        self.failure = self.interrupted(message, kind)
+
+
+def _usage(usage: _Usage) -> Usage:
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    return Usage(
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
+        (prompt.cached_tokens or 0) if prompt else 0,
+        (completion.reasoning_tokens or 0) if completion else 0,
+        usage.cost,
+    )
+
+
+# -- the list of models ----------------------------------------------------------------------------------------
+
+
+class _Meta(Struct):
+    n_ctx_train: int | None = None
+
+
+class _Model(Struct):
+    id: str
+    context_length: int | None = None  # OpenRouter
+    max_model_len: int | None = None  # vLLM
+    meta: _Meta | None = None  # llama.cpp
+
+
+class _ModelList(Struct):
+    data: list[_Model] | None = None
+
+
+_decode_models = msgspec.json.Decoder(_ModelList).decode
+
+
+def models_of(data: bytes) -> list[tuple[str, int | None]]:
+    """(name, context length in tokens where it is told) of each model in a GET /models. Raises ValueError."""
+    try:
+        listed = _decode_models(data).data or []
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ValueError("the list of models is not in OpenAI's shape") from None
+    return [(m.id, m.context_length or m.max_model_len or (m.meta.n_ctx_train if m.meta else None)) for m in listed]
