@@ -61,9 +61,10 @@ class Key:
 
 def check_mode(mode: str) -> Mode:
     """`mode` as a Mode. ValueError for an unknown one: a mode that cannot be honoured is never replaced by another."""
-    if mode != "cid" and mode != "sha256":
-        raise ValueError(f'unknown cache key mode {mode!r}: use "cid" or "sha256"')
-    return mode
+    for known in MODES:
+        if mode == known:
+            return known
+    raise ValueError(f'unknown cache key mode {mode!r}: use "cid" or "sha256"')
 
 
 def request_key(request: GenerateRequest, mode: str = "cid", hmac_key: bytes | None = None) -> Key:

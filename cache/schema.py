@@ -19,7 +19,7 @@ VERSION = 1
 SIGNING_PREFIX = b"shoal/record/1\0"  # what is signed begins with it, so no other signature of a node fits a record
 
 MAX_BLOCK_BYTES = 256 * 1024  # a record block is smaller, so that every IPFS node relays it
-MAX_CONTENT_BYTES = 1024 * 1024  # of a linked raw block: what Kubo before 0.14 takes
+MAX_CONTENT_BYTES = 1024 * 1024  # of a linked raw block: older Kubo relays none above it
 MAX_NAME_CHARS = 256
 
 FINISHES = ("stop", "length")

@@ -1,0 +1,90 @@
+"""The memory tier: whole answers by request digest, bounded by bytes, least recently used first out.
+
+Synchronous and for one thread, so that a hit on the RPC's hot path is a dictionary look-up and nothing else.
+
+    memory = Memory(max_bytes=64 * 2**20)
+    memory.put(key.digest, Entry(signed, public=True))
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from msgspec import Struct
+
+from .record import SignedRecord
+
+OVERHEAD_BYTES = 1500  # of an entry's Python objects besides its texts and blocks (measured: 1.3 to 1.6 KiB)
+
+
+class Entry(Struct, frozen=True):
+    """An answer at hand. public: served to peers. foreign: signed by another node, so the trust rule applies."""
+
+    signed: SignedRecord
+    public: bool
+    foreign: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the entry takes, about."""
+        signed = self.signed
+        return OVERHEAD_BYTES + len(signed.block) + len(signed.record.content) + len(signed.extra or b"")
+
+
+class Memory:
+    """Entries by request digest (32 bytes) within `max_bytes`; one too large for a quarter of it is not kept."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.evicted = 0
+        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._blocks: dict[bytes, bytes] = {}  # CID of a record, or of what it links -> request digest
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, digest: bytes) -> Entry | None:
+        entry = self._entries.get(digest)
+        if entry is not None:
+            self._entries.move_to_end(digest)
+        return entry
+
+    def put(self, digest: bytes, entry: Entry) -> None:
+        self.delete(digest)
+        if entry.size > self.max_bytes // 4:
+            return
+        self._entries[digest] = entry
+        self.bytes += entry.size
+        for cid, _ in entry.signed.blocks:
+            self._blocks[cid] = digest
+        while self.bytes > self.max_bytes:
+            self.delete(next(iter(self._entries)))
+            self.evicted += 1
+
+    def delete(self, digest: bytes) -> bool:
+        entry = self._entries.pop(digest, None)
+        if entry is None:
+            return False
+        self.bytes -= entry.size
+        for cid, _ in entry.signed.blocks:
+            if self._blocks.get(cid) == digest:
+                del self._blocks[cid]
+        return True
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self._blocks.clear()
+        self.bytes = 0
+
+    def by_cid(self, cid: bytes) -> Entry | None:
+        """The entry whose record, or linked raw block, has this CID. Does not count as use."""
+        digest = self._blocks.get(cid)
+        return None if digest is None else self._entries.get(digest)
+
+    def block(self, cid: bytes, *, public_only: bool = False) -> bytes | None:
+        """The block with this CID, when it is here (and public, if asked for so)."""
+        entry = self.by_cid(cid)
+        if entry is None or (public_only and not entry.public):
+            return None
+        return next(block for known, block in entry.signed.blocks if known == cid)

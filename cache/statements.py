@@ -1,0 +1,274 @@
+"""The store's SQL: functions of a connection, each a few statements. Thread and transaction are the caller's matter.
+
+What changes the number or size of answers keeps `Totals` in step; `count` reads them afresh.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from .record import SignedRecord
+
+ROW_BYTES = 350  # the index entries and rows of an answer besides its blocks, about (100,000 answers of 2 KiB)
+BATCH = 512  # rows that one transaction deletes at most
+LOW_WATER = 0.9  # eviction goes down to this part of the bound, so that it does not run at every put
+
+
+class Totals(Struct):
+    """What is in the file. erasing: a deletion asks for the log to be folded in at once."""
+
+    answers: int = 0
+    bytes: int = 0
+    outbox: int = 0
+    evicted: int = 0
+    evicting: bool = False
+    erasing: bool = False
+
+
+class Found(Struct, frozen=True):
+    """A stored answer's blocks, as read."""
+
+    cid: bytes
+    block: bytes
+    extra_cid: bytes | None
+    extra: bytes | None
+    public: bool
+    foreign: bool
+
+
+class Row(Struct, frozen=True):
+    """One line of the index. Times in ms since 1970; size in bytes."""
+
+    id: int
+    cid: bytes
+    request: bytes
+    model: str | None
+    provider: str
+    node: str
+    created: int
+    stored: int
+    used: int
+    size: int
+    pinned: bool
+    public: bool
+    foreign: bool
+
+
+class OutboxItem(Struct, frozen=True):
+    cid: bytes
+    op: str
+    attempts: int
+
+
+def size_of(signed: SignedRecord) -> int:
+    return ROW_BYTES + len(signed.block) + len(signed.extra or b"")
+
+
+def count(db: sqlite3.Connection, totals: Totals) -> None:
+    totals.answers, totals.bytes = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM answers").fetchone()
+    (totals.outbox,) = db.execute("SELECT count(*) FROM outbox").fetchone()
+
+
+# -- writing ---------------------------------------------------------------------------------------------------
+
+
+def insert(
+    db: sqlite3.Connection, totals: Totals, signed: SignedRecord, now_ms: int, public: bool, foreign: bool
+) -> bool:
+    """Store an answer; False when the same record is here already (it may become public then)."""
+    record, linked = signed.record, None
+    if signed.extra is not None and signed.extra_cid is not None:
+        linked = _insert_block(db, signed.extra_cid, signed.extra)
+    block = _insert_block(db, signed.cid, signed.block)
+    size = size_of(signed)
+    # The same digest whether the record refers to its request by CID or by digest.
+    inserted = db.execute(
+        "INSERT INTO answers"
+        "(request, block, linked, model, provider, node, created, stored, used, size, public, foreign_)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(block) DO NOTHING",
+        (
+            record.request[-32:],
+            block,
+            linked,
+            record.model,
+            record.provider,
+            record.node,
+            record.created,
+            now_ms,
+            now_ms,
+            size,
+            public,
+            foreign,
+        ),
+    ).rowcount
+    if inserted:
+        totals.answers += 1
+        totals.bytes += size
+    elif public:
+        db.execute("UPDATE answers SET public = 1 WHERE block = ?", (block,))
+    return bool(inserted)
+
+
+def _insert_block(db: sqlite3.Connection, cid: bytes, data: bytes) -> int:
+    row = db.execute("SELECT id FROM blocks WHERE cid = ?", (cid,)).fetchone()
+    if row is not None:
+        return int(row[0])
+    made = db.execute("INSERT INTO blocks(cid, data) VALUES (?, ?)", (cid, data)).lastrowid
+    return int(made or 0)
+
+
+def touch(db: sqlite3.Connection, used: Iterable[tuple[bytes, int]]) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    db.executemany("UPDATE answers SET used = ?2 WHERE request = ?1", used)
+    db.execute("COMMIT")
+
+
+def pin(db: sqlite3.Connection, cid: bytes, pinned: bool) -> bool:
+    changed = db.execute(
+        "UPDATE answers SET pinned = ? WHERE block = (SELECT id FROM blocks WHERE cid = ?)", (pinned, cid)
+    ).rowcount
+    return bool(changed)
+
+
+def answer_ids(db: sqlite3.Connection, *, cid: bytes | None = None, digest: bytes | None = None) -> list[int]:
+    if cid is not None:
+        rows = db.execute("SELECT id FROM answers WHERE block = (SELECT id FROM blocks WHERE cid = ?)", (cid,))
+    else:
+        rows = db.execute("SELECT id FROM answers WHERE request = ?", (digest,))
+    return [row[0] for row in rows]
+
+
+def expired_ids(db: sqlite3.Connection, created_before_ms: int) -> list[int]:
+    query = "SELECT id FROM answers WHERE pinned = 0 AND created < ? LIMIT ?"
+    return [row[0] for row in db.execute(query, (created_before_ms, BATCH))]
+
+
+def delete(db: sqlite3.Connection, totals: Totals, ids: Sequence[int]) -> int:
+    """Remove answers with their blocks; a linked block stays while another answer links it."""
+    for number in ids:
+        block, linked, size = db.execute("SELECT block, linked, size FROM answers WHERE id = ?", (number,)).fetchone()
+        db.execute("DELETE FROM answers WHERE id = ?", (number,))
+        db.execute("DELETE FROM blocks WHERE id = ?", (block,))
+        if linked is not None:
+            db.execute(
+                "DELETE FROM blocks WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM answers WHERE linked = ?1)", (linked,)
+            )
+        totals.answers -= 1
+        totals.bytes -= size
+    return len(ids)
+
+
+def erase(db: sqlite3.Connection, totals: Totals, ids: Sequence[int]) -> int:
+    """Remove answers such that no text is left in the file's free pages."""
+    db.execute("PRAGMA secure_delete = ON").fetchall()
+    try:
+        removed = delete(db, totals, ids)
+    finally:
+        db.execute("PRAGMA secure_delete = OFF").fetchall()
+    totals.erasing = True
+    return removed
+
+
+def evict(db: sqlite3.Connection, totals: Totals, max_bytes: int) -> bool:
+    """Remove one batch of the least recently used when the bound is passed; whether more remains to be removed."""
+    if totals.bytes <= (max_bytes * LOW_WATER if totals.evicting else max_bytes):
+        totals.evicting = False
+        return False
+    to_free = totals.bytes - int(max_bytes * LOW_WATER)
+    ids = []
+    for number, size in db.execute("SELECT id, size FROM answers WHERE pinned = 0 ORDER BY used LIMIT ?", (BATCH,)):
+        ids.append(number)
+        to_free -= size
+        if to_free <= 0:
+            break
+    db.execute("BEGIN IMMEDIATE")
+    delete(db, totals, ids)
+    db.execute("COMMIT")
+    totals.evicted += len(ids)
+    db.execute("PRAGMA incremental_vacuum").fetchall()
+    totals.evicting = bool(ids) and to_free > 0
+    return totals.evicting
+
+
+# -- reading ---------------------------------------------------------------------------------------------------
+
+_FOUND = (
+    "SELECT b.cid, b.data, l.cid, l.data, a.public, a.foreign_ FROM answers a JOIN blocks b ON b.id = a.block"
+    " LEFT JOIN blocks l ON l.id = a.linked "
+)
+
+
+def newest(db: sqlite3.Connection, digest: bytes) -> Found | None:
+    row = db.execute(_FOUND + "WHERE a.request = ? ORDER BY a.created DESC LIMIT 1", (digest,)).fetchone()
+    return _found(row)
+
+
+def by_cid(db: sqlite3.Connection, cid: bytes) -> Found | None:
+    row = db.execute(_FOUND + "WHERE b.cid = ?", (cid,)).fetchone()
+    return _found(row)
+
+
+def _found(row: tuple[bytes, bytes, bytes | None, bytes | None, int, int] | None) -> Found | None:
+    if row is None:
+        return None
+    cid, data, linked_cid, linked, public, foreign = row
+    return Found(cid, data, linked_cid, linked, bool(public), bool(foreign))
+
+
+def block(db: sqlite3.Connection, cid: bytes, *, public_only: bool) -> bytes | None:
+    query = "SELECT data FROM blocks WHERE cid = ?"
+    if public_only:
+        query += (
+            " AND EXISTS (SELECT 1 FROM answers WHERE public = 1 AND block = blocks.id"
+            " UNION ALL SELECT 1 FROM answers WHERE public = 1 AND linked = blocks.id)"
+        )
+    row = db.execute(query, (cid,)).fetchone()
+    return None if row is None else row[0]
+
+
+def page(db: sqlite3.Connection, after: int, since_ms: int, model: str | None, limit: int = 200) -> list[Row]:
+    rows = db.execute(
+        "SELECT a.id, b.cid, request, model, provider, node, created, stored, used, size, pinned, public, foreign_"
+        " FROM answers a JOIN blocks b ON b.id = a.block"
+        " WHERE a.id > ? AND created >= ? AND (?3 IS NULL OR model = ?3) ORDER BY a.id LIMIT ?4",
+        (after, since_ms, model, limit),
+    )
+    return [Row(*row[:10], *(bool(flag) for flag in row[10:])) for row in rows]
+
+
+# -- the outbox ------------------------------------------------------------------------------------------------
+
+
+def outbox_add(db: sqlite3.Connection, totals: Totals, cid: bytes, op: str, now_ms: int) -> None:
+    """The last word on a CID counts: a withdrawal replaces a publication that still waits."""
+    db.execute(
+        "INSERT INTO outbox(cid, op, added, due) VALUES (?1, ?2, ?3, ?3)"
+        " ON CONFLICT(cid) DO UPDATE SET op = ?2, due = ?3, attempts = 0",
+        (cid, op, now_ms),
+    )
+    (totals.outbox,) = db.execute("SELECT count(*) FROM outbox").fetchone()
+
+
+def outbox_due(db: sqlite3.Connection, now_ms: int, limit: int) -> list[OutboxItem]:
+    rows = db.execute("SELECT cid, op, attempts FROM outbox WHERE due <= ? ORDER BY due LIMIT ?", (now_ms, limit))
+    return [OutboxItem(*row) for row in rows]
+
+
+def outbox_next(db: sqlite3.Connection) -> int | None:
+    row = db.execute("SELECT min(due) FROM outbox").fetchone()
+    return None if row is None else row[0]
+
+
+def outbox_done(db: sqlite3.Connection, totals: Totals, items: Iterable[OutboxItem]) -> None:
+    """Remove what was done, unless another operation on the same CID came meanwhile."""
+    db.executemany("DELETE FROM outbox WHERE cid = ? AND op = ?", [(item.cid, item.op) for item in items])
+    (totals.outbox,) = db.execute("SELECT count(*) FROM outbox").fetchone()
+
+
+def outbox_retry(db: sqlite3.Connection, item: OutboxItem, due_ms: int) -> None:
+    db.execute(
+        "UPDATE outbox SET due = ?, attempts = attempts + 1 WHERE cid = ? AND op = ?", (due_ms, item.cid, item.op)
+    )

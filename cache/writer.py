@@ -1,0 +1,214 @@
+"""The store's one writer: a thread that owns the writing connection and commits what comes in groups.
+
+A job is a function of the connection; jobs of one group share a transaction and an fsync. When a group fails, each of
+its jobs is tried alone, so that one bad job takes no other with it. Nothing here knows what an answer is.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .database import StoreError, is_damage, open_writer, set_aside
+
+log = logging.getLogger("shoal.cache")
+
+GROUP_JOBS = 64
+GROUP_WAIT_S = 0.02
+IDLE_S = 5.0  # without a job for this long, `idle` runs
+FULL_PAUSE_S = 10.0  # nothing is tried on a full disk for so long
+
+Work = Callable[[sqlite3.Connection], Any]
+Done = Callable[[Any, Exception | None], None]
+
+
+class Job(NamedTuple):
+    """work: runs in the transaction. done: called in the writer's thread after the commit, with result or error.
+
+    size: bytes, for the bound on what may wait. urgent: someone waits, so the group is committed at once.
+    """
+
+    work: Work
+    done: Done | None = None
+    size: int = 0
+    urgent: bool = False
+
+
+class Writer:
+    """The thread and its queue.
+
+    tidy: called in the thread after each group and when idle; says whether more is left to do at once.
+    opened: called with each fresh connection (the first, and one after a damaged file was set aside).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        queue_bytes: int,
+        opened: Callable[[sqlite3.Connection], None],
+        tidy: Callable[[sqlite3.Connection, bool], bool],
+    ) -> None:
+        self.path, self._queue_bytes, self._opened, self._tidy = path, queue_bytes, opened, tidy
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._in = 0  # bytes, written by the callers' thread only
+        self._out = 0  # bytes, written by the writer's thread only
+        self._thread: threading.Thread | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._full_until = 0.0
+        self.generation = 0  # grows when the file is replaced, so that readers open the new one
+        self.dropped = 0
+        self.failed = 0
+        self.set_aside: list[Path] = []
+        self.reason = ""  # why nothing is stored at the moment; empty while all is well
+
+    # -- from the callers' thread ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open the file and start the thread. Blocks for the opening: call it in a thread."""
+        self._connection = self._open()
+        self._thread = threading.Thread(target=self._run, name="shoal-store", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what is queued and close. Blocks: call it in a thread."""
+        self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def submit(self, job: Job) -> bool:
+        """Queue a job. False, and counted, when the disk is full or too much waits already."""
+        waiting = self._in - self._out
+        if job.size and (waiting + job.size > self._queue_bytes or time.monotonic() < self._full_until):
+            self.dropped += 1
+            return False
+        self._in += job.size
+        self._queue.put(job)
+        return True
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._in - self._out
+
+    # -- in the writer's thread -----------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = open_writer(self.path)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise StoreError(f"cannot open the answer store {self.path.name}: {error}") from error
+            self._put_aside()
+            connection = open_writer(self.path)
+        self._opened(connection)
+        return connection
+
+    def _put_aside(self) -> None:
+        target = set_aside(self.path)
+        self.set_aside.append(target)
+        log.error("the answer store was damaged: set aside as %s, a new one was started", target.name)
+
+    def _run(self) -> None:
+        more = False
+        while True:
+            group, last = self._collect(0.0 if more else IDLE_S)
+            if group:
+                self._commit(group)
+            more = self._housekeeping(idle=not group)
+            if last:
+                break
+        if self._connection is not None:
+            self._connection.close()  # the last connection's end folds the log into the file
+
+    def _collect(self, wait_s: float) -> tuple[list[Job], bool]:
+        group: list[Job] = []
+        deadline = 0.0
+        while len(group) < GROUP_JOBS:
+            try:
+                if not group:
+                    job = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
+                    deadline = time.monotonic() + GROUP_WAIT_S
+                else:
+                    urgent = any(job.urgent for job in group[-1:])
+                    left = 0.0 if urgent else deadline - time.monotonic()
+                    job = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                return group, True
+            group.append(job)
+        return group, False
+
+    def _commit(self, group: list[Job]) -> None:
+        results, error = self._transaction(group)
+        if error is None:
+            self._report(group, results, None)
+        elif len(group) == 1 and self._connection is not None:
+            self._report(group, [None], error)
+        else:
+            for job in group:
+                results, error = self._transaction([job])
+                self._report([job], results or [None], error)
+        self._out += sum(job.size for job in group)
+
+    def _transaction(self, group: list[Job]) -> tuple[list[Any], Exception | None]:
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+                self.generation += 1
+            self._connection.execute("BEGIN IMMEDIATE")
+            results = [job.work(self._connection) for job in group]
+            self._connection.execute("COMMIT")
+        except Exception as error:  # the thread's boundary: told to whoever waits, counted and logged
+            self._after_failure(error)
+            return [], error
+        if self.reason:
+            self.reason = ""
+            log.warning("the answer store works again")
+        return results, None
+
+    def _after_failure(self, error: Exception) -> None:
+        """Bring the connection back to a known state: rolled back, or closed and made anew by the next transaction."""
+        try:
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            if self._connection is not None:
+                self._opened(self._connection)  # counts what is really there
+        except sqlite3.Error as second:
+            error = second
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+                self._put_aside()
+        elif isinstance(error, sqlite3.Error | StoreError | OSError):
+            if not self.reason:
+                log.error("the answer store cannot write, so answers are not stored for now: %s", error)
+            self.reason = str(error)
+            self._full_until = time.monotonic() + FULL_PAUSE_S
+
+    def _report(self, group: list[Job], results: list[Any], error: Exception | None) -> None:
+        if error is not None:
+            self.failed += len(group)
+            if not isinstance(error, sqlite3.Error):
+                log.error("a job of the answer store failed: %s", type(error).__name__)
+        for job, result in zip(group, results, strict=True):
+            if job.done is not None:
+                job.done(result, error)
+
+    def _housekeeping(self, *, idle: bool) -> bool:
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+                self.generation += 1
+            return self._tidy(self._connection, idle)
+        except (sqlite3.Error, StoreError, OSError) as error:
+            self._after_failure(error)
+            return False
