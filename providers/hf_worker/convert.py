@@ -19,7 +19,7 @@ from typing import Any
 STEPS = ("tokenizer", "configuration", "weights", "writing")
 
 
-class ConversionFailed(Exception):
+class ConversionError(Exception):
     """The file cannot become a model folder; the message says why."""
 
 
@@ -41,9 +41,7 @@ def convert(source: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.parent), **where)
     if not tokenizer.chat_template:
-        raise ConversionFailed(
-            f"{source.name} has no chat template, so it is not a model to talk to; choose one that is"
-        )
+        raise ConversionError(f"{source.name} has no chat template, so it is no model to talk to; choose one that is")
     _step(1)
     config = transformers.AutoConfig.from_pretrained(str(source.parent), **where)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
@@ -53,7 +51,7 @@ def convert(source: Path, folder: Path) -> None:
     tied = set(model.all_tied_weights_keys)
     missing = sorted(set(lacking.missing_keys) - tied)
     if missing or lacking.unexpected_keys:
-        raise ConversionFailed(
+        raise ConversionError(
             f"{source.name} lacks {len(missing)} of the model's tensors and has {len(lacking.unexpected_keys)} others"
             f" (first: {(missing + lacking.unexpected_keys)[0]})"
         )

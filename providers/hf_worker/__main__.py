@@ -1,0 +1,72 @@
+"""The worker process: `python -m shoal.providers.hf_worker`, frames on standard input and output.
+
+It is started by `link.WorkerLink` and ends when its input ends or its parent dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from types import TracebackType
+
+BEGAN = time.monotonic()
+
+
+def die_with_parent() -> None:
+    """Linux: a parent killed with SIGKILL takes this process along. Elsewhere the end of the input does it."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+
+
+def own_output() -> int:
+    """Keep standard output for frames alone: whatever a library prints goes to standard error. Returns its new fd."""
+    frames = os.dup(1)
+    os.dup2(2, 1)
+    return frames
+
+
+def report_fault(kind: type[BaseException], _fault: BaseException, trace: TracebackType | None) -> None:
+    """Where and what kind, but not the message: it may quote what a user wrote."""
+    for frame in traceback.extract_tb(trace):
+        print(f"  {frame.filename}:{frame.lineno} in {frame.name}", file=sys.stderr)
+    print(f"worker ends by {kind.__name__}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Load what the first frame asks for and serve until the input ends."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the daemon, which drains first
+    sys.excepthook = report_fault
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+
+    from .frames import Load, Ready, Refused
+    from .server import Pipes, Server
+
+    pipes = Pipes(0, own_output())
+    pipes.start()
+    wanted = pipes.receive(wait=True)
+    if not isinstance(wanted, Load):
+        print("the first frame is not a load frame", file=sys.stderr)
+        return 3
+
+    from .model import LoadError, load
+
+    try:
+        model = load(wanted)
+    except LoadError as fault:
+        pipes.send(Refused(str(fault)))
+        pipes.flush()
+        return 1
+    pipes.send(Ready(model.prompter.context_length, model.dtype, model.device, model.threads, time.monotonic() - BEGAN))
+    pipes.flush()
+    Server(pipes, model).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

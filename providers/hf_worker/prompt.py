@@ -1,0 +1,97 @@
+"""Messages to tokens: the model's own chat template, with text that can't pass for a control token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ..base import ErrorKind, GenerateRequest, Message
+
+
+class PromptRefused(Exception):  # noqa: N818 - it is an answer to a request, not a fault
+    """This request has no prompt; kind and message go to the caller."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind, self.message = kind, message
+
+
+class Prompt(NamedTuple):
+    """messages: tokens of the conversation up to where the answer begins. prefix: tokens of the answer so far."""
+
+    messages: list[int]
+    prefix: list[int]
+
+
+class Neutraliser:
+    """Takes control tokens out of text that came from outside.
+
+    The tokenizer turns `<|im_end|>` in a user's text into the token that ends the turn, so such text could write turns
+    of its own. Each one becomes a blank, and that again until none is left.
+    """
+
+    def __init__(self, control: Iterable[str]) -> None:
+        words = sorted({word for word in control if word.strip()}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
+
+    def __call__(self, text: str) -> str:
+        while self._pattern is not None:
+            text, found = self._pattern.subn(" ", text)
+            if not found:
+                break
+        return text
+
+
+def control_tokens(tokenizer: Any) -> set[str]:
+    """The texts of a tokenizer's control tokens.
+
+    `all_special_tokens` alone would not do: it names 3 of SmolLM2's 17 (`<file_sep>`, `<issue_start>` and others are
+    only marked as special among the added tokens).
+    """
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return special | set(tokenizer.all_special_tokens)
+
+
+class Prompter:
+    """Makes prompts for one model. name and context_length (tokens) are for the messages of refusals."""
+
+    def __init__(self, tokenizer: Any, name: str, context_length: int) -> None:
+        self._tokenizer, self._name, self.context_length = tokenizer, name, context_length
+        self._neutralise = Neutraliser(control_tokens(tokenizer))
+        self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
+
+    def prompt(self, request: GenerateRequest) -> Prompt:
+        """The tokens of a request. Raises PromptRefused: too long, or not what the model's template takes."""
+        characters = len(request.prefix) + sum(len(message.text) for message in request.messages)
+        if characters > self.context_length * self._longest_token:  # certain without spending time on tokens
+            self._too_long(f"{characters} characters")
+        turns = [self._turn(message) for message in request.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as fault:  # a template is a program that came with the model; its complaint may quote the text
+            raise PromptRefused(
+                ErrorKind.BAD_REQUEST,
+                f"the chat template of {self._name} does not take these messages ({type(fault).__name__});"
+                " try without a system message and with turns of user and assistant that alternate",
+            ) from None
+        messages = self._tokens(text)
+        prefix = self._tokens(self._neutralise(request.prefix))
+        if len(messages) + len(prefix) >= self.context_length:
+            self._too_long(f"{len(messages) + len(prefix)} tokens")
+        return Prompt(messages, prefix)
+
+    def _too_long(self, size: str) -> None:
+        raise PromptRefused(
+            ErrorKind.CONTEXT_LENGTH,
+            f"the messages have {size}; {self._name} takes {self.context_length} tokens with the answer:"
+            " send fewer or shorter messages, or choose a model with a larger context",
+        )
+
+    def _turn(self, message: Message) -> dict[str, str]:
+        role = "system" if message.role == "developer" else message.role
+        return {"role": role, "content": self._neutralise(message.text)}
+
+    def _tokens(self, text: str) -> list[int]:
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return tokens

@@ -1,0 +1,218 @@
+"""The local model: transformers and torch in a worker process, many requests at once.
+
+This file says what is offered and what is refused. When a worker runs is decided in `hf_worker/keeper.py`, what is
+said to it in `hf_worker/link.py`, where the weights come from in `weights.py`. Neither torch nor transformers is ever
+imported by any of them.
+
+    provider = build("local_hf", Settings(), BuildContext(data_dir=..., environ=os.environ))
+    async with provider.running():
+        async with provider.generate(GenerateRequest.of("What is the opposite of hot?")) as events:
+            async for event in events: ...
+
+What a request leaves open: `max_tokens` is the setting of that name; `temperature` and `top_p` are the model's own
+(its generation_config.json; SmolLM2's asks for no sampling, so it is greedy). Temperature 0 gives the same answer each
+time, and so does a seed. A request that leaves both open counts as sampled, whatever the model's default is.
+Usage counts the tokens of the answer without the one that ends it; for a continued answer, those that were added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import trio
+
+from . import weights
+from .base import Capabilities, ErrorKind, Event, GenerateRequest, ImagePart, ModelInfo, Provider, ProviderError, Status
+from .faults import SettingsFault
+from .gate import Gate
+from .hf_worker import frames
+from .hf_worker.keeper import WorkerKeeper
+from .hf_worker.link import WorkerLink, worker_command, worker_environ
+from .settings import BuildContext, ProviderSettings
+
+PROBE_S = 5.0
+"""Seconds for which a probe's finding is kept."""
+LIBRARIES = ("torch", "transformers", "safetensors")
+
+
+class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
+    """`[providers.local_hf]`."""
+
+    model: str = weights.DEFAULT
+    """A name (`smollm2`), or the path of a folder with safetensors."""
+    models_dir: str | None = None
+    """Where installed models lie; default: the environment's SHOAL_MODELS_DIR, or the user's cache folder."""
+    preload: bool = False
+    """Load the model when the node starts, and not at the first request."""
+    threads: int = 0
+    """Threads of the worker; 0 takes every usable core."""
+    dtype: str = "auto"
+    """float32, bfloat16, or auto: what the hardware computes fast."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    max_tokens: int = 1024
+    """Tokens of an answer when the request does not say."""
+    kv_tokens: int = 16384
+    """Positions kept in memory for all running requests together (46 kB each for SmolLM2 in fp32)."""
+    load_s: float = 300.0
+    """Seconds that loading may take."""
+    hang_s: float = 60.0
+    """Seconds of silence while requests run after which the worker is killed."""
+    idle_unload_s: float = 900.0
+    """Seconds without a request after which the worker ends and gives its memory back; 0 keeps it."""
+
+
+class LocalHf(Provider):
+    """See the module. worker: the command that starts a worker (a test starts a fake one)."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        *,
+        models_dir: Path,
+        environ: Mapping[str, str],
+        worker: Callable[[], list[str]] = worker_command,
+    ) -> None:
+        self.name = name
+        self._settings, self._models_dir, self._environ, self._command = settings, models_dir, environ, worker
+        self._gate = Gate(name, running=settings.max_concurrent, waiting=settings.max_queue)
+        self.keeper = WorkerKeeper(name, self._prepare, idle_unload_s=settings.idle_unload_s)
+        self._probed: tuple[float, Status] | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with self.keeper.running():
+            if self._settings.preload:
+                self.keeper.preload()
+            yield
+
+    # -- what it offers --------------------------------------------------------------------------------------
+
+    async def probe(self) -> Status:
+        now = trio.current_time()
+        if self._probed is None or now >= self._probed[0]:
+            self._probed = (now + PROBE_S, await trio.to_thread.run_sync(self._look))
+        status = self._probed[1]
+        if status.ready and (reason := self.keeper.pause_reason()):
+            return msgspec.structs.replace(status, ready=False, reason=reason)
+        link = self.keeper.link
+        if status.models and link is not None and link.rates is not None:
+            rates = link.rates
+            model = msgspec.structs.replace(
+                status.models[0], decode_tps=rates.decode_tps or None, prefill_tps=rates.prefill_tps or None
+            )
+            status = msgspec.structs.replace(status, models=(model,))
+        return status
+
+    def _look(self) -> Status:
+        """What the disk says of the libraries and the weights; takes some milliseconds."""
+        if missing := missing_libraries():
+            return Status(ready=False, reason=missing)
+        try:
+            found = weights.resolve(self._settings.model, self._models_dir)
+        except weights.WeightsError as fault:
+            return Status(ready=False, reason=str(fault))
+        capabilities = Capabilities(streams=True, continues=True, seeds=True)
+        return Status(
+            ready=True,
+            models=(ModelInfo(found.name, found.context_length, capabilities),),
+            default_model=found.name,
+            version=f"transformers {importlib.metadata.version('transformers')}",
+        )
+
+    # -- requests --------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[Event]]:
+        request = self._accept(request)
+        async with self._gate, self.keeper.worker() as link:
+            call = link.begin(request)
+            try:
+                yield call
+            finally:
+                link.leave(call)
+
+    def _accept(self, request: GenerateRequest) -> GenerateRequest:
+        """The request as the worker gets it. Raises ProviderError for what is not offered here."""
+        if refusal := not_offered(request):
+            raise ProviderError(ErrorKind.BAD_REQUEST, refusal)
+        name = weights.canonical(self._settings.model)
+        if request.model is not None and weights.canonical(request.model) != name:
+            raise ProviderError(ErrorKind.UNAVAILABLE, f'{self.name} serves "{name}" and no other model')
+        if request.max_tokens is None:
+            request = msgspec.structs.replace(request, max_tokens=self._settings.max_tokens)
+        return request
+
+    async def _prepare(self) -> WorkerLink:
+        """The link to a worker that is about to start. Raises ProviderError when there is nothing to load."""
+        if missing := missing_libraries():
+            raise ProviderError(ErrorKind.UNAVAILABLE, missing)
+        try:
+            found = await trio.to_thread.run_sync(weights.resolve, self._settings.model, self._models_dir)
+        except weights.WeightsError as fault:
+            raise ProviderError(ErrorKind.UNAVAILABLE, str(fault)) from None
+        settings = self._settings
+        load = frames.Load(
+            name=found.name,
+            path=str(found.path),
+            threads=settings.threads,
+            dtype=settings.dtype,
+            device=settings.device,
+            kv_tokens=settings.kv_tokens,
+        )
+        environ = worker_environ(self._environ, settings.threads)
+        return WorkerLink(
+            self._command(), environ, load, folder=found.path, load_s=settings.load_s, hang_s=settings.hang_s
+        )
+
+
+def not_offered(request: GenerateRequest) -> str:
+    """Why the local model cannot serve this request, with what to do instead; empty when it can."""
+    if not request.messages:
+        return "messages is empty; send at least one message"
+    if request.n != 1:
+        return f"n is 1 here, not {request.n}; ask several times for several answers"
+    if request.has_tools:
+        return "the local model does not call tools; leave tools out, or ask a provider that offers them"
+    if any(
+        isinstance(part, ImagePart)
+        for m in request.messages
+        if not isinstance(m.content, str)
+        for part in m.content or ()
+    ):
+        return "the local model reads text only; leave images out, or ask a provider that takes them"
+    form = (request.response_format or {}).get("type", "text")
+    if form != "text":
+        return f"the local model cannot promise a response_format of {str(form)[:40]!r}; leave it out and ask in words"
+    if request.extra.get("logprobs"):
+        return "the local model gives no logprobs; leave logprobs out"
+    if request.max_tokens is not None and request.max_tokens < 1:
+        return f"max_tokens is {request.max_tokens}; an answer needs at least 1"
+    return ""
+
+
+def missing_libraries() -> str:
+    """Which libraries the local model lacks, with the command to type; empty when all are here. Imports none."""
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    verb = "are" if len(missing) > 1 else "is"
+    return f"{' and '.join(missing)} {verb} not installed; run: pip install 'shoal[local]'"
+
+
+def build(name: str, settings: Settings, context: BuildContext) -> LocalHf:
+    """The provider for a node. Raises SettingsFault for a value that cannot be used."""
+    for key in ("threads", "idle_unload_s"):
+        if getattr(settings, key) < 0:
+            raise SettingsFault(key, "is below 0", "write 0 or more")
+    for key in ("max_concurrent", "max_tokens", "kv_tokens", "load_s", "hang_s"):
+        if getattr(settings, key) <= 0:
+            raise SettingsFault(key, "is not above 0", "write a positive number, or leave it out")
+    models_dir = weights.models_dir(context.environ, settings.models_dir)
+    return LocalHf(name, settings, models_dir=models_dir, environ=context.environ)

