@@ -1,0 +1,153 @@
+"""One caller's view of an answer: who gives it, its events as they come, and how it ended.
+
+async with router.answer(ask) as answer:
+    async for event in answer:
+        ...
+print(answer.provider, answer.cache, answer.response_cid)
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ...providers.base import ErrorKind, Event
+from .ask import Ask
+from .attempt import Attempt
+from .flight import Flight
+from .no_answer import NoAnswer
+
+if TYPE_CHECKING:
+    from .router import Router
+
+CLEANUP_S = 2.0
+"""Seconds that the last reader waits for the provider's work to be gone."""
+
+
+class Answer:
+    """An async context manager and iterator. Entering it looks into the cache and starts or joins the generation.
+
+    provider, model, peer, cache and route are settled with the first event (`await answer.more()` or the iterator);
+    response_cid with the end. Both ways to read raise NoAnswer, and give nothing twice.
+    """
+
+    def __init__(self, router: Router, ask: Ask) -> None:
+        self._router, self._ask = router, ask
+        self._flight: Flight | None = None
+        self._next = 0
+        self._pending: list[Event] = []
+        self._started = 0.0
+
+    async def __aenter__(self) -> Answer:
+        self._started = trio.current_time()
+        self._flight = await self._router._join(self._ask)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        flight = self.flight
+        flight.leave()
+        self._router._left(self._ask, flight, (trio.current_time() - self._started) * 1000)
+        if flight.readers == 0 and not flight.left.is_set():
+            with trio.CancelScope(shield=True), trio.move_on_after(CLEANUP_S):
+                await flight.left.wait()
+
+    @property
+    def flight(self) -> Flight:
+        if self._flight is None:
+            raise RuntimeError("enter the answer first: async with router.answer(ask) as answer")
+        return self._flight
+
+    @property
+    def provider(self) -> str | None:
+        """Who answers, by the name that routes show."""
+        return self.flight.provider
+
+    @property
+    def model(self) -> str | None:
+        """The model that wrote it, as far as is known."""
+        return self.flight.model
+
+    @property
+    def peer(self) -> str | None:
+        """The peer id of the node that answers, or that signed the record; None when it is this one."""
+        return self.flight.peer
+
+    @property
+    def cache(self) -> str:
+        """ "miss", "memory", "disk", "swarm", or "bypass" when the request is not one for the cache."""
+        return self.flight.cache
+
+    @property
+    def route(self) -> list[Attempt]:
+        return self.flight.route
+
+    @property
+    def request_key(self) -> str | None:
+        """The request's name in the cache, as text."""
+        return self._ask.key.text if self._ask.key else None
+
+    @property
+    def response_cid(self) -> str | None:
+        """The record's CID as text, once the answer has ended and is stored."""
+        return self.flight.response_cid
+
+    async def more(self, within: float | None = None) -> list[Event]:
+        """The events that are ready now, at least one; empty at the end. Raises NoAnswer.
+
+        within: seconds after which TimeoutError is raised when there is none; nothing is lost, call it again.
+        """
+        if self._pending:
+            pending, self._pending = self._pending[::-1], []
+            return pending
+        flight, start = self.flight, self._next
+        if len(flight.events) <= start and not flight.ended:
+            deadline = self._ask.deadline
+            if within is not None:
+                deadline = min(deadline, trio.current_time() + within)
+            with trio.CancelScope(deadline=deadline) as scope:
+                await flight.wait(start)
+            if scope.cancelled_caught and len(flight.events) <= start and not flight.ended:
+                if deadline < self._ask.deadline:
+                    raise TimeoutError
+                raise NoAnswer(
+                    ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.", flight.route
+                )
+        events = flight.events[start:]
+        if events:
+            self._next = start + len(events)
+            flight.passed(self._next)
+        elif flight.failure is not None:
+            raise flight.failure.again()
+        return events
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._pending:
+            events = await self.more()
+            if not events:
+                raise StopAsyncIteration
+            if len(events) == 1:
+                return events[0]
+            self._pending = events[::-1]
+        return self._pending.pop()
+
+    def result(self) -> dict[str, Any]:
+        """What a peer is told at the end, in msgpack's types: {provider, model, cache, peer, record}.
+
+        record: the signed record without its content, from which the peer rebuilds and verifies it, or None.
+        """
+        flight = self.flight
+        record = flight.record
+        return {
+            "provider": flight.provider,
+            "model": flight.model,
+            "cache": flight.cache,
+            "peer": flight.peer,
+            "record": record.without_content() if record is not None else None,
+        }

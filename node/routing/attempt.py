@@ -1,0 +1,53 @@
+"""What became of one try at one candidate, and how the list of tries (the route) is written for people and headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+ANSWERED = "ok"
+SKIPPED = "skipped"
+LOST = "lost"  # another source (the swarm's cache) was faster
+
+MAX_ROUTE_CHARS = 1024
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.:/@+-]")
+
+
+class Attempt(Struct, kw_only=True, omit_defaults=True):
+    """One entry of a route.
+
+    outcome: ANSWERED, SKIPPED (not asked, `reason` says why), LOST, or the ErrorKind of the failure. ms: milliseconds
+    from the start of the attempt to its end; first_token_ms: to its first event, None when there was none.
+    """
+
+    provider: str
+    model: str | None = None
+    peer: str | None = None
+    outcome: str = ANSWERED
+    ms: float = 0.0
+    first_token_ms: float | None = None
+    reason: str = ""
+
+    def sentence(self) -> str:
+        """`openrouter: rate_limited (its limit is reached)`, for a message to the caller."""
+        return f"{self.provider}: {self.outcome}" + (f" ({self.reason})" if self.reason else "")
+
+
+def header_safe(text: str, limit: int = 200) -> str:
+    """A name from anywhere as the value of a header: printable, no separators, bounded."""
+    return _UNSAFE.sub("_", text[:limit])
+
+
+def route_header(route: Iterable[Attempt]) -> str:
+    """The route as the value of `x-shoal-route`: `NAME;OUTCOME;MILLISECONDS`, a comma between attempts, oldest first.
+
+    The milliseconds of an attempt whose stream still runs are those until its first event.
+    """
+    entries = []
+    for attempt in route:
+        ms = attempt.first_token_ms if attempt.first_token_ms is not None and not attempt.ms else attempt.ms
+        entries.append(f"{header_safe(attempt.provider)};{attempt.outcome};{ms:.0f}")
+    text = ", ".join(entries)
+    return text if len(text) <= MAX_ROUTE_CHARS else text[:MAX_ROUTE_CHARS].rpartition(",")[0]

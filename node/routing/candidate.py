@@ -1,0 +1,75 @@
+"""Who could answer a request, and the source that the router gets them from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
+
+import msgspec
+from msgspec import Struct
+
+from ...protocols.peer_id import PeerId
+from ...providers.base import Event, GenerateRequest, Provider
+from .ask import Ask
+from .no_answer import NoAnswer
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """One provider with the model to ask it for.
+
+    name: what headers and routes show. model: None leaves it to the provider. peer: set when another node answers.
+    context_length: tokens, where known.
+    """
+
+    provider: Provider
+    name: str
+    model: str | None = None
+    peer: PeerId | None = None
+    context_length: int | None = None
+
+    def open(
+        self, request: GenerateRequest, ask: Ask, *, deadline_s: float
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Start generating here. deadline_s: seconds that are left; they travel with a forwarded request."""
+        asked = self.request_of(request)
+        if self.peer is not None and isinstance(self.provider, Forwards):
+            return self.provider.generate_for(asked, deadline_s=deadline_s, hops=ask.hops - 1, seen=ask.seen)
+        return self.provider.generate(asked)
+
+    def request_of(self, request: GenerateRequest) -> GenerateRequest:
+        """The request as this candidate gets it: a pin of a peer is fulfilled here and would mislead over there."""
+        if self.peer is not None:
+            return request if request.provider is None else msgspec.structs.replace(request, provider=None)
+        if self.model is None or request.model == self.model:
+            return request
+        return msgspec.structs.replace(request, model=self.model)
+
+
+@runtime_checkable
+class Forwards(Protocol):
+    """A provider that hands the request to another node, together with its budget."""
+
+    def generate_for(
+        self, request: GenerateRequest, *, deadline_s: float, hops: int, seen: frozenset[PeerId]
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]: ...
+
+
+class CandidateSource(Protocol):
+    """Knows who offers what, without asking anybody: the router calls it on the path of every request."""
+
+    def candidates(self, request: GenerateRequest, ask: Ask) -> list[Candidate]:
+        """Everyone who may answer, in the order to try."""
+        ...
+
+    def settled(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with aliases resolved and defaults filled in: what the cache key is made from."""
+        ...
+
+    async def refresh(self) -> None:
+        """Look again who is there; bounded in time, and not more often than makes sense."""
+        ...
+
+    def why_none(self, request: GenerateRequest, ask: Ask) -> NoAnswer:
+        """What to tell the caller when there is no candidate."""
+        ...

@@ -1,0 +1,296 @@
+"""Who can answer, in which order: the providers of this node by what their probes found, then the peers.
+
+Probes run in the background and their findings are kept, so that ordering the candidates of a request is a pure look
+at what is known. A named provider or model is a pin: only who is it, or offers it, is a candidate.
+
+    source = NodeCandidates(registry, swarm, order=config.router.order)
+    async with source.running():
+        source.candidates(request, ask)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+import trio
+
+from ...protocols.peer_id import PeerId
+from ...providers.base import ErrorKind, GenerateRequest, ModelInfo, Provider, Status
+from ...providers.registry import canonical
+from .ask import Ask
+from .candidate import Candidate
+from .no_answer import NoAnswer
+
+_log = logging.getLogger(__name__)
+
+PEERS = "peers"
+"""The peers' place in an order, and the pin that means any of them."""
+
+REFRESH_S = 15.0
+"""Seconds between two rounds of probes; providers cache their findings themselves, so a round is cheap."""
+FIRST_LOOK_S = 1.5
+"""Seconds that the start waits for the first findings; who is slower is known later."""
+PROBE_S = 6.0
+"""Seconds that a provider's probe may take."""
+REFRESH_GAP_S = 1.0
+"""Requests that nobody can answer cause at most one round of probes in this time (seconds)."""
+
+
+class Providers(Protocol):
+    """What is wanted of the registry (providers/registry.py)."""
+
+    @property
+    def providers(self) -> Mapping[str, Provider]: ...
+    @property
+    def refused(self) -> Mapping[str, str]: ...
+    @property
+    def shared(self) -> frozenset[str]: ...
+
+
+class PeerProvider(Protocol):
+    """A provider that is another node (node/swarm/peer_provider.py)."""
+
+    name: str
+
+    @property
+    def peer(self) -> PeerId: ...
+
+
+class Peers(Protocol):
+    """What is wanted of the swarm (node/swarm/swarm.py)."""
+
+    def candidates_for(self, model: str | None) -> Sequence[Provider]:
+        """A provider for each peer that offers the model (None: any), best first."""
+        ...
+
+
+class NodeCandidates:
+    """The candidate source of a node.
+
+    order: names in the order to try, PEERS among them; those not named follow in the registry's order, PEERS last.
+    provider: the only one to ask when the caller names none. model: the one to ask for when the caller names none.
+    forward: whether peers are candidates at all. on_change: called when a round of probes finds something new.
+    """
+
+    def __init__(
+        self,
+        registry: Providers,
+        swarm: Peers | None = None,
+        *,
+        order: Sequence[str] = (),
+        provider: str | None = None,
+        model: str | None = None,
+        forward: bool = True,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self._registry, self._swarm = registry, swarm if forward else None
+        self._order = tuple(canonical(name) for name in order)
+        self._provider = canonical(provider) if provider is not None else None
+        self._model, self._on_change = model, on_change
+        self._known: dict[str, tuple[Provider, Status]] = {}
+        self._last_round = float("-inf")
+        self._rounds = trio.Lock()
+
+    # -- what is known -----------------------------------------------------------------------------------------
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        """What the last probes found, in the registry's order; a provider not probed yet is missing."""
+        found = {}
+        for name, provider in self._registry.providers.items():
+            if (status := self._status(name, provider)) is not None:
+                found[name] = status
+        return found
+
+    def _status(self, name: str, provider: Provider) -> Status | None:
+        known = self._known.get(name)
+        return known[1] if known is not None and known[0] is provider else None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """The life of the background probes. Entering waits up to 1.5 s for the first findings."""
+        async with trio.open_nursery() as nursery:
+            looked = trio.Event()
+
+            async def rounds() -> None:
+                while True:
+                    await self._round()
+                    looked.set()
+                    await trio.sleep(REFRESH_S)
+
+            nursery.start_soon(rounds)
+            with trio.move_on_after(FIRST_LOOK_S):
+                await looked.wait()
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def refresh(self) -> None:
+        """A round of probes now, unless there was one a moment ago; waits up to 1.5 s for it."""
+        if trio.current_time() - self._last_round >= REFRESH_GAP_S:
+            with trio.move_on_after(FIRST_LOOK_S):
+                await self._round()
+
+    async def _round(self) -> None:
+        async with self._rounds:
+            before = self.statuses
+            self._last_round = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                for name, provider in list(self._registry.providers.items()):
+                    nursery.start_soon(self._probe, name, provider)
+            if self._on_change is not None and self.statuses != before:
+                self._on_change()
+
+    async def _probe(self, name: str, provider: Provider) -> None:
+        status = Status(ready=False, reason=f"did not answer its probe within {PROBE_S:g} s")
+        with trio.move_on_after(PROBE_S):
+            try:
+                status = await provider.probe()
+            except Exception as error:  # the contract says that a probe does not raise; a plug-in's may
+                _log.error("the probe of %s failed with %s", name, type(error).__name__)
+                status = Status(ready=False, reason=f"its probe failed with {type(error).__name__}")
+        self._known[name] = (provider, status)
+
+    # -- who can answer ----------------------------------------------------------------------------------------
+
+    def settled(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with aliases resolved and the configured default model filled in; its key is made from this."""
+        if request.provider is not None and (name := self._pin(request.provider)) != request.provider:
+            request = msgspec.structs.replace(request, provider=name)
+        if request.model is None and self._model is not None:
+            request = msgspec.structs.replace(request, model=self._model)
+        return request
+
+    def candidates(self, request: GenerateRequest, ask: Ask) -> list[Candidate]:
+        """Everyone who may answer, in the order to try. Waits for nobody."""
+        pin = self._pin(request.provider) if request.provider is not None else self._provider
+        found: list[Candidate] = []
+        peers_done = False
+        for name in self._names():
+            if name == PEERS:
+                peers_done = True
+                found += self._peers(request, ask, pin)
+            elif pin is None or pin == name:
+                found += self._here(name, request, ask)
+        if not peers_done:
+            found += self._peers(request, ask, pin)
+        return found
+
+    def _names(self) -> Iterator[str]:
+        yield from (name for name in self._order if name == PEERS or name in self._registry.providers)
+        if self._order:
+            yield from (name for name in self._registry.providers if name not in self._order)
+        else:
+            yield from self._registry.providers
+
+    def _here(self, name: str, request: GenerateRequest, ask: Ask) -> Iterator[Candidate]:
+        if not ask.from_here and name not in self._registry.shared:
+            return
+        provider = self._registry.providers[name]
+        status = self._status(name, provider)
+        if status is None:
+            # Registered a moment ago and not probed: whoever asks for it, or for anything, may try it.
+            if request.model is None or request.provider is not None:
+                yield Candidate(provider=provider, name=name, model=request.model)
+            return
+        if not status.offers(request.model):
+            return
+        model = request.model or status.default_model
+        length = next((m.context_length for m in status.models if m.name == model), None)
+        yield Candidate(provider=provider, name=name, model=model, context_length=length)
+
+    def _peers(self, request: GenerateRequest, ask: Ask, pin: str | None) -> Iterator[Candidate]:
+        if self._swarm is None or ask.hops < 1:
+            return
+        for provider in self._swarm.candidates_for(request.model):
+            peer: PeerId = provider.peer  # type: ignore[attr-defined]  # PeerProvider's
+            if peer in ask.seen or peer == ask.caller or pin not in (None, PEERS, peer, provider.name):
+                continue
+            yield Candidate(provider=provider, name=provider.name, model=request.model, peer=peer)
+
+    @staticmethod
+    def _pin(name: str) -> str:
+        """A provider's name as the registry writes it; peer ids keep their case."""
+        plain = name.strip()
+        if plain.startswith("12D3Koo") or ":" in plain:
+            return plain
+        plain = canonical(plain)
+        return PEERS if plain in ("peer", "swarm") else plain
+
+    # -- nobody ------------------------------------------------------------------------------------------------
+
+    def why_none(self, request: GenerateRequest, ask: Ask) -> NoAnswer:
+        """The reason that there is no candidate, in words that say what to do."""
+        pin = self._pin(request.provider) if request.provider is not None else self._provider
+        if not ask.from_here:
+            return NoAnswer(
+                ErrorKind.UNAVAILABLE, "This node shares no provider that can answer.", code="not_shared", param="model"
+            )
+        if pin is not None:
+            return self._why_not_pinned(pin, request)
+        statuses = self.statuses
+        if request.model is None:
+            reasons = [f"{name}: {status.reason or 'not ready'}" for name, status in statuses.items()]
+            hint = "; ".join(reasons) or "none is configured"
+            return NoAnswer(
+                ErrorKind.UNAVAILABLE, f"No provider is ready ({hint}), and no peer offers one.", code="no_provider"
+            )
+        for name, status in statuses.items():
+            if not status.ready and any(m.name == request.model for m in status.models):
+                return NoAnswer(
+                    ErrorKind.UNAVAILABLE,
+                    f"{name}, which offers {_shown(request.model)}, is not ready: {status.reason}",
+                )
+        return NoAnswer(
+            ErrorKind.UNAVAILABLE,
+            f"Nobody here or in the swarm offers the model {_shown(request.model)}; GET /v1/models lists them.",
+            code="model_not_found",
+            param="model",
+        )
+
+    def _why_not_pinned(self, pin: str, request: GenerateRequest) -> NoAnswer:
+        if pin == PEERS or pin.startswith("12D3Koo"):
+            return NoAnswer(
+                ErrorKind.UNAVAILABLE,
+                "No connected peer offers that; `shoal peers` lists who offers what.",
+                code="provider_unavailable",
+                param="provider",
+            )
+        provider = self._registry.providers.get(pin)
+        if provider is None:
+            if pin in self._registry.refused:
+                message = f"The provider {pin} cannot be used: {self._registry.refused[pin]}"
+                return NoAnswer(ErrorKind.UNAVAILABLE, message, code="provider_unavailable", param="provider")
+            names = ", ".join(self._registry.providers) or "none"
+            message = f"There is no provider {_shown(pin)} here; configured: {names}."
+            return NoAnswer(ErrorKind.UNAVAILABLE, message, code="provider_not_found", param="provider")
+        status = self._status(pin, provider)
+        if status is None or not status.ready:
+            reason = status.reason if status is not None else "its probe has not ended yet; ask again in a moment"
+            message = f"The provider {pin} is not ready: {reason}"
+            return NoAnswer(ErrorKind.UNAVAILABLE, message, code="provider_unavailable", param="provider")
+        some = ", ".join(m.name for m in status.models[:5]) or "none by name"
+        return NoAnswer(
+            ErrorKind.UNAVAILABLE,
+            f"The provider {pin} does not offer the model {_shown(request.model or '')}; it offers: {some}.",
+            code="model_not_found",
+            param="model",
+        )
+
+    # -- what there is -----------------------------------------------------------------------------------------
+
+    def models(self) -> dict[str, tuple[ModelInfo, list[str]]]:
+        """What this node's own ready providers offer: model name -> what is known of it, and who offers it."""
+        found: dict[str, tuple[ModelInfo, list[str]]] = {}
+        for name, status in self.statuses.items():
+            if status.ready:
+                for model in status.models:
+                    found.setdefault(model.name, (model, []))[1].append(name)
+        return found
+
+
+def _shown(name: str, limit: int = 100) -> str:
+    return repr(name if len(name) <= limit else name[:limit] + "...")

@@ -1,0 +1,135 @@
+"""One generation and everyone who reads it: single flight, and the buffer between a provider and slow callers.
+
+The writer is a task of the router (`generation.py`); readers come and go. Each reads from the first event on, so that
+who joins late gets the text so far and then the live stream. When the last one leaves, the generation is cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import trio
+
+from ...cache.record import Record
+from ...providers.base import ErrorKind, Event
+from .attempt import Attempt
+from .no_answer import NoAnswer
+
+
+class Flight:
+    """What is known of an answer while it is made: its events, who writes it, and how it ended.
+
+    deadline: the latest of its readers' deadlines. scope: cancelling it ends the generation.
+    """
+
+    def __init__(self, deadline: float, *, read_ahead: int = 4096) -> None:
+        self.deadline = deadline
+        self.scope = trio.CancelScope()
+        self.events: list[Event] = []
+        self.ended = False
+        self.failure: NoAnswer | None = None
+        self.readers = 0
+        self.left = trio.Event()  # the writer has gone
+
+        self.provider: str | None = None
+        self.model: str | None = None
+        self.peer: str | None = None
+        self.cache = "miss"
+        self.route: list[Attempt] = []
+        self.response_cid: str | None = None
+        self.record: Record | None = None
+
+        self._news = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._front = 0
+        self._read_ahead = read_ahead
+        self._on_later_deadline: Callable[[float], None] | None = None
+
+    # -- the writer's side
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+        if self._news:
+            self._news.unpark_all()
+
+    @property
+    def full(self) -> bool:
+        """Whether the writer should wait in `room` before it takes more from its provider."""
+        return len(self.events) - self._front >= self._read_ahead
+
+    async def room(self) -> None:
+        """Returns when the fastest reader has caught up enough."""
+        while self.full:
+            await self._room.park()
+
+    def finish(self, events: Sequence[Event]) -> None:
+        """The last events; the answer is whole."""
+        self.events.extend(events)
+        self.ended = True
+        self._news.unpark_all()
+
+    def fail(self, failure: NoAnswer) -> None:
+        """The answer ends here. Without effect when it has ended already."""
+        if not self.ended:
+            self.failure, self.ended = failure, True
+            self._news.unpark_all()
+
+    def when_deadline_moves(self, callback: Callable[[float], None] | None) -> None:
+        """`callback(deadline)` is called when a reader with a later deadline joins."""
+        self._on_later_deadline = callback
+
+    # -- the readers' side
+
+    def join(self, deadline: float) -> None:
+        self.readers += 1
+        if deadline > self.deadline:
+            self.deadline = deadline
+            if self._on_later_deadline is not None:
+                self._on_later_deadline(deadline)
+
+    def leave(self) -> None:
+        self.readers -= 1
+        if self.readers == 0:
+            self.scope.cancel()
+
+    async def wait(self, index: int) -> None:
+        """Returns when there is an event at `index`, or the end."""
+        while len(self.events) <= index and not self.ended:
+            await self._news.park()
+
+    def passed(self, index: int) -> None:
+        """A reader has taken the events before `index`."""
+        if index > self._front:
+            self._front = index
+            if self._room:
+                self._room.unpark_all()
+
+
+class Flights:
+    """The generations under way that others may join, by what they answer."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Hashable, Flight] = {}
+        self.joined = 0
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def find(self, key: Hashable) -> Flight | None:
+        """The flight to join. One that failed or whose last reader has just left is no longer one."""
+        flight = self._by_key.get(key)
+        if flight is None or flight.failure is not None or flight.readers == 0:
+            return None
+        self.joined += 1
+        return flight
+
+    def add(self, key: Hashable, flight: Flight) -> None:
+        self._by_key[key] = flight
+
+    def remove(self, key: Hashable, flight: Flight) -> None:
+        if self._by_key.get(key) is flight:
+            del self._by_key[key]
+
+
+def stopped() -> NoAnswer:
+    return NoAnswer(ErrorKind.CANCELLED, "The generation was cancelled before it ended.")

@@ -1,0 +1,251 @@
+"""The making of one answer: candidates are tried as `walk.py` says, and what they say goes into a `Flight`.
+
+This is the thin I/O around the walk: waiting, calling providers under their limits, and racing a look-up in other
+nodes' caches against the first attempt. What a finished answer leaves behind (record, cache) is `recording.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from ...providers.base import ErrorKind, Event, ProviderError, Usage
+from .ask import Ask
+from .attempt import ANSWERED, LOST, SKIPPED, Attempt
+from .candidate import Candidate, CandidateSource
+from .flight import Flight
+from .health import Health
+from .limits import RoutingLimits
+from .no_answer import NoAnswer
+from .recording import Found, Recorder
+from .transcript import Transcript
+from .walk import Step, Walk, nothing_said
+
+_log = logging.getLogger(__name__)
+
+AFTER_FINISH_S = 1.0
+"""Seconds that a provider gets to close its stream after Finish; the answer is whole by then."""
+
+_FINAL = frozenset({ErrorKind.CONTENT_FILTER, ErrorKind.DEADLINE, ErrorKind.CANCELLED})
+"""Kinds that stay what they are when text was sent before: nobody else could go on from there."""
+
+LookUp = Callable[[], Awaitable[Found | None]]
+
+
+class Generation:
+    """Fills one flight. `look_up`, when given, asks beyond this machine and may win over the first attempt."""
+
+    def __init__(
+        self,
+        flight: Flight,
+        ask: Ask,
+        *,
+        source: CandidateSource,
+        health: Health,
+        limits: RoutingLimits,
+        recorder: Recorder | None,
+        look_up: LookUp | None,
+    ) -> None:
+        self._flight, self._ask = flight, ask
+        self._source, self._health, self._limits = source, health, limits
+        self._recorder, self._look_up = recorder, look_up
+        self._walk_scope = trio.CancelScope()
+        self._look_up_scope = trio.CancelScope()
+        self._looked = trio.Event()
+        self._won_elsewhere = False
+
+    async def run(self) -> None:
+        """Ends with the flight: finished, or failed with the reason."""
+        if self._look_up is None:
+            await self._answer()
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._look_beyond, self._look_up)
+                with self._walk_scope:
+                    with trio.move_on_after(self._limits.swarm_head_start_s):
+                        await self._looked.wait()
+                    await self._answer()
+                self._look_up_scope.cancel()
+
+    async def _look_beyond(self, look_up: LookUp) -> None:
+        with self._look_up_scope, trio.move_on_after(self._limits.swarm_wait_s):
+            found = await look_up()
+            if found is not None and not self._flight.events and not self._flight.ended:
+                self._won_elsewhere = True
+                self._walk_scope.cancel()
+                self._flight.cache = "swarm"
+                take_found(self._flight, found)
+        self._looked.set()
+
+    async def _answer(self) -> None:
+        request = self._ask.request
+        candidates = self._source.candidates(request, self._ask)
+        if not candidates:
+            await self._source.refresh()
+            candidates = self._source.candidates(request, self._ask)
+        if not candidates:
+            await self._give_up(self._source.why_none(request, self._ask))
+            return
+        walk = Walk(candidates, health=self._health, limits=self._limits, allow_fallback=self._ask.allow_fallback)
+        while True:
+            now = trio.current_time()
+            step = walk.step(now, self._flight.deadline)
+            self._note_skipped(walk)
+            if step is None:
+                break
+            if step.at > now:
+                await trio.sleep_until(step.at)
+            error = await self._attempt(step)
+            if error is None:
+                return
+            walk.failed(step, error, trio.current_time())
+        last = walk.error or ProviderError(ErrorKind.UNAVAILABLE, "No provider could be asked.")
+        await self._give_up(NoAnswer.after(last, self._flight.route))
+
+    async def _give_up(self, failure: NoAnswer) -> None:
+        """Fails the flight, but not before a look-up that still runs has had its say: the time is set aside for it."""
+        if self._look_up is not None and not self._flight.events:
+            await self._looked.wait()
+        self._flight.fail(failure)
+
+    def _note_skipped(self, walk: Walk) -> None:
+        for candidate, block in walk.skipped:
+            self._flight.route.append(_entry(candidate, outcome=SKIPPED, reason=f"{block.kind}: {block.reason}"))
+        walk.skipped.clear()
+
+    async def _attempt(self, step: Step) -> ProviderError | None:
+        """One try at one candidate: None when the flight has ended with an answer, else why it failed.
+
+        A failure after text was sent ends the flight here; this is where continuation will take over from `said`.
+        """
+        candidate, flight = step.candidate, self._flight
+        attempt = _entry(candidate)
+        said = Transcript()
+        start = trio.current_time()
+        flight.provider, flight.peer, flight.model = candidate.name, candidate.peer, candidate.model
+        flight.route.append(attempt)
+        events: object = None
+        error: ProviderError | None = None
+        try:
+            events, error = await self._relay(candidate, said, attempt, start)
+        finally:
+            attempt.ms = (trio.current_time() - start) * 1000
+            if said.finish is None and error is None:
+                attempt.outcome = LOST if self._won_elsewhere else str(ErrorKind.CANCELLED)
+        if error is None and said.empty:
+            error = nothing_said(candidate)
+        if error is not None:
+            if said.said and error.kind not in _FINAL:
+                error = ProviderError(ErrorKind.INTERRUPTED, f"{candidate.name} broke off: {error.message}")
+            attempt.outcome, attempt.reason = str(error.kind), error.message
+            self._health.failed(candidate, error, trio.current_time())
+            return error
+        self._health.answered(candidate)
+        attempt.outcome = ANSWERED
+        self._land(candidate, said, events)
+        return None
+
+    async def _relay(
+        self, candidate: Candidate, said: Transcript, attempt: Attempt, start: float
+    ) -> tuple[object, ProviderError | None]:
+        """Moves a provider's events into the flight under the attempt's limits; gives the stream for its result."""
+        ask, flight = self._ask, self._flight
+        limit = trio.CancelScope(deadline=min(start + ask.first_token_s, flight.deadline))
+        error: ProviderError | None = None
+        events: object = None
+
+        def later(deadline: float) -> None:
+            # A reader with more time has joined. Until the first event the attempt's own limit may be what counts.
+            if not said.said:
+                limit.deadline = min(start + ask.first_token_s, deadline)
+
+        flight.when_deadline_moves(later)
+        try:
+            with limit:
+                async with candidate.open(ask.request, ask, deadline_s=flight.deadline - start) as stream:
+                    events = stream
+                    async for event in stream:
+                        if said.add(event):
+                            if attempt.first_token_ms is None:
+                                attempt.first_token_ms = (trio.current_time() - start) * 1000
+                                self._look_up_scope.cancel()
+                            flight.put(event)
+                            if flight.full:
+                                limit.deadline = flight.deadline
+                                await flight.room()
+                            limit.deadline = min(trio.current_time() + ask.idle_s, flight.deadline)
+                        elif said.finish is not None:
+                            limit.deadline = min(trio.current_time() + AFTER_FINISH_S, flight.deadline)
+        except ProviderError as caught:
+            error = caught
+        except Exception as caught:  # a provider may be anybody's code: its fault costs one attempt, not the node
+            error = _provider_error(candidate, caught)
+        finally:
+            flight.when_deadline_moves(None)
+        if said.finish is not None:
+            return events, None  # the answer is whole; how its stream was closed does not matter
+        if limit.cancelled_caught:
+            error = self._too_slow(candidate, said)
+        if error is None:
+            error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} ended its stream without an end mark")
+        return events, error
+
+    def _too_slow(self, candidate: Candidate, said: Transcript) -> ProviderError:
+        if trio.current_time() >= self._flight.deadline:
+            return ProviderError(ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.")
+        if said.said:
+            return ProviderError(ErrorKind.IDLE_TIMEOUT, f"{candidate.name} was silent for {self._ask.idle_s:g} s")
+        return ProviderError(
+            ErrorKind.FIRST_TOKEN_TIMEOUT, f"{candidate.name} gave no first token in {self._ask.first_token_s:g} s"
+        )
+
+    def _land(self, candidate: Candidate, said: Transcript, events: object) -> None:
+        """The answer is whole: record it, then let the readers have its end."""
+        flight, finish = self._flight, said.finish
+        if finish is None:
+            raise RuntimeError("an answer cannot land before its Finish")
+        result = getattr(events, "result", None) if candidate.peer is not None else None
+        if isinstance(result, dict) and isinstance(result.get("model"), str):
+            flight.model = result["model"]
+        if finish.model is not None:
+            flight.model = finish.model
+        if self._recorder is not None:
+            signed = self._recorder.record(self._ask, candidate, said, flight.model, result)
+            if signed is not None:
+                flight.record, flight.response_cid = signed.record, signed.cid_text
+        last: list[Event] = [finish]
+        if isinstance(said.usage, Usage):
+            last.insert(0, said.usage)
+        flight.finish(last)
+
+
+def take_found(flight: Flight, found: Found) -> None:
+    """An answer from a cache becomes the whole of a flight."""
+    flight.provider, flight.model, flight.response_cid = found.provider, found.model, found.cid
+    flight.peer, flight.record = found.peer, found.record
+    flight.finish(found.events)
+
+
+def _entry(candidate: Candidate, outcome: str = ANSWERED, reason: str = "") -> Attempt:
+    return Attempt(provider=candidate.name, model=candidate.model, peer=candidate.peer, outcome=outcome, reason=reason)
+
+
+def _provider_error(candidate: Candidate, caught: BaseException) -> ProviderError:
+    """What a provider raised, as a ProviderError: the one inside a group, or a fault of the provider's own code."""
+    leaf = caught
+    while isinstance(leaf, BaseExceptionGroup):
+        known = [e for e in leaf.exceptions if isinstance(e, ProviderError | BaseExceptionGroup)]
+        leaf = known[0] if known else leaf.exceptions[0]
+    if isinstance(leaf, ProviderError):
+        return leaf
+    _log.error("provider %s failed with %s", candidate.name, type(leaf).__name__, exc_info=without_text(leaf))
+    return ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} failed with {type(leaf).__name__}; see the node's log")
+
+
+def without_text(error: BaseException) -> BaseException:
+    """The same place in the code without the message, which may hold a prompt or a key."""
+    bare = RuntimeError(type(error).__name__)
+    bare.__traceback__ = error.__traceback__
+    return bare

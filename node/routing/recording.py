@@ -1,0 +1,166 @@
+"""What a finished answer leaves behind: a signed record in the cache, and how a record becomes an answer again.
+
+An answer of our own is signed here. A peer's answer comes with the peer's signed record without its text; the record
+is rebuilt from the text that was relayed and verified, so that nothing is stored that the peer did not sign.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec import Struct, UnsetType
+
+from ...cache.cid import cid_text
+from ...cache.key import Key
+from ...cache.record import Record, RecordError, RecordRefused, SignedRecord, events, rebuild, sign
+from ...protocols.peer_id import Identity, PeerId
+from ...providers.base import Event, GenerateRequest
+from .ask import Ask
+from .candidate import Candidate
+from .transcript import Transcript
+
+_log = logging.getLogger(__name__)
+
+
+class Hit(Protocol):
+    """An answer that the cache holds; tier is "memory", "disk" or "swarm"."""
+
+    @property
+    def record(self) -> Record: ...
+    @property
+    def cid(self) -> bytes: ...
+    @property
+    def tier(self) -> str: ...
+
+
+class Cache(Protocol):
+    """What the router wants of the answer cache (cache/tiers.py)."""
+
+    def key(self, request: GenerateRequest) -> Key | None:
+        """The request's name; None when its answer is not cacheable."""
+        ...
+
+    def peek(self, key: Key, max_age: float | None = None) -> Hit | None:
+        """What is in memory. max_age in seconds."""
+        ...
+
+    async def get(self, key: Key, max_age: float | None = None) -> Hit | None:
+        """What is in memory or on disk."""
+        ...
+
+    def remember(self, signed: SignedRecord) -> None: ...
+
+    def remember_foreign(self, block: bytes, key: Key) -> Hit:
+        """Verifies a block from another node; RecordRefused when it is not an answer to `key` from a trusted node."""
+        ...
+
+
+class Found(Struct, frozen=True):
+    """An answer from a cache, ready to be told. peer: the node that signed it, when it was not this one."""
+
+    provider: str
+    model: str | None
+    peer: str | None
+    cid: str
+    tier: str
+    record: Record
+
+    @property
+    def events(self) -> list[Event]:
+        return events(self.record)
+
+
+class Recorder:
+    """Makes records, and believes those of peers after checking them.
+
+    trusted: the rule for signers of foreign records; None trusts whoever signed. refused: reasons, counted.
+    on_record: told of each new record, for what happens off the request's path (publishing, announcing).
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        signer: Identity,
+        *,
+        trusted: Callable[[PeerId], bool] | None = None,
+        on_record: Callable[[SignedRecord], None] | None = None,
+    ) -> None:
+        self.cache = cache
+        self.refused: Counter[str] = Counter()
+        self._signer, self._trusted, self._on_record = signer, trusted, on_record
+
+    def found(self, hit: Hit) -> Found:
+        record = hit.record
+        peer = record.node if record.node != self._signer.peer_id else None
+        return Found(record.provider, record.model, peer, cid_text(hit.cid), hit.tier, record)
+
+    def record(
+        self, ask: Ask, candidate: Candidate, said: Transcript, model: str | None, result: Any
+    ) -> SignedRecord | None:
+        """Stores a whole answer and gives its record; None when it is not to be stored."""
+        key = ask.key
+        if key is None or isinstance(key, UnsetType) or ask.cache_control.no_store:
+            return None
+        if said.finish is None or said.tools or not said.text:
+            return None
+        signed: SignedRecord | None
+        try:
+            if candidate.peer is None:
+                signed = self._own(ask, key, candidate, said, model)
+            else:
+                signed = self._peers(ask, key, candidate, said, result)
+        except RecordError as error:
+            _log.debug("an answer of %s is not stored: %s", candidate.name, error)
+            return None
+        except RecordRefused as refused:
+            self.refused[refused.reason] += 1
+            _log.warning("the record of an answer from %s is refused: %s", candidate.name, refused)
+            return None
+        if signed is not None:
+            self.cache.remember(signed)
+            if self._on_record is not None:
+                self._on_record(signed)
+        return signed
+
+    def _own(self, ask: Ask, key: Key, candidate: Candidate, said: Transcript, model: str | None) -> SignedRecord:
+        finish, pinned = said.finish, ask.request.model
+        if finish is None:
+            raise RecordError("the answer is not whole")
+        aliases = (model,) if model is not None and pinned is not None and stands_for(model, pinned) else ()
+        return sign(
+            self._signer,
+            key,
+            ask.request,
+            provider=candidate.name,
+            model=model,
+            content=said.text,
+            finish=finish.reason,
+            usage=said.usage,
+            aliases=aliases,
+        )
+
+    def _peers(self, ask: Ask, key: Key, candidate: Candidate, said: Transcript, result: Any) -> SignedRecord | None:
+        meta = result.get("record") if isinstance(result, dict) else None
+        if not isinstance(meta, bytes):
+            return None  # the peer keeps no record of this answer
+        asked = candidate.request_of(ask.request)
+        asked_key = key if asked is ask.request else self.cache.key(asked)
+        if asked_key is None:
+            return None
+        return rebuild(meta, said.text, None, asked_key.cid, trusted=self._trusted)
+
+
+_VERSION = re.compile(r"[-:@.](\d[\w.-]*|latest)")
+
+
+def stands_for(answered: str, asked: str) -> bool:
+    """Whether the model name in an answer is a spelling of the one that was asked for: a vendor's prefix or a version.
+
+    "openai/gpt-4o-mini" and "gpt-4o-mini-2024-07-18" are; "gpt-4o-mini" is not "gpt-4o", but another model.
+    """
+    answered, asked = (name.lower().rpartition("/")[2] for name in (answered, asked))
+    return answered == asked or (answered.startswith(asked) and _VERSION.fullmatch(answered[len(asked) :]) is not None)

@@ -1,0 +1,307 @@
+"""The router: from a question to an answer, through the cache, a generation under way, or a walk of the candidates.
+
+    router = Router(source, cache=cache, signer=identity)
+    async with router.running():
+        async with router.answer(Ask(request=request, deadline=trio.current_time() + 60)) as answer:
+            async for event in answer: ...
+
+What is decided about retries and fallbacks is walk.py; the way of one generation is generation.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Collection, Hashable
+from typing import Any, Protocol
+
+import msgspec
+import trio
+from msgspec import Struct, UnsetType
+
+from ...cache.canonical import CanonicalError
+from ...cache.key import Key
+from ...cache.record import RecordRefused, SignedRecord
+from ...protocols.peer_id import Identity, PeerId
+from ...providers.base import ErrorKind, GenerateRequest
+from .answer import Answer
+from .ask import Ask
+from .attempt import Attempt
+from .candidate import CandidateSource
+from .flight import Flight, Flights, stopped
+from .generation import Generation, take_found, without_text
+from .health import Health
+from .limits import RoutingLimits
+from .no_answer import NoAnswer
+from .recording import Cache, Found, Recorder
+
+_log = logging.getLogger(__name__)
+
+
+class Beyond(Protocol):
+    """Caches beyond this machine."""
+
+    async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
+        """Blocks that other nodes offer as answers, unverified; [] when there is none. timeout in seconds."""
+        ...
+
+
+class RouteNote(Struct, kw_only=True):
+    """One finished request for `route/last`: all but what was said. at: seconds since 1970; ms: its whole time."""
+
+    at: float
+    ms: float
+    caller: str
+    asked_model: str | None
+    provider: str | None
+    model: str | None
+    peer: str | None
+    cache: str
+    cid: str | None
+    outcome: str
+    attempts: list[Attempt]
+
+
+class Router:
+    """Answers requests. One for a node; `running` owns the generations, `answer` is what callers use.
+
+    source: who can answer. cache, signer: without a cache nothing is looked up or stored. beyond: other nodes' caches.
+    """
+
+    def __init__(
+        self,
+        source: CandidateSource,
+        cache: Cache | None = None,
+        beyond: Beyond | None = None,
+        signer: Identity | None = None,
+        *,
+        limits: RoutingLimits | None = None,
+        trusted: Callable[[PeerId], bool] | None = None,
+        on_record: Callable[[SignedRecord], None] | None = None,
+    ) -> None:
+        self.limits = limits or RoutingLimits()
+        self.health = Health()
+        self.flights = Flights()
+        self.in_flight = 0
+        self.counts: Counter[str] = Counter()
+        self.notes: deque[RouteNote] = deque(maxlen=self.limits.recent_routes)
+        self.recorder: Recorder | None = None
+        if cache is not None:
+            if signer is None:
+                raise ValueError("a router with a cache needs an identity that signs what goes into it")
+            self.recorder = Recorder(cache, signer, trusted=trusted, on_record=on_record)
+        self._source, self._cache, self._beyond = source, cache, beyond
+        self._me = signer.peer_id if signer is not None else None
+        self._nursery: trio.Nursery | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """The life of the generations. Leaving it cancels those that still run; their readers get NoAnswer."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                yield
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
+    def ask(self, request: GenerateRequest, *, timeout_s: float | None = None, **how: Any) -> Ask:
+        """An Ask of this machine with the router's own limits. timeout_s: seconds for the answer in all."""
+        limits = self.limits
+        deadline = trio.current_time() + (limits.deadline_s if timeout_s is None else timeout_s)
+        return Ask(
+            request=request,
+            deadline=deadline,
+            first_token_s=limits.first_token_s,
+            idle_s=limits.idle_s,
+            hops=limits.hops,
+            **how,
+        )
+
+    def peek(self, ask: Ask) -> Found | None:
+        """The answer, when it is in memory: the short way for the RPC, without waiting and without a route."""
+        key = self._key(ask)
+        control = ask.cache_control
+        if key is None or self._cache is None or self.recorder is None or control.fresh:
+            return None
+        hit = self._cache.peek(key, control.max_age)
+        if hit is None:
+            return None
+        self.counts["memory"] += 1
+        return self.recorder.found(hit)
+
+    def answer(self, ask: Ask) -> Answer:
+        """The answer as an async context manager; see `Answer`. Entering or reading it raises NoAnswer."""
+        return Answer(self, ask)
+
+    def answer_for_peer(
+        self,
+        request: GenerateRequest,
+        peer: PeerId,
+        deadline_s: float,
+        hops: int = 0,
+        seen: Collection[PeerId] = (),
+    ) -> Answer:
+        """The same for a request that a peer forwards: only shared providers, and no further peer unless hops > 0.
+
+        deadline_s: seconds that the peer still gives. When read to its end, `answer.result()` is what the peer gets.
+        """
+        limits = self.limits
+        ask = Ask(
+            request=request,
+            deadline=trio.current_time() + min(deadline_s, limits.deadline_s),
+            first_token_s=limits.first_token_s,
+            idle_s=limits.idle_s,
+            hops=max(0, min(hops, limits.hops)),
+            seen=frozenset(seen) | {peer},
+            caller=peer,
+        )
+        return Answer(self, ask)
+
+    # -- an Answer's way in and out ----------------------------------------------------------------------------
+
+    async def _join(self, ask: Ask) -> Flight:
+        """The flight that will answer: a finished one out of the cache, one under way, or a new one."""
+        key = self._key(ask)
+        control = ask.cache_control
+        if not ask.from_here and self._me in ask.seen:
+            raise NoAnswer(ErrorKind.UNAVAILABLE, "The request has passed this node before.", code="loop")
+        if self._me is not None:
+            ask.seen = ask.seen | {self._me}
+        shared: Hashable | None = None
+        if key is not None and not control.fresh:
+            shared = (key, ask.from_here, ask.allow_fallback)
+        if shared is not None and (flight := self.flights.find(shared)) is not None:
+            return self._board(flight, ask)
+        if key is not None and self.recorder is not None and self._cache is not None and not control.fresh:
+            hit = await self._cache.get(key, control.max_age)
+            if hit is not None:
+                return self._board(self._landed(self.recorder.found(hit)), ask)
+            if control.only_if_cached:
+                found = await self._find_beyond(key) if self._beyond is not None else None
+                if found is not None:
+                    return self._board(self._landed(found), ask)
+            elif (flight := self.flights.find(shared)) is not None:
+                return self._board(flight, ask)  # somebody was quicker while the disk was asked
+        if control.only_if_cached:
+            raise NoAnswer(
+                ErrorKind.UNAVAILABLE,
+                "The answer is not in the cache, and the request says only-if-cached.",
+                code="not_cached",
+            )
+        flight = self._launch(ask, key, shared)
+        return self._board(flight, ask)
+
+    def _board(self, flight: Flight, ask: Ask) -> Flight:
+        flight.join(ask.deadline)
+        return flight
+
+    def _left(self, ask: Ask, flight: Flight, ms: float) -> None:
+        """A caller has left its answer, at the end or before, `ms` milliseconds after it asked."""
+        outcome = "ok" if flight.ended else str(ErrorKind.CANCELLED)
+        if flight.failure is not None:
+            outcome = str(flight.failure.kind)
+        self.counts[flight.cache] += 1
+        self.notes.append(
+            RouteNote(
+                at=time.time(),
+                ms=ms,
+                caller=ask.caller,
+                asked_model=ask.request.model,
+                provider=flight.provider,
+                model=flight.model,
+                peer=flight.peer,
+                cache=flight.cache,
+                cid=flight.response_cid,
+                outcome=outcome,
+                attempts=flight.route,
+            )
+        )
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _key(self, ask: Ask) -> Key | None:
+        """The request's cache key, computed once; None when the answer is none for the cache."""
+        if isinstance(ask.key, UnsetType):
+            ask.request = self._source.settled(ask.request)
+            ask.key = None
+            if self._cache is not None and not ask.cache_control.no_store:
+                with contextlib.suppress(CanonicalError):  # it can be answered all the same, only not stored
+                    ask.key = self._cache.key(ask.request)
+        return None if isinstance(ask.key, UnsetType) else ask.key
+
+    def _landed(self, found: Found) -> Flight:
+        flight = Flight(0.0)
+        flight.cache = found.tier
+        take_found(flight, found)
+        flight.left.set()
+        return flight
+
+    def _launch(self, ask: Ask, key: Key | None, shared: Hashable | None) -> Flight:
+        if self._nursery is None:
+            raise NoAnswer(ErrorKind.UNAVAILABLE, "The node is stopping; ask again when it runs.", code="stopping")
+        if self.in_flight >= self.limits.max_in_flight:
+            raise NoAnswer(
+                ErrorKind.OVERLOADED,
+                f"This node works on {self.in_flight} requests, which is its limit; ask again in a moment.",
+                code="node_full",
+                retry_after=1.0,
+            )
+        flight = Flight(ask.deadline, read_ahead=self.limits.read_ahead_events)
+        flight.cache = "miss" if key is not None else "bypass"
+        if shared is not None:
+            self.flights.add(shared, flight)
+        self.in_flight += 1
+        self._nursery.start_soon(self._fly, flight, ask, key, shared)
+        return flight
+
+    async def _fly(self, flight: Flight, ask: Ask, key: Key | None, shared: Hashable | None) -> None:
+        """A flight's task: whatever happens in it, the flight ends, and only the flight."""
+        look_up = None
+        beside = ask.from_here and not ask.cache_control.fresh and self.limits.swarm_wait_s > 0
+        if key is not None and self._beyond is not None and beside:
+            look_up = functools.partial(self._find_beyond, key)
+        generation = Generation(
+            flight,
+            ask,
+            source=self._source,
+            health=self.health,
+            limits=self.limits,
+            recorder=self.recorder,
+            look_up=look_up,
+        )
+        try:
+            with flight.scope:
+                await generation.run()
+        except Exception as error:  # a fault of ours: this answer fails, the node goes on
+            _log.error("a generation failed with %s", type(error).__name__, exc_info=without_text(error))
+            flight.fail(
+                NoAnswer(ErrorKind.UPSTREAM, "The node failed inside; see its log.", flight.route, code="internal")
+            )
+        finally:
+            flight.fail(stopped())
+            flight.left.set()
+            self.in_flight -= 1
+            if shared is not None:
+                self.flights.remove(shared, flight)
+
+    async def _find_beyond(self, key: Key) -> Found | None:
+        """The first block from another node that verifies as an answer to `key`."""
+        if self._beyond is None or self._cache is None or self.recorder is None:
+            return None
+        blocks: list[bytes] = []
+        with trio.move_on_after(self.limits.swarm_wait_s):
+            blocks = await self._beyond.find(key.cid, self.limits.swarm_wait_s)
+        for block in blocks:
+            try:
+                hit = self._cache.remember_foreign(block, key)
+            except RecordRefused as refused:
+                self.recorder.refused[refused.reason] += 1
+                continue
+            return msgspec.structs.replace(self.recorder.found(hit), tier="swarm")
+        return None
