@@ -4,7 +4,6 @@ import base58
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shoal.protocols.peer_id import (
     Identity,
     base58_decode,

@@ -1,0 +1,499 @@
+"""The session: many calls at once over one long-lived byte stream between two nodes.
+
+What belongs here: the life of a session (hello, heartbeat, goodbye), its one reader and one writer, and who gets
+which frame. Frames are framing.py's, a call's own state is call.py's; docs/protocol.md is the whole in prose.
+
+Only the reader awaits `stream.read` and only the writer awaits `stream.write`, and both are cancelled only at the
+end, so cancelling a caller or a handler can never tear a frame or lose bytes (py-libp2p's streams survive neither).
+The reader never waits for anything but bytes: a reader that pauses for 5 s would cost the Yamux stream. Queueing a
+frame never blocks, so cancel, end and error leave even inside a cancelled scope.
+
+    session = Session(stream, service, local=hello, remote_peer=peer, initiator=True, limits=SessionLimits())
+    await nursery.start(session.run)
+    async with session.call("echo", {"text": "hi"}) as call:
+        async for item in call:
+            ...
+    call.result
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import msgspec
+import trio
+
+from .call import IncomingCall, Opening, OutgoingCall, Room
+from .call_errors import CallError, SessionLost, error_body, failure_of, read_error, where
+from .framing import (
+    ACCEPT,
+    ADVERT,
+    CALL,
+    CANCEL,
+    CREDIT,
+    DELTA,
+    END,
+    ERROR,
+    FOUND,
+    GOAWAY,
+    HELLO,
+    LOOKUP,
+    MAX_CALL_ID,
+    PART,
+    PING,
+    PONG,
+    WHOLE_BODY_BYTES,
+    Assembly,
+    FrameParser,
+    ProtocolError,
+    encode_body,
+    frame,
+    frame_of,
+    head,
+)
+from .heartbeat import Heartbeat
+from .outbox import ByteStream, Outbox
+from .peer_id import PeerId, short
+from .rate import Bucket
+from .session_limits import VERSION, Hello, SessionLimits
+
+__all__ = ["ByteStream", "CallError", "Hello", "IncomingCall", "OutgoingCall", "ProtocolError", "Service", "Session",
+           "SessionLimits", "SessionLost"]  # fmt: skip
+
+log = logging.getLogger("shoal.session")
+
+MAX_REASON_CHARS = 200
+READ_SIZE = 64 * 1024
+FAREWELL_S = 1.0  # for the goaway to leave before the stream is closed
+RESET_S = 2.0
+
+
+class Service(Protocol):
+    """What a session serves. Nothing raised here harms the session, except ProtocolError, which ends it."""
+
+    async def on_call(self, call: IncomingCall, method: str, params: Any, /) -> Any:
+        """Answer a call; the result goes into the end frame. CallError becomes the error frame."""
+
+    def on_advert(self, session: Session, body: Any, /) -> None: ...
+
+    async def on_lookup(self, session: Session, body: Any, /) -> Any:
+        """The answer goes into the found frame."""
+
+
+class Session:
+    """One session. `run` it in a nursery; it is ready for calls when run has started.
+
+    remote_hello: the peer's, once run has started. lost: why the session is over, or None. leaving: the reason of the
+    peer's goaway, or None. last_rx: trio time of the last bytes received.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        service: Service,
+        *,
+        local: Hello,
+        remote_peer: PeerId,
+        initiator: bool,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        self.remote_peer, self.initiator, self.local = remote_peer, initiator, local
+        self.limits = limits = limits or SessionLimits()
+        self.remote_hello: Hello | None = None
+        self.lost: Exception | None = None
+        self.leaving: str | None = None
+        self.frames_in = 0
+        self._stream, self._service = stream, service
+        self._outbox = Outbox(stream, limits)
+        self._mine: dict[int, OutgoingCall] = {}
+        self._theirs: dict[int, IncomingCall] = {}
+        self._opening: dict[int, Opening] = {}  # calls of theirs whose params are still coming
+        self._lookups = 0  # among theirs
+        self._my_next, self._their_last = (1, 0) if initiator else (2, -1)
+        self._closing: str | None = None
+        self._room = Room(limits.assembly_bytes)
+        self._call_over = trio.lowlevel.ParkingLot()
+        self._heartbeat = Heartbeat(limits)
+        self._greeted = trio.Event()
+        self._ended = trio.Event()
+        self._pings: dict[int, trio.Event] = {}
+        self._next_ping = 1
+        self._scope: trio.CancelScope | None = None
+        self._frame_bucket = Bucket(limits.frames_per_s, limits.frame_burst)
+        self._advert_bucket = Bucket(limits.adverts_per_s, limits.advert_burst)
+
+    @property
+    def last_rx(self) -> float:
+        return self._heartbeat.last_rx
+
+    @property
+    def calls_in_flight(self) -> int:
+        return len(self._mine) + len(self._theirs)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new call has a chance."""
+        return self.lost is None and self.leaving is None and self._closing is None and self.remote_hello is not None
+
+    # -- calls and other things to ask ---------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def call(self, method: str, params: Any = None) -> AsyncIterator[OutgoingCall]:
+        """Call the peer. Leaving the context before the end cancels the call there.
+
+        Raises CallError (also "too_large" for the params) and SessionLost, on entry or while iterating.
+        """
+        async with self._open(CALL, END, [method, params]) as call:
+            yield call
+
+    async def request(self, method: str, params: Any = None) -> Any:
+        """Call, and give the result; items on the way are dropped."""
+        async with self.call(method, params) as call:
+            return await call.finished()
+
+    async def lookup(self, body: Any, timeout: float) -> Any:
+        """Ask the peer's `on_lookup`; its answer. trio.TooSlowError after `timeout` seconds."""
+        with trio.fail_after(timeout):
+            async with self._open(LOOKUP, FOUND, body) as call:
+                return await call.finished()
+
+    @asynccontextmanager
+    async def _open(self, kind: int, reply_kind: int, body: Any) -> AsyncIterator[OutgoingCall]:
+        if not self.usable:
+            raise SessionLost(str(self.lost or self.leaving or self._closing or "no hello yet"))
+        payload = encode_body(body)
+        self._outbox.check_size(payload)
+        # From here to the first frame in `put` nothing waits: call ids must leave in order.
+        await self._outbox.room(bulk=len(payload) > WHOLE_BODY_BYTES)
+        call = OutgoingCall(self._outbox, self._my_next, self._room, reply_kind)
+        self._my_next += 2
+        self._mark_busy()
+        self._mine[call.id] = call
+        try:
+            await call.put(kind, payload, flush=True)
+            yield call
+        finally:
+            if not call.done and not self.lost:
+                self._outbox.queue(frame(CANCEL, call.id), True)
+            call.finish(CallError("cancelled", "the caller has left"))
+            call.discard()
+            del self._mine[call.id]
+            self._call_over.unpark_all()
+
+    def send_advert(self, body: Any) -> None:
+        """Queue an advert; dropped silently when the session is over. ValueError when it is over 64 KiB."""
+        payload = encode_body(body)
+        if len(payload) > WHOLE_BODY_BYTES:
+            raise ValueError(f"an advert of {len(payload)} bytes; the limit is {WHOLE_BODY_BYTES}")
+        if self.lost is None:
+            self._outbox.queue(frame_of(head(ADVERT, 0), payload), True)
+
+    async def ping(self, timeout: float = 5.0) -> float:
+        """Seconds there and back. Raises SessionLost, and trio.TooSlowError after `timeout` seconds."""
+        nonce, start = self._next_ping, trio.current_time()
+        self._next_ping = nonce + 1
+        self._pings[nonce] = answered = trio.Event()
+        try:
+            self._outbox.queue(frame(PING, nonce), True)
+            with trio.fail_after(timeout):
+                await answered.wait()
+        finally:
+            self._pings.pop(nonce, None)
+        if self.lost:
+            raise SessionLost(str(self.lost))
+        return trio.current_time() - start
+
+    async def goodbye(self, reason: str, drain_s: float = 0.0) -> None:
+        """Tell the peer that no new call is taken, let calls in flight go on for `drain_s` seconds, then close.
+
+        Returns when the session is over.
+        """
+        if self._scope is None or self.lost:
+            return
+        if self._closing is None:
+            self._closing = reason
+            self._outbox.queue(frame(GOAWAY, 0, reason[:MAX_REASON_CHARS]), True)
+        with trio.move_on_after(drain_s):
+            while self.calls_in_flight and not self.lost:
+                await self._call_over.park()
+        with trio.move_on_after(FAREWELL_S):
+            await self._outbox.flushed()
+        self._end(SessionLost(f"closed here: {reason}"))
+        await self._ended.wait()
+
+    # -- input ---------------------------------------------------------------------------------------------------
+
+    async def _reader(self, nursery: trio.Nursery) -> None:
+        parser, stream = FrameParser(), self._stream
+        while True:
+            data = await stream.read(READ_SIZE)
+            if not data:
+                raise SessionLost(f"the peer left: {self.leaving}" if self.leaving else "the stream ended")
+            self._heartbeat.last_rx = now = trio.current_time()
+            frames = parser.feed(data)
+            if frames:
+                self.frames_in += len(frames)
+                if self._frame_bucket.take(len(frames), now):
+                    raise ProtocolError(f"more than {self.limits.frames_per_s:.0f} frames a second")
+                for kind, call_id, body, size in frames:
+                    self._dispatch(nursery, kind, call_id, body, size)
+
+    def _dispatch(self, nursery: trio.Nursery, kind: int, call_id: int, body: Any, size: int) -> None:
+        if self.remote_hello is None:
+            self._greet(kind, body)
+        elif kind in (DELTA, END, ACCEPT, ERROR, FOUND):
+            if (mine := self._mine.get(call_id)) is not None:
+                self._on_reply(mine, kind, body, size)
+            else:
+                self._check_gone(call_id, mine=True)
+        elif kind in (CALL, LOOKUP):
+            self._check_new(call_id)
+            if self._admit(kind, call_id):
+                self._start(nursery, kind, call_id, body)
+        elif kind == CANCEL:
+            self._on_cancel(call_id)
+        elif kind == CREDIT:
+            self._on_credit(call_id, body)
+        elif kind == PART:
+            self._on_part(nursery, call_id, body, size)
+        elif kind == PING:
+            self._outbox.queue(frame(PONG, call_id), True)
+        elif kind == PONG:
+            if (answered := self._pings.pop(call_id, None)) is not None:
+                answered.set()
+        elif kind == ADVERT:
+            if self._advert_bucket.take(1, self.last_rx):
+                raise ProtocolError(f"more than {self.limits.adverts_per_s:g} adverts a second")
+            self._on_advert(body)
+        elif kind == GOAWAY:
+            self._on_goaway(body)
+        else:
+            raise ProtocolError(f"frame kind {kind} is not known, or not allowed now")
+
+    def _greet(self, kind: int, body: Any) -> None:
+        if kind == GOAWAY:
+            self._on_goaway(body)
+            raise SessionLost(f"the peer refused: {self.leaving}")
+        if kind != HELLO:
+            raise ProtocolError("the first frame must be hello")
+        try:
+            hello = msgspec.convert(body, Hello)
+        except msgspec.ValidationError as error:
+            raise ProtocolError("a malformed hello") from error
+        if hello.v != VERSION:
+            raise ProtocolError(f"protocol version {VERSION} is spoken here, not {hello.v}: update the older node")
+        if hello.peer != self.remote_peer:
+            raise ProtocolError("the hello names another peer than the connection")
+        if hello.swarm != self.local.swarm:
+            raise ProtocolError("wrong swarm")
+        self.remote_hello = hello
+        self._greeted.set()
+
+    def _check_new(self, call_id: int) -> None:
+        if call_id <= self._their_last or (call_id - self._their_last) % 2:
+            raise ProtocolError(f"call id {call_id} is not a new one")
+        self._their_last = call_id
+
+    def _check_gone(self, call_id: int, *, mine: bool) -> None:
+        """A frame for a call that is over has crossed its end; for one that never was, the peer is wrong."""
+        if mine and call_id % 2 == self._my_next % 2:
+            known = 0 < call_id < self._my_next
+        else:
+            known = not mine and call_id % 2 == self._their_last % 2 and 0 < call_id <= self._their_last
+        if not known:
+            raise ProtocolError(f"a frame for call {call_id}, which never was")
+
+    def _on_reply(self, call: OutgoingCall, kind: int, body: Any, size: int) -> None:
+        if kind == ERROR:
+            call.finish(read_error(body))
+        elif kind == call.reply_kind:
+            call.on_end(body)
+        elif call.reply_kind == END and kind == DELTA:
+            call.on_delta(body, size)
+        elif call.reply_kind == END and kind == ACCEPT:
+            call.on_accept(body)
+        else:
+            raise ProtocolError("an answer to a call where a look-up was asked, or the other way round")
+
+    def _on_cancel(self, call_id: int) -> None:
+        if call := self._theirs.get(call_id):
+            call.cancelled_by_peer = True
+            call.finish(CallError("cancelled", "the caller has left"))
+            call.scope.cancel()
+        elif opening := self._opening.pop(call_id, None):
+            self._room.give_back(opening.assembly.total)
+        else:
+            self._check_gone(call_id, mine=False)
+
+    def _on_credit(self, call_id: int, body: Any) -> None:
+        if not isinstance(body, int) or not 0 < body <= MAX_CALL_ID:
+            raise ProtocolError("malformed credit")
+        if call := self._mine.get(call_id) or self._theirs.get(call_id):
+            call.grant(body)
+        else:
+            self._check_gone(call_id, mine=call_id % 2 == self._my_next % 2)
+
+    def _on_part(self, nursery: trio.Nursery, call_id: int, body: Any, size: int) -> None:
+        if call_id % 2 == self._my_next % 2:
+            if (call := self._mine.get(call_id)) is None:
+                self._check_gone(call_id, mine=True)
+                return
+            try:
+                call.on_part(body, size, self.limits.max_body_bytes)
+            except CallError as error:
+                call.finish(error)
+                self._outbox.queue(frame(CANCEL, call_id), True)
+        elif call_id > self._their_last:
+            assembly = Assembly.begin(body)
+            if assembly.kind not in (CALL, LOOKUP):
+                raise ProtocolError("a part of a body for a call that never was")
+            self._check_new(call_id)
+            if assembly.total > self.limits.max_body_bytes:
+                self._refuse(call_id, "too_large", f"{assembly.total} bytes; the limit is {self.limits.max_body_bytes}")
+            elif self._admit(assembly.kind, call_id):
+                if self._room.try_take(assembly.total):
+                    opening = self._opening[call_id] = Opening(self._outbox, call_id, assembly)
+                    opening.on_part(body, size)
+                else:
+                    self._refuse(call_id, "busy", "too many large bodies on their way; try again")
+        elif opened := self._opening.get(call_id):
+            if opened.on_part(body, size):
+                del self._opening[call_id]
+                self._room.give_back(opened.assembly.total)
+                self._start(nursery, opened.assembly.kind, call_id, opened.assembly.body())
+        else:
+            self._check_gone(call_id, mine=False)
+
+    def _on_advert(self, body: Any) -> None:
+        try:
+            self._service.on_advert(self, body)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            log.error("taking an advert of %s failed: %s", short(self.remote_peer), type(error).__name__)  # noqa: TRY400
+
+    def _on_goaway(self, body: Any) -> None:
+        self.leaving = body[:MAX_REASON_CHARS] if isinstance(body, str) else "no reason given"
+
+    # -- serving -------------------------------------------------------------------------------------------------
+
+    def _admit(self, kind: int, call_id: int) -> bool:
+        if self._closing is not None:
+            self._refuse(call_id, "busy", "this node is shutting down")
+        elif kind == CALL and len(self._theirs) - self._lookups + len(self._opening) >= self.limits.max_calls:
+            self._refuse(call_id, "busy", f"{self.limits.max_calls} calls are open already")
+        elif kind == LOOKUP and self._lookups >= self.limits.max_lookups:
+            self._refuse(call_id, "busy", f"{self.limits.max_lookups} look-ups are open already")
+        else:
+            return True
+        return False
+
+    def _refuse(self, call_id: int, code: str, message: str) -> None:
+        self._outbox.queue(frame(ERROR, call_id, [code, message, None]), True)
+
+    def _start(self, nursery: trio.Nursery, kind: int, call_id: int, body: Any) -> None:
+        method, params = "", body
+        if kind == CALL:
+            if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], str)):
+                raise ProtocolError("a malformed call: expected [method, params]")
+            method, params = body
+        else:
+            self._lookups += 1
+        self._mark_busy()
+        call = self._theirs[call_id] = IncomingCall(self._outbox, call_id)
+        nursery.start_soon(self._serve, call, kind, method, params)
+
+    async def _serve(self, call: IncomingCall, kind: int, method: str, params: Any) -> None:
+        failure: CallError | None = None
+        try:
+            with call.scope:
+                try:
+                    if kind == CALL:
+                        result = await self._service.on_call(call, method, params)
+                        await call.put(END, encode_body(result), flush=True)
+                    else:
+                        result = await self._service.on_lookup(self, params)
+                        await call.put(FOUND, encode_body(result), flush=True)
+                except Exception as error:
+                    failure = failure_of(error, method or "lookup")
+        finally:
+            call.finish()
+            del self._theirs[call.id]
+            self._lookups -= kind == LOOKUP
+            self._call_over.unpark_all()
+            if failure and not call.cancelled_by_peer and not self.lost:
+                self._outbox.queue(frame(ERROR, call.id, error_body(failure)), True)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def _mark_busy(self) -> None:
+        if not self._mine and not self._theirs:
+            self._heartbeat.wake()
+
+    def _ping_soon(self) -> None:
+        self._outbox.queue(frame(PING, 0), True)
+
+    async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Live until the stream ends, the peer falls silent or breaks a rule, `goodbye`, or cancellation.
+
+        Started when the hellos were exchanged. Raises ProtocolError or SessionLost when they were not; later ends
+        are told by `lost` only.
+        """
+        greeted = False
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                self._outbox.queue(frame(HELLO, 0, self.local), True)
+                nursery.start_soon(self._guard, self._outbox.run)
+                nursery.start_soon(
+                    self._guard, self._heartbeat.run, self._ping_soon, lambda: bool(self._mine or self._theirs)
+                )
+                nursery.start_soon(self._guard, self._reader, nursery)
+                with trio.move_on_after(self.limits.hello_timeout_s):
+                    await self._greeted.wait()
+                    greeted = True
+                    task_status.started()
+                if not greeted:
+                    self._end(SessionLost(f"the peer did not say hello within {self.limits.hello_timeout_s:.0f} s"))
+        finally:
+            self._end(SessionLost("closed here"))
+            with trio.CancelScope(deadline=trio.current_time() + RESET_S, shield=True):
+                try:
+                    await self._stream.reset()
+                except Exception as error:
+                    log.debug("reset of the stream to %s failed: %s", short(self.remote_peer), type(error).__name__)
+            self._ended.set()
+        if not greeted and self.lost:
+            raise self.lost
+
+    async def _guard(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run one of the session's own tasks; its failure is the session's end, never the node's."""
+        try:
+            await task(*args)
+        except (SessionLost, ProtocolError) as error:
+            reason: Exception = error
+        except Exception as error:
+            log.info("the stream to %s failed: %s", short(self.remote_peer), where(error))
+            reason = SessionLost(f"the connection failed: {type(error).__name__}")
+        if isinstance(reason, ProtocolError) and self.lost is None:
+            log.warning("dropping %s: %s", short(self.remote_peer), reason)
+            self._outbox.queue(frame(GOAWAY, 0, str(reason)[:MAX_REASON_CHARS]), True)
+            with trio.move_on_after(FAREWELL_S):
+                await self._outbox.flushed()
+        self._end(reason)
+
+    def _end(self, reason: Exception) -> None:
+        """The session is over for everyone who waits for it. The first reason stays."""
+        if self.lost is None:
+            self.lost = reason
+            for call in [*self._mine.values(), *self._theirs.values()]:
+                call.finish(SessionLost(str(reason)))
+            for answered in self._pings.values():
+                answered.set()
+            self._outbox.close(reason)
+            self._call_over.unpark_all()
+        if self._scope is not None:
+            self._scope.cancel()

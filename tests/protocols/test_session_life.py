@@ -1,0 +1,350 @@
+"""How a session begins, notices that the peer is gone, and ends; and what a peer that breaks the rules gets."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from shoal.protocols.framing import (
+    ACCEPT,
+    ADVERT,
+    CALL,
+    CANCEL,
+    CREDIT,
+    DELTA,
+    END,
+    ERROR,
+    FOUND,
+    GOAWAY,
+    HELLO,
+    LOOKUP,
+    PART,
+    PING,
+    PONG,
+    frame,
+)
+from shoal.protocols.session import Hello, ProtocolError, Session, SessionLimits, SessionLost
+
+from .fakes_session import ALICE, BOB, HELLOS, RawPeer, TestService, raw_pair, session_pair, stream_pair
+
+
+async def dropped(peer: RawPeer) -> str:
+    """The reason of the goaway, once the stream has ended after it."""
+    _, _, reason = await peer.hear(GOAWAY)
+    with pytest.raises(EOFError):
+        await peer.hear(GOAWAY)
+    return str(reason)
+
+
+async def test_both_sides_know_each_other_when_they_run():
+    async with session_pair() as (alice, bob):
+        assert alice.remote_hello == HELLOS[BOB]
+        assert bob.remote_hello == HELLOS[ALICE]
+        assert alice.usable
+        assert bob.usable
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (Hello(swarm="other", peer=ALICE), "wrong swarm"),
+        (Hello(swarm="test", peer=BOB), "another peer"),
+        (Hello(swarm="test", peer=ALICE, v=2), "version"),
+        ({"swarm": "test"}, "malformed hello"),
+        ("hi", "malformed hello"),
+    ],
+    ids=["swarm", "peer", "version", "incomplete", "no map"],
+)
+async def test_a_hello_that_does_not_fit_is_refused_with_the_reason(hello, reason):
+    async with raw_pair(greet=False) as (peer, bob):
+        await peer.say(HELLO, 0, hello)
+        with trio.fail_after(2):
+            assert reason in await dropped(peer)
+        assert isinstance(bob.lost, ProtocolError)
+
+
+async def test_running_a_session_with_another_swarm_raises_here_and_there():
+    left, right = stream_pair()
+    alice = Session(left, TestService(), local=Hello(swarm="a", peer=ALICE), remote_peer=BOB, initiator=True)
+    bob = Session(right, TestService(), local=Hello(swarm="b", peer=BOB), remote_peer=ALICE, initiator=False)
+    errors = []
+
+    async def run(session):
+        try:
+            await session.run()
+        except (ProtocolError, SessionLost) as error:
+            errors.append(str(error))
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, alice)
+            nursery.start_soon(run, bob)
+    assert len(errors) == 2
+    assert all("wrong swarm" in error for error in errors)
+
+
+async def test_a_peer_that_says_nothing_is_dropped(autojump_clock):
+    async with raw_pair(greet=False) as (_peer, bob):
+        assert "hello within 10 s" in await lost(bob)
+
+
+async def lost(session: Session) -> str:
+    with trio.fail_after(100):
+        while session.lost is None:  # noqa: ASYNC110
+            await trio.sleep(0.1)
+    return str(session.lost)
+
+
+BROKEN = {
+    "a second hello": [(HELLO, 0, HELLOS[ALICE])],
+    "an unknown kind": [(99, 0, None)],
+    "an even id from the dialler": [(CALL, 2, ["echo", 1])],
+    "an id used twice": [(CALL, 1, ["wait", 1]), (CALL, 1, ["wait", 1])],
+    "an id that goes back": [(CALL, 5, ["echo", 1]), (CALL, 3, ["echo", 1])],
+    "id nought": [(CALL, 0, ["echo", 1])],
+    "a call without a method": [(CALL, 1, "echo")],
+    "an answer to nothing": [(END, 2, None)],
+    "an item for its own call": [(CALL, 1, ["wait", 1]), (DELTA, 1, "x")],
+    "an item for no call": [(DELTA, 4, "x")],
+    "an accept for no call": [(ACCEPT, 4, "x")],
+    "a found for no look-up": [(FOUND, 4, "x")],
+    "an error for no call": [(ERROR, 4, ["a", "b", None])],
+    "a cancel for no call": [(CANCEL, 7, None)],
+    "credit for no call": [(CREDIT, 7, 5)],
+    "text for credit": [(CALL, 1, ["wait", 1]), (CREDIT, 1, "much")],
+    "negative credit": [(CALL, 1, ["wait", 1]), (CREDIT, 1, -5)],
+    "a part of nothing": [(PART, 1, [DELTA, 100_000, b"x"])],
+    "a part for no call": [(PART, 2, [DELTA, 100_000, b"x"])],
+    "a malformed part": [(PART, 1, b"x")],
+    "parts that change their mind": [(PART, 1, [CALL, 100_000, b"x"]), (PART, 1, [CALL, 100_001, b"x"])],
+    "parts that are no msgpack": [(PART, 1, [CALL, 65_537, b"\xc1" * 32_768])] * 2
+    + [(PART, 1, [CALL, 65_537, b"\xc1"])],
+}
+
+
+@pytest.mark.parametrize("frames", BROKEN.values(), ids=BROKEN.keys())
+async def test_a_peer_that_breaks_the_rules_is_dropped_with_the_reason(frames):
+    async with raw_pair() as (peer, bob):
+        for entry in frames:
+            await peer.say(*entry)
+        with trio.fail_after(2):
+            assert await dropped(peer)
+        assert isinstance(bob.lost, ProtocolError)
+
+
+async def test_garbage_is_answered_with_goaway_and_the_end():
+    async with raw_pair() as (peer, bob):
+        await peer.stream.write(b"GET / HTTP/1.1\r\nhost: example.org\r\n\r\n")
+        with trio.fail_after(2):
+            assert "frame of" in await dropped(peer)
+        assert bob.lost is not None
+
+
+async def test_late_frames_of_a_call_that_is_over_are_dropped():
+    async with raw_pair() as (peer, bob):
+        await peer.say(CALL, 1, ["echo", 1])
+        assert await peer.hear(END) == (END, 1, 1)
+        await peer.say(CANCEL, 1)
+        await peer.say(CREDIT, 1, 100)
+        await peer.say(PART, 1, [CALL, 100_000, b"x"])
+        await peer.say(PING, 9)
+        assert await peer.hear() == (PONG, 9, None)
+        assert bob.lost is None
+
+
+async def test_late_items_of_a_call_that_was_left_are_dropped():
+    async with raw_pair() as (peer, bob):
+        async with bob.call("something"):
+            _, call_id, _ = await peer.hear(CALL)
+        await peer.hear(CANCEL)
+        await peer.say(DELTA, call_id, "x")
+        await peer.say(END, call_id)
+        await peer.say(PING, 9)
+        assert await peer.hear() == (PONG, 9, None)
+
+
+async def test_a_peer_that_overdraws_its_credit_is_dropped():
+    async with raw_pair() as (peer, bob), bob.call("give"):
+        _, call_id, _ = await peer.hear(CALL)
+        await peer.stream.write(frame(DELTA, call_id, b"x" * 1024) * 300)
+        assert "credit" in await dropped(peer)
+        assert isinstance(bob.lost, ProtocolError)
+
+
+async def test_a_peer_that_overdraws_its_credit_with_half_open_calls_is_dropped():
+    limits = SessionLimits(max_body_bytes=200_000, assembly_bytes=200_000)
+    async with raw_pair(limits=limits) as (peer, bob):
+        # The second finds no room and is refused; nothing of it is kept.
+        await peer.say(PART, 1, [CALL, 150_000, b"x"])
+        await peer.say(PART, 3, [CALL, 150_000, b"x"])
+        assert (await peer.hear(ERROR))[1:] == (3, ["busy", "too many large bodies on their way; try again", None])
+        await peer.say(PART, 3, [CALL, 150_000, b"x"])
+        await peer.say(PART, 5, [CALL, 200_001, b"x"])
+        assert (await peer.hear(ERROR))[2][0] == "too_large"
+        assert bob.lost is None
+        assert bob._room.free == 50_000
+
+
+async def test_a_send_that_was_cancelled_half_way_ends_the_call_with_an_error(autojump_clock):
+    class HalfWay(TestService):
+        async def on_call(self, call, method, params):
+            with trio.move_on_after(0.1):
+                await call.send(b"x" * 1_000_000)  # the caller gives no credit for the second quarter
+            await call.send("more")
+
+    async with raw_pair(service=HalfWay()) as (peer, _):
+        await peer.say(CALL, 1, ["go", None])
+        _, call_id, body = await peer.hear(ERROR)
+        assert (call_id, body[0]) == (1, "internal")
+
+
+async def test_a_flood_of_frames_gets_the_peer_dropped(autojump_clock):
+    async with raw_pair(limits=SessionLimits(frames_per_s=100, frame_burst=200)) as (peer, bob):
+        for _ in range(199):
+            await peer.say(PONG, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bob.lost is None
+        await peer.stream.write(frame(PONG, 1) * 5)
+        assert "100 frames a second" in await lost(bob)
+
+
+async def test_a_session_keeps_itself_to_the_rate_that_its_peer_enforces(autojump_clock):
+    limits = SessionLimits(frames_per_s=1000, frame_burst=1000)
+    async with session_pair(limits=limits) as (alice, _), alice.call("count", 5000) as call:
+        start = trio.current_time()
+        assert len([item async for item in call]) == 5000
+        assert 4 < trio.current_time() - start < 8
+
+
+async def test_too_many_adverts_get_the_peer_dropped(autojump_clock):
+    async with raw_pair() as (peer, bob):
+        for number in range(21):
+            await peer.say(ADVERT, 0, number)
+        assert "adverts" in await lost(bob)
+
+
+async def test_the_end_of_the_stream_ends_calls_at_once():
+    async with raw_pair() as (peer, bob), bob.call("something") as call:
+        await peer.hear(CALL)
+        await peer.stream.reset()
+        with trio.fail_after(0.5), pytest.raises(SessionLost, match="the stream ended"):
+            await anext(call)
+
+
+async def test_items_that_came_before_the_end_are_not_lost():
+    async with raw_pair() as (peer, bob), bob.call("something") as call:
+        _, call_id, _ = await peer.hear(CALL)
+        await peer.say(DELTA, call_id, "one")
+        await peer.stream.reset()
+        assert "stream ended" in await lost(bob)
+        assert await anext(call) == "one"
+        with pytest.raises(SessionLost):
+            await anext(call)
+
+
+async def test_a_peer_that_falls_silent_during_a_call_is_lost_after_three_beats(autojump_clock):
+    async with raw_pair() as (_peer, bob):
+        await trio.sleep(5)
+        start = trio.current_time()
+        with pytest.raises(SessionLost, match="silent"):
+            await bob.request("something")
+        assert trio.current_time() - start == pytest.approx(1.5)
+
+
+async def test_a_peer_that_falls_silent_while_it_waits_for_our_answer_is_lost_and_the_handler_stopped(autojump_clock):
+    service = TestService()
+    async with raw_pair(service=service) as (peer, _bob):
+        await peer.say(CALL, 1, ["wait", None])
+        await service.started.wait()
+        start = trio.current_time()
+        await service.cancelled.wait()
+        assert trio.current_time() - start == pytest.approx(1.5)
+
+
+async def test_an_idle_peer_that_falls_silent_is_lost_after_three_long_beats(autojump_clock):
+    async with raw_pair() as (_, bob):
+        start = trio.current_time()
+        assert "silent" in await lost(bob)
+        assert trio.current_time() - start == pytest.approx(45, abs=0.2)
+
+
+async def test_two_idle_peers_stay_together_and_say_little(autojump_clock):
+    async with session_pair() as (alice, bob):
+        await trio.sleep(600)
+        assert alice.lost is bob.lost is None
+        assert alice._outbox.frames + bob._outbox.frames < 180  # a ping and a pong every 7.5 s at most
+
+
+async def test_a_long_quiet_call_is_kept_alive(autojump_clock):
+    async with session_pair() as (alice, _), alice.call("wait") as call:
+        await anext(call)
+        await trio.sleep(60)
+        assert alice.lost is None
+
+
+async def test_a_peer_that_takes_no_data_is_lost(autojump_clock):
+    limits = SessionLimits(busy_ping_s=1000, idle_ping_s=1000)
+    async with raw_pair(limits=limits) as (_, bob):
+        bob._stream.write_gate = trio.Event()
+        with pytest.raises(SessionLost, match="took no data"):
+            await bob.request("something")
+
+
+async def test_goodbye_lets_calls_in_flight_finish_and_takes_no_new_ones():
+    class Slow(TestService):
+        go = trio.Event()
+
+        async def on_call(self, call, method, params):
+            await call.send("started")
+            await self.go.wait()
+            return "whole"
+
+    service = Slow()
+    service.go = trio.Event()
+    async with session_pair(service=service) as (alice, bob), alice.call("slow") as call:
+        assert await anext(call) == "started"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.goodbye, "maintenance", 10.0)
+            with trio.fail_after(1):
+                while alice.leaving is None:
+                    await trio.lowlevel.checkpoint()
+            with pytest.raises(SessionLost, match="maintenance"):
+                await alice.request("echo", 1)
+            service.go.set()
+            assert await call.finished() == "whole"
+        assert "maintenance" in str(bob.lost)
+
+
+async def test_goodbye_waits_no_longer_than_it_was_told(autojump_clock):
+    async with session_pair() as (alice, bob), alice.call("wait") as call:
+        await anext(call)
+        start = trio.current_time()
+        await bob.goodbye("maintenance", 2.0)
+        assert trio.current_time() - start == pytest.approx(2.0)
+        with pytest.raises(SessionLost, match="maintenance"):
+            await anext(call)
+
+
+async def test_cancelling_run_ends_everything_and_resets_the_stream():
+    left, right = stream_pair()
+    service = TestService()
+    bob = Session(right, service, local=HELLOS[BOB], remote_peer=ALICE, initiator=False)
+    peer = RawPeer(left)
+    async with trio.open_nursery() as nursery:
+        await peer.say(HELLO, 0, HELLOS[ALICE])
+        await nursery.start(bob.run)
+        await peer.say(CALL, 1, ["wait", None])
+        await service.started.wait()
+        nursery.cancel_scope.cancel()
+    assert service.cancelled.is_set()
+    assert right.was_reset
+    assert isinstance(bob.lost, SessionLost)
+
+
+async def test_a_look_up_over_the_limit_is_refused_as_busy():
+    async with raw_pair(limits=SessionLimits(max_lookups=1)) as (peer, _):
+        await peer.say(LOOKUP, 1, "never")
+        await peer.say(LOOKUP, 3, "never")
+        assert (await peer.hear(ERROR))[1] == 3
+        await peer.say(CALL, 5, ["echo", 1])
+        assert await peer.hear(END) == (END, 5, 1)
