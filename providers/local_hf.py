@@ -28,7 +28,7 @@ import trio
 
 from . import weights
 from .base import Capabilities, ErrorKind, Event, GenerateRequest, ImagePart, ModelInfo, Provider, ProviderError, Status
-from .faults import SettingsFault
+from .faults import SettingsError
 from .gate import Gate
 from .hf_worker import frames
 from .hf_worker.keeper import WorkerKeeper
@@ -207,12 +207,12 @@ def missing_libraries() -> str:
 
 
 def build(name: str, settings: Settings, context: BuildContext) -> LocalHf:
-    """The provider for a node. Raises SettingsFault for a value that cannot be used."""
+    """The provider for a node. Raises SettingsError for a value that cannot be used."""
     for key in ("threads", "idle_unload_s"):
         if getattr(settings, key) < 0:
-            raise SettingsFault(key, "is below 0", "write 0 or more")
+            raise SettingsError(key, "is below 0", "write 0 or more")
     for key in ("max_concurrent", "max_tokens", "kv_tokens", "load_s", "hang_s"):
         if getattr(settings, key) <= 0:
-            raise SettingsFault(key, "is not above 0", "write a positive number, or leave it out")
+            raise SettingsError(key, "is not above 0", "write a positive number, or leave it out")
     models_dir = weights.models_dir(context.environ, settings.models_dir)
     return LocalHf(name, settings, models_dir=models_dir, environ=context.environ)

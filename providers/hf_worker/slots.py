@@ -105,10 +105,7 @@ class SlotEngine:
         with torch.inference_mode():
             self._leave()
             tokens = self._decode() if self._rows else []
-            if self._joining is None and self._waiting and self._fits(self._waiting[0]):
-                self._joining = _Joining(self._waiting.popleft())
-            if self._joining is not None:
-                tokens += self._prefill(self._joining, gone)
+            tokens += self._prefill(gone)
         return tokens
 
     # -- prompts ---------------------------------------------------------------------------------------------
@@ -117,12 +114,25 @@ class SlotEngine:
         longest = max(len(each.tokens) + each.room for each in (*self._rows, sequence))
         return not self._rows or (len(self._rows) + 1) * longest <= self._kv_tokens
 
-    def _prefill(self, joining: _Joining, gone: Callable[[int], bool]) -> list[tuple[int, int]]:
-        sequence = joining.sequence
+    def _prefill(self, gone: Callable[[int], bool]) -> list[tuple[int, int]]:
+        """One chunk of prompts: a piece of a long one, or several short ones, which take no longer."""
         chunk = CHUNK_TOKENS
         if self._rows and self.prefill_tps:
             chunk = min(max(int(self.prefill_tps * CHUNK_S), SMALLEST_CHUNK), CHUNK_TOKENS)
-        piece = sequence.tokens[joining.done : joining.done + chunk]
+        tokens: list[tuple[int, int]] = []
+        while chunk > 0:
+            if self._joining is None:
+                if not self._waiting or not self._fits(self._waiting[0]):
+                    break
+                self._joining = _Joining(self._waiting.popleft())
+            joining = self._joining
+            piece = joining.sequence.tokens[joining.done : joining.done + chunk]
+            chunk -= len(piece)
+            tokens += self._compute(joining, piece, gone)
+        return tokens
+
+    def _compute(self, joining: _Joining, piece: list[int], gone: Callable[[int], bool]) -> list[tuple[int, int]]:
+        sequence = joining.sequence
         began = time.perf_counter()
         self._interrupt = lambda: gone(sequence.id)
         try:
