@@ -3,7 +3,7 @@
 Synchronous and for one thread, so that a hit on the RPC's hot path is a dictionary look-up and nothing else.
 
     memory = Memory(max_bytes=64 * 2**20)
-    memory.put(key.digest, Entry(signed, public=True))
+    memory.put(key.digest, Entry.of(signed, public=True))
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ class Entry(Struct, frozen=True):
 
     signed: SignedRecord
     public: bool
-    foreign: bool = False
+    foreign: bool
+    cid_text: str
+
+    @classmethod
+    def of(cls, signed: SignedRecord, *, public: bool, foreign: bool = False) -> Entry:
+        """An entry with its CID written out once (5 us), and not at every hit."""
+        return cls(signed, public, foreign, signed.cid_text)
 
     @property
     def size(self) -> int:

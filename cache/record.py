@@ -66,6 +66,11 @@ class SignedRecord(Struct, frozen=True):
     cid: bytes
     extra: bytes | None = None
 
+    @classmethod
+    def of(cls, record: Record, block: bytes, extra: bytes | None) -> SignedRecord:
+        """A verified record with its CID. extra: only when the record links it."""
+        return cls(record, block, cid_of(DAG_CBOR, block), extra)
+
     @property
     def cid_text(self) -> str:
         return cid_text(self.cid)

@@ -218,6 +218,12 @@ def _found(row: tuple[bytes, bytes, bytes | None, bytes | None, int, int] | None
     return Found(cid, data, linked_cid, linked, bool(public), bool(foreign))
 
 
+def cids_of(db: sqlite3.Connection, name: bytes) -> list[bytes]:
+    query = "SELECT b.cid FROM answers a JOIN blocks b ON b.id = a.block WHERE "
+    rows = db.execute(query + "b.cid = ?", (name,)).fetchall()
+    return [row[0] for row in rows or db.execute(query + "a.request = ?", (name[-32:],)).fetchall()]
+
+
 def block(db: sqlite3.Connection, cid: bytes, *, public_only: bool) -> bytes | None:
     query = "SELECT data FROM blocks WHERE cid = ?"
     if public_only:

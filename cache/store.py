@@ -106,11 +106,15 @@ class Store:
 
     async def flush(self) -> None:
         """Return when everything queued so far is on disk. StoreError when something since the last flush is not."""
-        await self._ask(lambda db: None)
+        await self.settle()
         lost = self._writer.failed + self._writer.dropped
         lost, self._failures_told = lost - self._failures_told, lost
         if lost:
             raise StoreError(f"{lost} answers were not stored: {self._writer.reason or 'too many waited at once'}")
+
+    async def settle(self) -> None:
+        """Return when everything queued so far has been tried, whether it worked or not."""
+        await self._ask(lambda db: None)
 
     def touch(self, digest: bytes) -> None:
         """Note a hit on a request. Written with a later group, so that a hit costs no write."""
@@ -153,6 +157,10 @@ class Store:
         """The record with this CID, with what it links."""
         found = await self._read(lambda db: sql.by_cid(db, cid), None)
         return await self._checked(found)
+
+    async def cids_of(self, name: bytes) -> list[bytes]:
+        """The record with this CID, or else all records that answer the request with this CID or digest."""
+        return await self._read(lambda db: sql.cids_of(db, name), [])
 
     async def block(self, cid: bytes) -> bytes | None:
         """Any block, of a record or linked by one, by its CID."""

@@ -1,0 +1,322 @@
+"""The answer cache as the router sees it: memory over disk, with the rules of age and trust.
+
+What lies beyond this machine (peers, a DHT) is asked by the router; whatever comes from there enters through
+`remember_foreign` or `remember_streamed`, which verify it first, refuse what does not hold and count why.
+
+    key = cache.key(request)
+    hit = cache.peek(key) or await cache.get(key)
+    ...
+    cache.remember(sign(identity, key, request, provider=..., model=..., content=..., finish="stop"))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Any, Literal
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from ..protocols.peer_id import PeerId
+from ..providers.base import Event, GenerateRequest
+from .canonical import CanonicalError, why_not_cacheable
+from .key import Key, check_mode, request_key
+from .kubo import KuboPublisher
+from .memory import Entry, Memory
+from .record import Record, RecordRefused, SignedRecord, decode, events, rebuild, verify
+from .store import Store, StoreError
+
+Tier = Literal["memory", "disk", "swarm", "ipfs"]
+Trust = Literal["any", "swarm"] | Collection[str]
+
+EXPIRY_INTERVAL_S = 3600.0
+
+
+class Hit(Struct, frozen=True):
+    """A remembered answer and the tier that gave it. cid_text: the response CID as people write it."""
+
+    signed: SignedRecord
+    tier: Tier
+    cid_text: str
+
+    @property
+    def record(self) -> Record:
+        return self.signed.record
+
+    @property
+    def cid(self) -> bytes:
+        return self.signed.cid
+
+    @property
+    def events(self) -> list[Event]:
+        """The answer as a provider would have said it."""
+        return events(self.signed.record)
+
+
+class Forgotten(Struct, frozen=True):
+    """What `forget` did. records: removed from memory and disk. withdrawn: queued to be unpinned at the IPFS daemon."""
+
+    records: int
+    withdrawn: int
+
+
+class AnswerCache:
+    """Answers by request, and blocks by CID. For the trio thread.
+
+    own: this node, whose answers need no trust. mode: "cid" or "sha256". trust: whose answers are used: "any",
+    "swarm" (those of whom `is_member` says so), or peer ids. ttl_s: answers older than this are not used, and removed.
+    hmac_key: a private swarm's, which keys the request's name. publish: peers may have the answers made here.
+    publisher: hands public answers to an IPFS daemon. ValueError for an unknown mode or trust rule.
+    """
+
+    def __init__(
+        self,
+        own: PeerId,
+        *,
+        memory: Memory,
+        store: Store | None = None,
+        mode: str = "cid",
+        trust: Trust = "any",
+        is_member: Callable[[PeerId], bool] | None = None,
+        ttl_s: float | None = None,
+        hmac_key: bytes | None = None,
+        publish: bool = True,
+        publisher: KuboPublisher | None = None,
+    ) -> None:
+        if isinstance(trust, str) and trust not in ("any", "swarm"):
+            raise ValueError(f'unknown trust rule {trust!r}: use "any", "swarm" or a list of peer ids')
+        self.own, self.memory, self.store, self.publisher = own, memory, store, publisher
+        self.mode = check_mode(mode)
+        self.is_member = is_member
+        self.publish = publish
+        self._trust: Literal["any", "swarm"] | frozenset[str]
+        if isinstance(trust, str):
+            self._trust = "any" if trust == "any" else "swarm"
+        else:
+            self._trust = frozenset(trust)
+        self._ttl_s, self._hmac_key = ttl_s, hmac_key
+        self._hits: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._misses = 0
+        self._stored = 0
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[AnswerCache]:
+        """The store, the publisher and the removal of old answers live inside. StoreError when the store can't open."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self.store is not None:
+                await stack.enter_async_context(self.store.running())
+            if self.publisher is not None:
+                await stack.enter_async_context(self.publisher.running())
+            if self._ttl_s is None or self.store is None:
+                yield self
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._expire, self.store, self._ttl_s)
+                yield self
+                nursery.cancel_scope.cancel()
+
+    # -- looking up ------------------------------------------------------------------------------------------------
+
+    def key(self, request: GenerateRequest) -> Key | None:
+        """The request's name; None when its answer must not be cached, or it has no canonical form."""
+        if why_not_cacheable(request) is not None:
+            return None
+        try:
+            return request_key(request, self.mode, self._hmac_key)
+        except CanonicalError:
+            return None
+
+    def peek(self, key: Key, max_age: float | None = None) -> Hit | None:
+        """The answer, when it is in memory: no waiting, for the hot path. max_age: seconds. A miss is not counted."""
+        entry = self.memory.get(key.digest)
+        if entry is None or not self._usable(entry.signed.record, max_age):
+            return None
+        self._hits["memory"] += 1
+        if self.store is not None:
+            self.store.touch(key.digest)
+        return Hit(entry.signed, "memory", entry.cid_text)
+
+    async def get(self, key: Key, max_age: float | None = None) -> Hit | None:
+        """The answer from memory or disk. max_age: seconds since it was made."""
+        if (hit := self.peek(key, max_age)) is not None:
+            return hit
+        if self.store is not None and (entry := await self._from_disk(self.store, key.digest, max_age)) is not None:
+            self._hits["disk"] += 1
+            self.store.touch(key.digest)
+            return Hit(entry.signed, "disk", entry.cid_text)
+        self._misses += 1
+        return None
+
+    async def _from_disk(self, store: Store, digest: bytes, max_age: float | None) -> Entry | None:
+        found = await store.get(digest)
+        if found is None:
+            return None
+        try:
+            record = decode(found.block, found.extra)
+        except RecordRefused as refused:  # the hash was right, so another version of Shoal wrote it
+            self._refused[refused.reason] += 1
+            return None
+        if not self._usable(record, max_age):
+            return None
+        signed = SignedRecord(record, found.block, found.cid, found.extra)
+        entry = Entry.of(signed, public=found.public, foreign=found.foreign)
+        self.memory.put(digest, entry)
+        return entry
+
+    def _usable(self, record: Record, max_age: float | None) -> bool:
+        limit = self._ttl_s if max_age is None else max_age if self._ttl_s is None else min(max_age, self._ttl_s)
+        return (limit is None or record.age_s() <= limit) and self.trusts(record.node)
+
+    def trusts(self, node: PeerId) -> bool:
+        """Whether the trust rule covers the answers of a node, at this moment."""
+        if node == self.own or self._trust == "any":
+            return True
+        if self._trust == "swarm":
+            return self.is_member is not None and self.is_member(node)
+        return node in self._trust
+
+    # -- remembering -----------------------------------------------------------------------------------------------
+
+    def remember(self, signed: SignedRecord, *, public: bool | None = None) -> Hit:
+        """Take an answer of this node: into memory at once, onto the disk soon, to the IPFS daemon when there is one.
+
+        public: whether others may have it; None is the node's rule.
+        """
+        return self._take(signed, self.publish if public is None else public, "memory")
+
+    def remember_foreign(
+        self,
+        block: bytes,
+        key: Key,
+        *,
+        extra: bytes | None = None,
+        tier: Tier = "swarm",
+        request: GenerateRequest | None = None,
+    ) -> Hit:
+        """Verify a record from outside, and take it. extra: the raw block it links, if it links one.
+
+        request: also refuse another model's answer when the request pins one.
+        RecordRefused, and counted under its reason, when it does not hold.
+        """
+        try:
+            record = verify(block, None, key.cid, extra=extra, max_age_s=self._ttl_s, trusted=self.trusts)
+            _check_model(record, request)
+        except RecordRefused as refused:
+            self._refused[refused.reason] += 1
+            raise
+        linked = extra if record.content_cid or record.text_cid else None
+        return self._take(SignedRecord.of(record, block, linked), self.publish, tier)
+
+    def remember_streamed(self, meta: bytes, content: str, key: Key, *, request: GenerateRequest | None = None) -> Hit:
+        """Take an answer that a peer streamed: its record without the content, and the text that was relayed.
+
+        RecordRefused, and counted, unless they make exactly the block that the peer signed for this request.
+        """
+        try:
+            signed = rebuild(meta, content, None, key.cid, max_age_s=self._ttl_s, trusted=self.trusts)
+            _check_model(signed.record, request)
+        except RecordRefused as refused:
+            self._refused[refused.reason] += 1
+            raise
+        return self._take(signed, self.publish, "swarm")
+
+    def _take(self, signed: SignedRecord, public: bool, tier: Tier) -> Hit:
+        foreign = signed.record.node != self.own
+        entry = Entry.of(signed, public=public, foreign=foreign)
+        self.memory.put(signed.record.request[-32:], entry)
+        self._stored += 1
+        stored = self.store is not None and self.store.put(signed, public=public, foreign=foreign)
+        if (
+            stored and public and not foreign and self.publisher is not None
+        ):  # another's answer is that node's to publish
+            self.publisher.publish(signed.cid)
+        if tier == "swarm" or tier == "ipfs":
+            self._hits[tier] += 1
+        return Hit(signed, tier, entry.cid_text)
+
+    # -- blocks ----------------------------------------------------------------------------------------------------
+
+    async def block(self, cid: bytes) -> bytes | None:
+        """Any block kept here, public or not, by its binary CID."""
+        data = self.memory.block(cid)
+        if data is None and self.store is not None:
+            data = await self.store.block(cid)
+        return data
+
+    def public_block(self, cid: bytes) -> bytes | None:
+        """A block that anyone may have: the block source of bitswap (see Store.public_block for what it costs)."""
+        data = self.memory.block(cid, public_only=True)
+        if data is None and self.store is not None:
+            data = self.store.public_block(cid)
+        return data
+
+    async def public_answer(self, request: bytes) -> SignedRecord | None:
+        """The answer to a peer's look-up by request CID (36 bytes) or digest (32 bytes), when it may have it."""
+        digest = request[-32:]
+        entry = self.memory.get(digest)
+        if entry is None and self.store is not None:
+            entry = await self._from_disk(self.store, digest, None)
+        if entry is None or not entry.public or not self._usable(entry.signed.record, None):
+            return None
+        return entry.signed
+
+    async def forget(self, name: bytes) -> Forgotten:
+        """Remove a record by its CID, or all answers to a request by its CID or digest, from memory and disk.
+
+        A copy at the configured IPFS daemon is unpinned when the daemon can be reached. What other nodes have fetched
+        already cannot be taken back. StoreError when the disk would not do it.
+        """
+        entry = self.memory.by_cid(name)
+        cids = [] if entry is None else [entry.signed.cid]
+        self.memory.delete(name[-32:] if entry is None else entry.signed.record.request[-32:])
+        removed = len(cids)
+        if self.store is not None:
+            await self.store.settle()  # an answer of a moment ago may still be on its way to the disk
+            cids = await self.store.cids_of(name)
+            removed = 0
+            for cid in cids:
+                removed += await self.store.delete(cid)
+        withdrawn = sum(self.publisher.withdraw(cid) for cid in cids) if self.publisher is not None else 0
+        return Forgotten(removed, withdrawn)
+
+    async def clear(self) -> int:
+        """Remove every answer that is not pinned; how many were on disk. StoreError when the disk would not do it."""
+        self.memory.clear()
+        return 0 if self.store is None else await self.store.expire(1 << 62)
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start, by tier and by reason of refusal, and what there is now. JSON-compatible."""
+        memory = self.memory
+        return {
+            "mode": self.mode,
+            "hits": {tier: self._hits[tier] for tier in ("memory", "disk", "swarm", "ipfs")},
+            "misses": self._misses,
+            "remembered": self._stored,
+            "refused": dict(self._refused),
+            "memory": {
+                "answers": len(memory),
+                "bytes": memory.bytes,
+                "max_bytes": memory.max_bytes,
+                "evicted": memory.evicted,
+            },
+            "disk": None if self.store is None else msgspec.to_builtins(self.store.stats()),
+            "publisher": None if self.publisher is None else msgspec.to_builtins(self.publisher.stats()),
+        }
+
+    async def _expire(self, store: Store, ttl_s: float) -> None:
+        while True:
+            with contextlib.suppress(StoreError):  # the store counts and logs its own failures
+                await store.expire(int((time.time() - ttl_s) * 1000))
+            await trio.sleep(EXPIRY_INTERVAL_S)
+
+
+def _check_model(record: Record, request: GenerateRequest | None) -> None:
+    if request is not None and request.model is not None and record.model != request.model:
+        raise RecordRefused("model", "the record is another model's answer than the one that the request pins")
