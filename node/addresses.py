@@ -119,14 +119,7 @@ def is_swarm_key(text: str) -> bool:
     return re.fullmatch(r"[0-9A-Fa-f]{64}", text) is not None
 
 
-def check_kubo(text: str) -> None:
-    """ValueError unless ipfshttpclient could use this address: a TCP multiaddr, with /http or /https or without."""
-    address = re.sub(r"/https?$", "", text)
-    try:
-        _, _, port, peer = _parts(address, "/ip4/127.0.0.1/tcp/5001")
-    except ValueError as error:
-        if text.startswith(("http://", "https://")):
-            raise ValueError(f'{text!r} is a URL; write a multiaddr like "/ip4/127.0.0.1/tcp/5001/http"') from None
-        raise ValueError(str(error)) from None
-    if peer is not None or port == 0:
-        raise ValueError(f'{text!r} is not Kubo\'s RPC address; write it like "/ip4/127.0.0.1/tcp/5001"')
+def check_tcp(text: str) -> None:
+    """ValueError unless this is a TCP multiaddr without a peer id."""
+    if _parts(text, "/ip4/127.0.0.1/tcp/5001")[3] is not None:
+        raise ValueError(f"{text!r}: leave out /p2p/...")

@@ -9,6 +9,7 @@ from here by `config_doc.py`. What a provider's own table may hold is its provid
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -103,7 +104,7 @@ class CacheSection(Section, frozen=True):
     disk_bytes: Annotated[int, said("Bytes of answers kept on disk; the longest unused go.", ge=1_048_576)] = 1 << 30
     ttl_s: Annotated[float, said("Seconds that an answer stays good; 0: for ever.", ge=0)] = 0.0
     swarm_wait_ms: Annotated[
-        int, said("Milliseconds that asking peers may hold a request back; 0: never ask them.", ge=0, le=60_000)
+        int, said("Milliseconds for asking the caches of peers, beside the first attempt; 0: never.", ge=0, le=60_000)
     ] = 50
     publish: Annotated[bool, said("Offer cacheable answers to the swarm by their CID.")] = True
     trust: Annotated[
@@ -119,7 +120,6 @@ class IpfsSection(Section, frozen=True):
         str | None, said('Kubo\'s RPC, for example "/ip4/127.0.0.1/tcp/5001". Unset: nothing is published.')
     ] = None
     timeout_s: Annotated[float, said("Seconds for one call to Kubo.", gt=0)] = 10.0
-    retry_s: Annotated[float, said("Seconds until an answer that Kubo did not take is offered again.", gt=0)] = 60.0
 
 
 class LogSection(Section, frozen=True):
@@ -153,6 +153,15 @@ SECTIONS: dict[str, type[Section]] = {
     "ipfs": IpfsSection,
     "log": LogSection,
 }
+
+
+def check_kubo(address: str) -> None:
+    """ValueError unless it is the address of a Kubo daemon's RPC."""
+    from ..cache.kubo import api_multiaddr  # loaded by those who have one
+
+    if api_multiaddr(address).startswith("/ip"):
+        addresses.check_tcp(re.sub(r"/https?$", "", api_multiaddr(address)))
+
 
 SECRETS = frozenset({"swarm.key"})
 """Keys whose values are never shown; in [providers.*] every key that speaks of a key, token, secret or password."""
@@ -197,7 +206,7 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
                 yield f"cache.trust[{index}]", f"{text!r} is not a peer id; see `shoal peers`"
     if config.ipfs.kubo_api is not None:
         try:
-            addresses.check_kubo(config.ipfs.kubo_api)
+            check_kubo(config.ipfs.kubo_api)
         except ValueError as error:
             yield "ipfs.kubo_api", str(error)
     if config.router.first_token_s > config.router.deadline_s:

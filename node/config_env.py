@@ -51,6 +51,7 @@ OF_PROVIDERS: dict[str, str] = {
     "CODEX_MODEL": "codex_cli",
     "COPILOT_SDK_MODEL": "copilot_sdk",
     "COPILOT_SDK_TIMEOUT": "copilot_sdk",
+    "MODELS_DIR": "local_hf",
     "GEMINI_MODEL": "gemini_cli",
     "CLAUDE_MODEL": "claude_code",
 }
@@ -67,7 +68,7 @@ def settings(environ: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
         if variable.boolean:
             try:
                 yield name, variable.key, environment.boolean(environ, variable.name)
-            except environment.EnvironmentFault as error:
+            except environment.VariableError as error:
                 raise ConfigError(str(error)) from None
         else:
             yield name, variable.key, value

@@ -17,6 +17,7 @@ class ExitCode(enum.IntEnum):
     PORT_TAKEN = 6
     INTERNAL = 70
     INTERRUPTED = 130
+    PIPE_CLOSED = 141
 
 
 MEANING: dict[ExitCode, str] = {
@@ -29,6 +30,7 @@ MEANING: dict[ExitCode, str] = {
     ExitCode.PORT_TAKEN: "a port or address cannot be listened on",
     ExitCode.INTERNAL: "a fault of Shoal's own; --debug shows where",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+    ExitCode.PIPE_CLOSED: "the reader of the output went away",
 }
 
 

@@ -94,9 +94,9 @@ FAULTS = {
         "swarm.peers[0]: '/ip4/192.0.2.1/tcp/1': the peer's id is missing",
     ),
     "a bad swarm key": ('[swarm]\nkey = "hunter2hunter2"', "swarm.key: wants 64 hex digits"),
-    "a URL for Kubo": (
-        '[ipfs]\nkubo_api = "http://127.0.0.1:5001"',
-        'write a multiaddr like "/ip4/127.0.0.1/tcp/5001/http"',
+    "a socket for Kubo": (
+        '[ipfs]\nkubo_api = "127.0.0.1:5001"',
+        """write it as "/ip4/127.0.0.1/tcp/5001" or""",
     ),
     "a provider that is not a table": (
         "[providers]\nlocal_hf = true",

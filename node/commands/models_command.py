@@ -1,0 +1,143 @@
+"""`shoal models`: the weights that are installed here, and how more get here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from .cli import Group, common
+from .exit_codes import ExitCode
+from .failures import CommandError
+from .output import console, print_json, print_json_line, print_table, print_text, size
+
+EXAMPLES = """\
+shoal models add smollm2             a small model, no account needed (93 MB)
+shoal models add ./my-model.gguf
+shoal models list"""
+
+Progress = Callable[[str, int, int], None]
+
+WORDS = {
+    "waiting": "waiting for another installation",
+    "download": "downloading",
+    "unpack": "unpacking",
+    "convert": "converting",
+}
+
+
+@click.group(cls=Group, examples=EXAMPLES)
+def command() -> None:
+    """List and install models."""
+
+
+def store_of(data_dir: Path | None) -> Path:
+    """Where the models lie, by configuration and environment."""
+    from ...providers.registry import canonical
+    from ...providers.weights import models_dir
+    from ..config_file import load_config
+
+    tables = load_config(data_dir=data_dir).config.providers
+    table = next((table for name, table in tables.items() if canonical(name) == "local_hf"), {})
+    setting = table.get("models_dir")
+    return models_dir(os.environ, setting if isinstance(setting, str) else None)
+
+
+@command.command("list", examples="shoal models list --json")
+@common
+def list_(as_json: bool, data_dir: Path | None) -> None:
+    """List the installed models, and those that can be added by name."""
+    from ...providers.weights import CATALOGUE, installed
+
+    store = store_of(data_dir)
+    there = installed(store)
+    models = [
+        {"name": m.name, "installed": True, "context_length": m.context_length, "bytes": m.size, "path": str(m.path)}
+        for m in there
+    ]
+    known = {model.name for model in there}
+    models += [
+        {"name": name, "installed": False, "title": packaged.title, "download_bytes": packaged.download_bytes}
+        for name, packaged in CATALOGUE.items()
+        if name not in known
+    ]
+    if as_json:
+        print_json({"models_dir": str(store), "models": models})
+        return
+    rows = []
+    for model in models:
+        if model["installed"]:
+            rows.append((model["name"], "installed", size(int(str(model["bytes"]))), model["path"]))
+        else:
+            what = f"run `shoal models add {model['name']}`"
+            rows.append((model["name"], "not installed", size(int(str(model["download_bytes"]))), what))
+    print_table(("model", "state", "size", "where"), rows, empty="no models")
+
+
+@command.command("add", examples="shoal models add smollm2\nshoal models add ./my-model.gguf")
+@click.argument("model")
+@common
+def add(model: str, as_json: bool, data_dir: Path | None) -> None:
+    """Install MODEL: a known name, a GGUF file, or a hub id (owner/name). What is there already stays."""
+    from ...providers.weights import WeightsError, canonical, install, resolve
+
+    store = store_of(data_dir)
+    try:
+        with shown_progress(as_json) as progress:
+            path = install(model, store, progress)
+        found = resolve(model, store)
+    except WeightsError as error:
+        raise CommandError(str(error), ExitCode.NO_ANSWER) from None
+    if as_json:
+        print_json_line({"event": "installed", "name": canonical(model), "path": str(path), "bytes": found.size})
+    else:
+        print_text(f"{canonical(model)} is installed ({size(found.size)}); `shoal run` offers it\n")
+
+
+@contextmanager
+def shown_progress(as_json: bool) -> Iterator[Progress]:
+    """Progress as JSON lines, as a bar on a terminal, or as a line for each stage where there is none."""
+    if as_json:
+        yield _throttled(lambda stage, done, total: print_json_line({"event": stage, "done": done, "total": total}))
+        return
+    if not sys.stderr.isatty():
+        seen: set[str] = set()
+
+        def line(stage: str, done: int, total: int) -> None:
+            if stage not in seen:
+                seen.add(stage)
+                print(WORDS.get(stage, stage), file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<33}"), BarColumn(), TextColumn("{task.fields[amount]:>21}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console(stderr=True), transient=True) as bar:
+        tasks: dict[str, object] = {}
+
+        def draw(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(WORDS.get(stage, stage), total=total or None, amount="")
+            in_bytes = stage in ("download", "unpack")
+            amount = f"{size(done)} / {size(total)}" if in_bytes and total else f"{done}/{total}" if total else ""
+            bar.update(tasks[stage], completed=done, total=total or None, amount=amount)  # type: ignore[arg-type]
+
+        yield draw
+
+
+def _throttled(tell: Progress) -> Progress:
+    """At most one line a percent."""
+    last: dict[str, int] = {}
+
+    def told(stage: str, done: int, total: int) -> None:
+        percent = 100 * done // total if total else 0
+        if last.get(stage) != percent:
+            last[stage] = percent
+            tell(stage, done, total)
+
+    return told

@@ -1,0 +1,84 @@
+"""`shoal verify`: every check that an answer's record must pass, one line each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli import Command, common
+from .exit_codes import ExitCode
+from .failures import CommandError
+from .output import print_json, print_text
+
+EXAMPLES = """\
+shoal verify bafyreib3...            a record that the running node has, or can fetch
+shoal verify answer.cbor             a block in a file, without a node
+shoal cache get --raw bafyreib3... | shoal verify -"""
+
+MAX_FILE_BYTES = 4 * 1024 * 1024
+
+
+@click.command(cls=Command, examples=EXAMPLES)
+@click.argument("what", metavar="CID|FILE")
+@click.option("--cid", "expected", help="With FILE: the address that the block must have.")
+@common
+def command(what: str, expected: str | None, as_json: bool, data_dir: Path | None) -> int:
+    """Check an answer's record: address, signature, request.
+
+    A record names its signer by a peer id that is the public key, so it verifies by itself, wherever it comes from.
+    """
+    if what == "-" or Path(what).is_file():
+        found = verify_file(what, expected)
+    else:
+        from .cache_command import checked_cid
+        from .client import look_up
+
+        found = look_up(data_dir, f"/shoal/v1/verify/{checked_cid(what)}")
+    if as_json:
+        print_json(found)
+    else:
+        print_steps(found.get("steps") or ())
+    return ExitCode.OK if found.get("ok") else ExitCode.REFUSED
+
+
+def verify_file(name: str, expected: str | None) -> dict[str, Any]:
+    """The checks on a block in a file (or stdin), without a node."""
+    from ...cache.cid import CidError, parse_cid
+    from ...cache.record import explain
+
+    if name == "-":
+        block = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+    else:
+        with Path(name).open("rb") as file:
+            block = file.read(MAX_FILE_BYTES + 1)
+    if len(block) > MAX_FILE_BYTES:
+        raise CommandError(f"{name}: is larger than a record may be", ExitCode.REFUSED)
+    try:
+        cid = parse_cid(expected) if expected is not None else None
+    except CidError as error:
+        raise CommandError(f"--cid: {error}", ExitCode.USAGE) from None
+    steps = explain(block, cid)
+    ok = bool(steps) and all(step.ok is not False for step in steps)
+    return {"ok": ok, "steps": [{"name": s.name, "ok": s.ok, "sentence": s.sentence} for s in steps]}
+
+
+def print_steps(steps: Iterable[Mapping[str, Any]]) -> None:
+    """One line a check, and the verdict."""
+    from rich.text import Text
+
+    from .output import console, without_controls
+
+    out = console()
+    bad = False
+    for step in steps:
+        ok = step.get("ok")
+        bad = bad or ok is False
+        mark, style = ("ok  ", "green") if ok else ("--  ", "dim") if ok is None else ("BAD ", "red bold")
+        line = Text(mark, style)
+        line.append(without_controls(f"{step.get('name')}: {step.get('sentence')}"), "dim" if ok is None else "")
+        out.print(line)
+    print_text("refused: this is not what its signer said\n" if bad else "verified\n")
