@@ -212,9 +212,9 @@ class Generation:
         if finish.model is not None:
             flight.model = finish.model
         if self._recorder is not None:
-            signed = self._recorder.record(self._ask, candidate, said, flight.model, result)
-            if signed is not None:
-                flight.record, flight.response_cid = signed.record, signed.cid_text
+            hit = self._recorder.record(self._ask, candidate, said, flight.model, result)
+            if hit is not None:
+                flight.record, flight.response_cid = hit.record, hit.cid_text
         last: list[Event] = [finish]
         if isinstance(said.usage, Usage):
             last.insert(0, said.usage)

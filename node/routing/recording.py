@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from msgspec import Struct, UnsetType
 
-from ...cache.cid import cid_text
 from ...cache.key import Key
-from ...cache.record import Record, RecordError, RecordRefused, SignedRecord, events, rebuild, sign
-from ...protocols.peer_id import Identity, PeerId
+from ...cache.record import Record, RecordError, RecordRefused, SignedRecord, events, sign
+from ...protocols.peer_id import Identity
 from ...providers.base import Event, GenerateRequest
 from .ask import Ask
 from .candidate import Candidate
@@ -30,9 +28,11 @@ class Hit(Protocol):
     """An answer that the cache holds; tier is "memory", "disk" or "swarm"."""
 
     @property
+    def signed(self) -> SignedRecord: ...
+    @property
     def record(self) -> Record: ...
     @property
-    def cid(self) -> bytes: ...
+    def cid_text(self) -> str: ...
     @property
     def tier(self) -> str: ...
 
@@ -52,10 +52,14 @@ class Cache(Protocol):
         """What is in memory or on disk."""
         ...
 
-    def remember(self, signed: SignedRecord) -> None: ...
+    def remember(self, signed: SignedRecord, /) -> Hit: ...
 
-    def remember_foreign(self, block: bytes, key: Key) -> Hit:
-        """Verifies a block from another node; RecordRefused when it is not an answer to `key` from a trusted node."""
+    def remember_foreign(self, block: bytes, key: Key, *, request: GenerateRequest | None = None) -> Hit:
+        """Verifies a block from another node; RecordRefused, counted, when it is no trusted answer to `key`."""
+        ...
+
+    def remember_streamed(self, meta: bytes, content: str, key: Key, *, request: GenerateRequest | None = None) -> Hit:
+        """The same for a record without its content, and the text that a peer streamed."""
         ...
 
 
@@ -77,81 +81,72 @@ class Found(Struct, frozen=True):
 class Recorder:
     """Makes records, and believes those of peers after checking them.
 
-    trusted: the rule for signers of foreign records; None trusts whoever signed. refused: reasons, counted.
-    on_record: told of each new record, for what happens off the request's path (publishing, announcing).
+    on_record: told of each answer that was stored, for what happens off the request's path (announcing).
     """
 
     def __init__(
-        self,
-        cache: Cache,
-        signer: Identity,
-        *,
-        trusted: Callable[[PeerId], bool] | None = None,
-        on_record: Callable[[SignedRecord], None] | None = None,
+        self, cache: Cache, signer: Identity, *, on_record: Callable[[SignedRecord], None] | None = None
     ) -> None:
         self.cache = cache
-        self.refused: Counter[str] = Counter()
-        self._signer, self._trusted, self._on_record = signer, trusted, on_record
+        self._signer, self._on_record = signer, on_record
 
     def found(self, hit: Hit) -> Found:
         record = hit.record
         peer = record.node if record.node != self._signer.peer_id else None
-        return Found(record.provider, record.model, peer, cid_text(hit.cid), hit.tier, record)
+        return Found(record.provider, record.model, peer, hit.cid_text, hit.tier, record)
 
-    def record(
-        self, ask: Ask, candidate: Candidate, said: Transcript, model: str | None, result: Any
-    ) -> SignedRecord | None:
-        """Stores a whole answer and gives its record; None when it is not to be stored."""
+    def record(self, ask: Ask, candidate: Candidate, said: Transcript, model: str | None, result: Any) -> Hit | None:
+        """Stores a whole answer; None when it is not one to store."""
         key = ask.key
         if key is None or isinstance(key, UnsetType) or ask.cache_control.no_store:
             return None
         if said.finish is None or said.tools or not said.text:
             return None
-        signed: SignedRecord | None
         try:
             if candidate.peer is None:
-                signed = self._own(ask, key, candidate, said, model)
+                hit: Hit | None = self._own(ask.request, key, candidate, said, model)
             else:
-                signed = self._peers(ask, key, candidate, said, result)
+                hit = self._peers(ask.request, key, candidate, said, result)
         except RecordError as error:
             _log.debug("an answer of %s is not stored: %s", candidate.name, error)
             return None
-        except RecordRefused as refused:
-            self.refused[refused.reason] += 1
+        except RecordRefused as refused:  # counted by the cache; the caller has the text all the same
             _log.warning("the record of an answer from %s is refused: %s", candidate.name, refused)
             return None
-        if signed is not None:
-            self.cache.remember(signed)
-            if self._on_record is not None:
-                self._on_record(signed)
-        return signed
+        if hit is not None and self._on_record is not None:
+            self._on_record(hit.signed)
+        return hit
 
-    def _own(self, ask: Ask, key: Key, candidate: Candidate, said: Transcript, model: str | None) -> SignedRecord:
-        finish, pinned = said.finish, ask.request.model
-        if finish is None:
+    def _own(
+        self, request: GenerateRequest, key: Key, candidate: Candidate, said: Transcript, model: str | None
+    ) -> Hit:
+        if said.finish is None:
             raise RecordError("the answer is not whole")
-        aliases = (model,) if model is not None and pinned is not None and stands_for(model, pinned) else ()
-        return sign(
+        aliases = (model,) if model is not None and request.model and stands_for(model, request.model) else ()
+        signed = sign(
             self._signer,
             key,
-            ask.request,
+            request,
             provider=candidate.name,
             model=model,
             content=said.text,
-            finish=finish.reason,
+            finish=said.finish.reason,
             usage=said.usage,
             aliases=aliases,
         )
+        return self.cache.remember(signed)
 
-    def _peers(self, ask: Ask, key: Key, candidate: Candidate, said: Transcript, result: Any) -> SignedRecord | None:
+    def _peers(
+        self, request: GenerateRequest, key: Key, candidate: Candidate, said: Transcript, result: Any
+    ) -> Hit | None:
         meta = result.get("record") if isinstance(result, dict) else None
         if not isinstance(meta, bytes):
             return None  # the peer keeps no record of this answer
-        asked = candidate.request_of(ask.request)
-        asked_key = key if asked is ask.request else self.cache.key(asked)
+        asked = candidate.request_of(request)
+        asked_key = key if asked is request else self.cache.key(asked)
         if asked_key is None:
             return None
-        return rebuild(meta, said.text, None, asked_key.cid, trusted=self._trusted)
+        return self.cache.remember_streamed(meta, said.text, asked_key, request=asked)
 
 
 _VERSION = re.compile(r"[-:@.](\d[\w.-]*|latest)")

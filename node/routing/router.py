@@ -22,7 +22,6 @@ import msgspec
 import trio
 from msgspec import Struct, UnsetType
 
-from ...cache.canonical import CanonicalError
 from ...cache.key import Key
 from ...cache.record import RecordRefused, SignedRecord
 from ...protocols.peer_id import Identity, PeerId
@@ -79,7 +78,6 @@ class Router:
         signer: Identity | None = None,
         *,
         limits: RoutingLimits | None = None,
-        trusted: Callable[[PeerId], bool] | None = None,
         on_record: Callable[[SignedRecord], None] | None = None,
     ) -> None:
         self.limits = limits or RoutingLimits()
@@ -92,7 +90,7 @@ class Router:
         if cache is not None:
             if signer is None:
                 raise ValueError("a router with a cache needs an identity that signs what goes into it")
-            self.recorder = Recorder(cache, signer, trusted=trusted, on_record=on_record)
+            self.recorder = Recorder(cache, signer, on_record=on_record)
         self._source, self._cache, self._beyond = source, cache, beyond
         self._me = signer.peer_id if signer is not None else None
         self._nursery: trio.Nursery | None = None
@@ -183,7 +181,7 @@ class Router:
             if hit is not None:
                 return self._board(self._landed(self.recorder.found(hit)), ask)
             if control.only_if_cached:
-                found = await self._find_beyond(key) if self._beyond is not None else None
+                found = await self._find_beyond(key, ask.request) if self._beyond is not None else None
                 if found is not None:
                     return self._board(self._landed(found), ask)
             elif (flight := self.flights.find(shared)) is not None:
@@ -231,8 +229,7 @@ class Router:
             ask.request = self._source.settled(ask.request)
             ask.key = None
             if self._cache is not None and not ask.cache_control.no_store:
-                with contextlib.suppress(CanonicalError):  # it can be answered all the same, only not stored
-                    ask.key = self._cache.key(ask.request)
+                ask.key = self._cache.key(ask.request)
         return None if isinstance(ask.key, UnsetType) else ask.key
 
     def _landed(self, found: Found) -> Flight:
@@ -265,7 +262,7 @@ class Router:
         look_up = None
         beside = ask.from_here and not ask.cache_control.fresh and self.limits.swarm_wait_s > 0
         if key is not None and self._beyond is not None and beside:
-            look_up = functools.partial(self._find_beyond, key)
+            look_up = functools.partial(self._find_beyond, key, ask.request)
         generation = Generation(
             flight,
             ask,
@@ -290,7 +287,7 @@ class Router:
             if shared is not None:
                 self.flights.remove(shared, flight)
 
-    async def _find_beyond(self, key: Key) -> Found | None:
+    async def _find_beyond(self, key: Key, request: GenerateRequest) -> Found | None:
         """The first block from another node that verifies as an answer to `key`."""
         if self._beyond is None or self._cache is None or self.recorder is None:
             return None
@@ -299,9 +296,8 @@ class Router:
             blocks = await self._beyond.find(key.cid, self.limits.swarm_wait_s)
         for block in blocks:
             try:
-                hit = self._cache.remember_foreign(block, key)
-            except RecordRefused as refused:
-                self.recorder.refused[refused.reason] += 1
-                continue
+                hit = self._cache.remember_foreign(block, key, request=request)
+            except RecordRefused:
+                continue  # counted by the cache
             return msgspec.structs.replace(self.recorder.found(hit), tier="swarm")
         return None

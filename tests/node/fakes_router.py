@@ -1,4 +1,4 @@
-"""Providers that do as they are told, candidates in a list, and a cache in a dictionary: what the router's tests use."""
+"""Providers that do as they are told, and candidates in a list: what the router's tests use."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 import trio
 from msgspec import Struct
-from shoal.cache.canonical import why_not_cacheable
-from shoal.cache.key import Key, request_key
-from shoal.cache.record import Record, RecordRefused, SignedRecord, verify
+from shoal.cache.memory import Memory
+from shoal.cache.tiers import AnswerCache
 from shoal.node.routing.ask import Ask
 from shoal.node.routing.candidate import Candidate
 from shoal.node.routing.no_answer import NoAnswer
@@ -159,45 +158,11 @@ class Listed:
         return self.none
 
 
-class DictHit(Struct, frozen=True):
-    record: Record
-    cid: bytes
-    tier: str
-
-
-class DictCache:
-    """The answer cache as a dictionary, with real keys, records and checks."""
-
-    def __init__(self) -> None:
-        self.memory: dict[bytes, DictHit] = {}
-        self.disk: dict[bytes, DictHit] = {}
-        self.gets = 0
-
-    def key(self, request: GenerateRequest) -> Key | None:
-        return None if why_not_cacheable(request) else request_key(request, "cid")
-
-    def peek(self, key: Key, max_age: float | None = None) -> DictHit | None:
-        return self._young(self.memory.get(key.digest), max_age)
-
-    async def get(self, key: Key, max_age: float | None = None) -> DictHit | None:
-        self.gets += 1
-        await trio.lowlevel.checkpoint()
-        return self.peek(key, max_age) or self._young(self.disk.get(key.digest), max_age)
-
-    def remember(self, signed: SignedRecord) -> None:
-        self.memory[signed.record.request[-32:]] = DictHit(signed.record, signed.cid, "memory")
-
-    def remember_foreign(self, block: bytes, key: Key) -> DictHit:
-        record = verify(block, None, key.cid)
-        hit = DictHit(record, b"", "swarm")
-        self.memory[key.digest] = hit
-        return hit
-
-    @staticmethod
-    def _young(hit: DictHit | None, max_age: float | None) -> DictHit | None:
-        if hit is None or max_age is None or hit.record.age_s() <= max_age:
-            return hit
-        return None
+@contextlib.asynccontextmanager
+async def caching(**options: Any) -> AsyncGenerator[AnswerCache]:
+    """The answer cache of ME, in memory only."""
+    async with AnswerCache(ME.peer_id, memory=Memory(1 << 20), **options).running() as cache:
+        yield cache
 
 
 class Neighbours:
@@ -220,10 +185,6 @@ class Neighbours:
 
 ME = Identity.from_seed(bytes(32))
 OTHER = Identity.from_seed(bytes([1]) * 32)
-
-
-def refuses(*_: object) -> DictHit:
-    raise RecordRefused("signature", "no")
 
 
 @contextlib.asynccontextmanager

@@ -15,12 +15,12 @@ from .fakes_router import (
     OTHER,
     QUESTION,
     STOP,
-    DictCache,
     Pause,
     Scripted,
     ScriptedPeer,
     Wait,
     ask,
+    caching,
     fails,
     hear,
     routing,
@@ -348,8 +348,8 @@ async def test_a_request_that_has_passed_this_node_is_refused() -> None:
 
 
 async def test_an_answer_for_a_peer_ends_with_who_gave_it_and_the_record_without_its_text() -> None:
-    cache = DictCache()
     async with (
+        caching() as cache,
         routing(Scripted("first", says("Cold.", model="m1")), cache=cache) as router,
         router.answer_for_peer(QUESTION, OTHER.peer_id, 10) as answer,
     ):
@@ -363,10 +363,12 @@ async def test_an_answer_for_a_peer_ends_with_who_gave_it_and_the_record_without
 async def test_a_full_node_refuses_with_a_hint_to_come_back() -> None:
     never = trio.Event()
     provider = Scripted("first", ["x", Wait(never)])
-    async with routing(provider, limits=RoutingLimits(max_in_flight=1)) as router:
-        async with router.answer(router.ask(QUESTION)) as answer:
-            await answer.more()
-            told = await ask(router, GenerateRequest.of("Another?"))
+    async with (
+        routing(provider, limits=RoutingLimits(max_in_flight=1)) as router,
+        router.answer(router.ask(QUESTION)) as answer,
+    ):
+        await answer.more()
+        told = await ask(router, GenerateRequest.of("Another?"))
     assert told.error is not None
     assert (told.error.kind, told.error.code) == (ErrorKind.OVERLOADED, "node_full")
     assert told.error.retry_after is not None
@@ -417,8 +419,7 @@ async def test_the_route_says_how_long_each_attempt_took(autojump_clock: trio.te
 
 
 async def test_no_store_bypasses_the_cache() -> None:
-    cache = DictCache()
-    async with routing(Scripted("first", says("Cold.")), cache=cache) as router:
+    async with caching() as cache, routing(Scripted("first", says("Cold.")), cache=cache) as router:
         told = await ask(router, cache_control=CacheControl(no_store=True))
-    assert (told.cache, told.cid) == ("bypass", None)
-    assert cache.memory == {}
+        assert (told.cache, told.cid) == ("bypass", None)
+        assert cache.stats()["remembered"] == 0
