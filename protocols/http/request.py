@@ -1,0 +1,262 @@
+"""Reading requests, pure: `RequestParser.feed(bytes)` gives events, the same ones however the bytes are cut.
+
+What a head may look like is llhttp's verdict (through httptools) on one whole head at a time; where a message begins
+and ends is decided here, and only here, so that two opinions about a boundary cannot exist. llhttp alone is not
+strict enough: httptools 0.9 lets pass HTTP/0.9 and 2.0, ICE/1.0, two spaces after the method, a fragment in the
+target, Transfer-Encoding in HTTP/1.0 and codings other than chunked. tests/protocols/test_http_request.py has each.
+
+    for event in parser.feed(data):
+        match event:
+            case Request(): ...    # whole, with its body
+            case Continue(): ...   # the client waits for "100 Continue" before it sends the body
+            case HttpError(): ...  # answer it and close; the parser takes nothing more
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Literal
+
+from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser
+from msgspec import Struct
+
+from .chunked import ChunkedDecoder
+from .limits import Limits
+from .message import Headers, HttpError
+
+
+class Request(Struct):
+    """A request: `path` and `query` as they were sent (percent-encoded), without the "?" between them."""
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    keep_alive: bool
+    http_1_0: bool
+    body: bytes = b""
+
+
+class Continue(Struct, frozen=True):
+    """The client announced a body and waits for leave to send it."""
+
+
+Event = Request | Continue | HttpError
+State = Literal["idle", "head", "body", "refused"]
+
+_FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"})
+_UNKNOWN_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [^ ]+ HTTP/1\.[01]\r\n")
+_SCHEME = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=512)
+def _name(raw: bytes) -> str:
+    return raw.decode("latin-1").lower()
+
+
+class RequestParser:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._buffer: bytes | bytearray = b""
+        self._scanned = 0  # of the buffer: no end of head before here
+        self._blank_skipped = False
+        self._request: Request | None = None  # whose body is being read
+        self._remaining = 0
+        self._chunks: ChunkedDecoder | None = None
+        self._refused = False
+        # What llhttp's callbacks leave here while they read one head:
+        self._target = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._heads = 0
+
+    @property
+    def state(self) -> State:
+        """What the next byte would belong to; "idle" before the first byte of a request."""
+        if self._refused:
+            return "refused"
+        if self._request is not None:
+            return "body"
+        return "head" if self._buffer or self._blank_skipped else "idle"
+
+    def feed(self, data: bytes) -> list[Event]:
+        """What `data` completes. An HttpError is the last event there will be."""
+        events: list[Event] = []
+        if self._refused:
+            return events
+        buffer: bytes | bytearray = data
+        if self._buffer:
+            buffer = self._buffer = bytearray(self._buffer) if isinstance(self._buffer, bytes) else self._buffer
+            buffer += data
+        position = 0
+        try:
+            while position < len(buffer):
+                start = position
+                if self._request is None:
+                    position = self._read_head(buffer, position, events)
+                else:
+                    position = self._read_body(buffer, position, events)
+                if position == start:
+                    break
+        except HttpError as error:
+            self._refused = True
+            self._buffer = b""
+            self._request = self._chunks = None
+            events.append(error)
+            return events
+        if position == len(buffer):
+            self._buffer = b""
+        elif position or buffer is data:
+            self._buffer = buffer[position:]
+        return events
+
+    # -- heads -------------------------------------------------------------------------------------------------
+
+    def _read_head(self, buffer: bytes | bytearray, start: int, events: list[Event]) -> int:
+        """Read a head if it is whole; returns where it ends, or `start`."""
+        first = buffer[start]
+        if first == 0x0D and not self._blank_skipped:  # one empty line before a request is let pass: RFC 9112, 2.2
+            blank = buffer[start : start + 2]
+            if len(blank) < 2:
+                return start
+            if blank == b"\r\n":
+                self._blank_skipped = True
+                return start + 2
+        if not 0x41 <= first <= 0x5A:
+            raise HttpError(400, "this is not an HTTP/1.1 request (is the client speaking TLS or another protocol?)")
+        limit = start + self._limits.max_head_bytes
+        end = buffer.find(b"\r\n\r\n", max(start, self._scanned - 3), limit)
+        seen = end + 4 if end >= 0 else min(len(buffer), limit)
+        unseen = max(start, self._scanned)
+        if unseen > start and buffer[unseen - 1] == 0x0D:
+            unseen -= 1
+        if buffer.count(b"\n", unseen, seen) != buffer.count(b"\r\n", unseen, seen):
+            raise HttpError(400, "a line of the request's head ends without CRLF")
+        if end < 0:
+            if len(buffer) >= limit:
+                raise HttpError(431, f"the request's head is longer than {self._limits.max_head_bytes} bytes")
+            self._scanned = len(buffer) - start
+            return start
+        self._scanned = 0
+        self._blank_skipped = False
+        request = self._parse_head(bytes(buffer[start : end + 4]))
+        self._begin_body(request, events)
+        return end + 4
+
+    def on_url(self, url: bytes) -> None:
+        self._target = url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._heads += 1
+
+    def _parse_head(self, head: bytes) -> Request:
+        self._target, self._fields, self._heads = b"", [], 0
+        # A parser for each head: 0.3 us, and no state of an earlier message can bear on this one.
+        parser = HttpRequestParser(self)
+        try:
+            parser.feed_data(head)
+        except HttpParserUpgrade:
+            pass  # an Upgrade we do not follow: the request is answered as it stands (RFC 9110, 7.8)
+        except HttpParserInvalidMethodError:
+            if _UNKNOWN_METHOD.match(head):
+                raise HttpError(501, "this method is not known here") from None
+            raise HttpError(400, "the request line is malformed") from None
+        except HttpParserError as error:
+            raise HttpError(400, f"the request's head is malformed: {error}") from None
+        method = parser.get_method()
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise HttpError(505, f"HTTP/{version} is not spoken here, only HTTP/1.1")
+        line = b"%b %b HTTP/%b\r\n" % (method, self._target, version.encode())
+        if self._heads != 1 or not head.startswith(line):
+            raise HttpError(400, "the request line is malformed")
+        if len(self._fields) > self._limits.max_headers:
+            raise HttpError(431, f"the request has more than {self._limits.max_headers} headers")
+        headers = [(_name(name), value.decode("latin-1").strip(" \t")) for name, value in self._fields]
+        path, query = self._split_target(method)
+        return Request(method.decode("ascii"), path, query, headers, version == "1.1", version == "1.0")
+
+    def _split_target(self, method: bytes) -> tuple[str, str]:
+        """Path and query of the request's target, in any of its four forms (RFC 9112, 3.2)."""
+        target = self._target
+        if b"#" in target:
+            raise HttpError(400, "the request's target must not have a fragment")
+        if method == b"CONNECT":
+            return target.decode("ascii"), ""
+        if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
+            absolute = _SCHEME.match(target)
+            if absolute is None:
+                raise HttpError(400, "the request's target must be a path")
+            target = target[absolute.end() :]
+            if not target.startswith(b"/"):
+                target = b"/" + target
+        path, _, query = target.decode("ascii").partition("?")
+        return path, query
+
+    # -- bodies ------------------------------------------------------------------------------------------------
+
+    def _begin_body(self, request: Request, events: list[Event]) -> None:
+        """Decide how the message is framed (RFC 9112, 6.3); what could be read in two ways is refused."""
+        length = coding = None
+        expect = False
+        hosts = 0
+        for name, value in request.headers:
+            if name not in _FRAMING:
+                continue
+            if name == "host":
+                hosts += 1
+            elif name == "content-length":
+                if length is not None or not (value.isascii() and value.isdigit()):
+                    raise HttpError(400, "Content-Length must be one number")
+                length = value
+            elif name == "transfer-encoding":
+                if coding is not None or value.lower() != "chunked":
+                    raise HttpError(501, "Transfer-Encoding can only be chunked")
+                coding = value
+            elif name == "connection":
+                options = [option.strip() for option in value.lower().split(",")]
+                request.keep_alive = "close" not in options and (request.keep_alive or "keep-alive" in options)
+            else:
+                if value.lower() != "100-continue":
+                    raise HttpError(417, "Expect can only be 100-continue")
+                expect = not request.http_1_0
+        if hosts > 1 or (not hosts and not request.http_1_0):
+            raise HttpError(400, "the request needs exactly one Host header")
+        max_body = self._limits.max_body_bytes
+        if coding is not None:
+            if length is not None or request.http_1_0:
+                raise HttpError(400, "Transfer-Encoding can stand neither beside Content-Length nor in HTTP/1.0")
+            self._chunks = ChunkedDecoder(max_body, self._limits.max_head_bytes)
+        else:
+            size = int(length) if length is not None and len(length) < 20 else 0 if length is None else max_body + 1
+            if size > max_body:
+                raise HttpError(413, f"the body is longer than {max_body} bytes")
+            if not size:
+                events.append(request)
+                return
+            self._remaining = size
+        self._request = request
+        if expect:
+            events.append(Continue())
+
+    def _read_body(self, buffer: bytes | bytearray, start: int, events: list[Event]) -> int:
+        """Take body bytes; those of a sized body stay in the buffer until it is whole, so they are copied once."""
+        request = self._request
+        assert request is not None
+        if self._chunks is None:
+            if len(buffer) - start < self._remaining:
+                return start
+            end = start + self._remaining
+            request.body = bytes(memoryview(buffer)[start:end])
+        else:
+            end = self._chunks.feed(buffer, start)
+            if not self._chunks.done:
+                return end
+            request.body = bytes(self._chunks.body)
+            self._chunks = None
+        self._request = None
+        events.append(request)
+        return end

@@ -1,0 +1,111 @@
+"""Server-sent events (WHATWG HTML, 9.2), pure: a parser that takes bytes as they come, and the writer's side.
+
+parser = SseParser()
+for event in parser.feed(chunk):
+    print(event.event, event.data)
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class SseEvent(Struct, frozen=True):
+    """event: its type, "message" unless the stream says otherwise. id: the last one seen on the stream so far."""
+
+    data: str
+    event: str = "message"
+    id: str = ""
+
+
+class SseError(ValueError):
+    """The stream holds one event longer than the parser's limit."""
+
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class SseParser:
+    """Gives the same events however the bytes are cut: lines end in LF, CR or CRLF, and text is decoded by whole lines.
+
+    max_event: bytes of one event, or of one line. retry: the reconnection time the stream asked for, in ms, or None.
+    An event without the empty line behind it is never given: it may have been cut.
+    """
+
+    def __init__(self, max_event: int = 16 * 1024 * 1024) -> None:
+        self.retry: int | None = None
+        self._max_event = max_event
+        self._line = bytearray()  # the line that has begun, without its ending
+        self._size = 0  # of the event that has begun
+        self._after_cr = False  # a LF that comes now belongs to the CR before it
+        self._begun = False
+        self._data: list[str] = []
+        self._event = ""
+        self._id = ""
+
+    def feed(self, data: bytes) -> list[SseEvent]:
+        """The events that `data` completes. Raises SseError."""
+        events: list[SseEvent] = []
+        if self._after_cr and data:
+            self._after_cr = False
+            if data[0] == 0x0A:
+                data = data[1:]
+        if b"\r" in data:
+            self._after_cr = data[-1] == 0x0D
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = data.split(b"\n")
+        tail = lines.pop()
+        if lines:
+            if self._line:
+                lines[0] = bytes(self._line) + lines[0]
+                self._line.clear()
+            for line in lines:
+                self._take(line, events)
+        self._line += tail
+        if self._size + len(self._line) > self._max_event:
+            raise SseError(f"an event of the stream is longer than {self._max_event} bytes")
+        return events
+
+    def _take(self, line: bytes, events: list[SseEvent]) -> None:
+        if not self._begun:
+            self._begun = True
+            line = line.removeprefix(_BOM)
+        if not line:
+            if self._data:
+                events.append(SseEvent("\n".join(self._data), self._event or "message", self._id))
+            self._data, self._event, self._size = [], "", 0
+            return
+        self._size += len(line)
+        if self._size > self._max_event:
+            raise SseError(f"an event of the stream is longer than {self._max_event} bytes")
+        if line.startswith(b"data: "):
+            self._data.append(line[6:].decode("utf-8", "replace"))
+            return
+        field, _, value = line.decode("utf-8", "replace").partition(":")
+        value = value.removeprefix(" ")
+        match field:
+            case "":  # a comment: ": keep-alive"
+                self._size -= len(line)
+            case "data":
+                self._data.append(value)
+            case "event":
+                self._event = value
+            case "id" if "\0" not in value:
+                self._id = value
+            case "retry" if value.isascii() and value.isdigit() and len(value) < 12:
+                self.retry = int(value)
+            case _:
+                pass
+
+
+def encode_event(data: bytes, event: str | None = None) -> bytes:
+    """One event on the wire; `data` is UTF-8 and may have several lines."""
+    head = f"event: {event}\n".encode() if event is not None else b""
+    if b"\n" in data or b"\r" in data:
+        data = b"\ndata: ".join(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
+    return b"%bdata: %b\n\n" % (head, data)
+
+
+def encode_comment(text: str = "") -> bytes:
+    """A comment: keeps a quiet stream open through proxies, and readers skip it. `text` has no line break."""
+    return f": {text}\n\n".encode()
