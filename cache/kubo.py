@@ -222,6 +222,8 @@ class KuboPublisher:
         """Hand one batch to the daemon; stops at the first sign that it is away."""
         import ipfshttpclient  # slow to import (it brings requests), and only who publishes needs it
 
+        # urllib3 2 says at every call that it ignores a key which 0.7.0 passes.
+        warnings.filterwarnings("ignore", "The 'strict' parameter is no longer needed", FutureWarning)
         results: list[tuple[OutboxItem, DaemonAway | DaemonRefused | None]] = []
         client = ipfshttpclient.Client(self.address, timeout=self._timeout_s)
         # The daemon is where its address says, whatever proxy the environment names (0.7.0 offers no setting).
