@@ -14,14 +14,14 @@ import contextlib
 import re
 import urllib.parse
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import trio
 from msgspec import Meta, field
 
-from ..protocols.http.client import BadResponse, Client, ClientError, ClientResponse, ConnectFailed
+from ..protocols.http.client import BadResponse, Client, ClientError, ConnectFailed, Response
 from .base import (
     Capabilities,
     ErrorKind,
@@ -88,7 +88,7 @@ def build(name: str, settings: Settings, context: BuildContext) -> Provider:
         variables=(settings.api_key_env,) if settings.api_key_env else (),
         file=Path(settings.api_key_file).expanduser() if settings.api_key_file else None,
     )
-    return OpenAiCompat(name, settings, credential)
+    return OpenAiCompat(name, settings, credential, context.environ)
 
 
 def check(settings: Settings) -> None:
@@ -126,12 +126,18 @@ _OUR_HEADERS = frozenset({"host", "content-length", "content-type", "transfer-en
 class OpenAiCompat(Provider):
     """One base URL. Connections are kept alive and pooled; the list of models is kept for `models_ttl_s`."""
 
-    def __init__(self, name: str, settings: Settings, credential: Credential) -> None:
+    def __init__(
+        self, name: str, settings: Settings, credential: Credential, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self._settings = settings
         self._credential = credential
         self._gate = Gate(name, running=settings.max_concurrent, waiting=settings.max_queue)
-        self._client = Client()
+        try:
+            self._client = Client(environ=environ)
+        except ValueError as error:
+            problem = f"cannot be reached through the proxy that the environment names ({error})"
+            raise SettingsError("base_url", problem, "correct HTTP_PROXY or HTTPS_PROXY, or set NO_PROXY") from None
         self._base = settings.base_url.rstrip("/")
         self._headers = [("user-agent", "shoal"), *((k.lower(), v) for k, v in settings.headers.items())]
         self._capabilities = Capabilities(tools=settings.tools, images=settings.images, seeds=settings.seeds)
@@ -165,7 +171,7 @@ class OpenAiCompat(Provider):
             yield _Events(response, ChatAnswer(request), whole=kind == "application/json")
 
     @contextlib.asynccontextmanager
-    async def _post(self, path: str, headers: list[tuple[str, str]], body: bytes) -> AsyncGenerator[ClientResponse]:
+    async def _post(self, path: str, headers: list[tuple[str, str]], body: bytes) -> AsyncGenerator[Response]:
         """The response; failures until its head are ProviderErrors (those of its body are the reader's)."""
         url, timeout = self._base + path, self._settings.connect_timeout_s
         async with contextlib.AsyncExitStack() as stack:
@@ -204,7 +210,7 @@ class OpenAiCompat(Provider):
             headers.append(("authorization", f"Bearer {key}"))
         return headers
 
-    async def _refusal(self, response: ClientResponse, request: GenerateRequest) -> ProviderError:
+    async def _refusal(self, response: Response, request: GenerateRequest) -> ProviderError:
         try:
             body = await response.read(_ERROR_BYTES)
         except ClientError:
@@ -299,7 +305,7 @@ _NOTHING = GenerateRequest(messages=())
 class _Events:
     """The events of one response. Reads only as the caller takes them, so a slow caller slows the upstream down."""
 
-    def __init__(self, response: ClientResponse, answer: ChatAnswer, *, whole: bool) -> None:
+    def __init__(self, response: Response, answer: ChatAnswer, *, whole: bool) -> None:
         self._response = response
         self._chunks = aiter(response)
         self._answer = answer

@@ -71,7 +71,7 @@ _MODEL_WORDS = frozenset(
     {"model_not_found", "model_not_available", "invalid_model", "not_found", "notfounderror", "not_found_error"}
 )
 _MODEL_TEXT = re.compile(
-    r"\bmodel\b.{0,160}\b(not exist|not found|not a valid model|is not available|no such)", re.IGNORECASE
+    r"\bmodel\b.{0,160}\b(not exist|not found|is not available)|not a valid model|no such model", re.IGNORECASE
 )
 _AUTH_WORDS = frozenset(
     {"invalid_api_key", "authentication_error", "authentication", "unauthorized", "permission_denied"}

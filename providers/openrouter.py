@@ -70,4 +70,4 @@ def build(name: str, settings: Settings, context: BuildContext) -> Provider:
         variables=own or names,
         file=Path(settings.api_key_file).expanduser() if settings.api_key_file else None,
     )
-    return openai_compat.OpenAiCompat(name, settings, credential)
+    return openai_compat.OpenAiCompat(name, settings, credential, environ)

@@ -1,0 +1,73 @@
+"""The gate before a provider."""
+
+import pytest
+import trio
+import trio.testing
+from shoal.providers.base import ErrorKind, ProviderError
+from shoal.providers.gate import Gate
+
+
+async def test_no_more_than_allowed_are_inside_and_the_others_come_in_turn() -> None:
+    gate, order, go = Gate("desk", running=2, waiting=10), [], trio.Event()
+
+    async def visit(number: int) -> None:
+        async with gate:
+            order.append(number)
+            await go.wait()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(visit, number)
+            await trio.testing.wait_all_tasks_blocked()
+        assert (gate.in_flight, gate.waiting, order) == (2, 4, [0, 1])
+        go.set()
+    assert [set(order[i : i + 2]) for i in (0, 2, 4)] == [{0, 1}, {2, 3}, {4, 5}]
+    assert gate.in_flight == gate.waiting == 0
+
+
+async def test_one_more_than_may_wait_is_refused_at_once_with_the_remedy() -> None:
+    gate = Gate("desk", running=1, waiting=1)
+    async with trio.open_nursery() as nursery, gate:
+        nursery.start_soon(_pass, gate)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ProviderError) as caught:
+            async with gate:
+                raise AssertionError
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        assert "max_queue in [providers.desk]" in caught.value.message
+    assert gate.in_flight == 0
+
+
+async def test_whoever_gives_up_waiting_leaves_the_queue() -> None:
+    gate = Gate("desk", running=1, waiting=1)
+    async with gate:
+        with trio.move_on_after(0):
+            await _pass(gate)
+        assert gate.waiting == 0
+    async with gate:
+        assert gate.in_flight == 1
+
+
+async def test_a_newcomer_does_not_overtake_the_one_that_was_let_in() -> None:
+    gate, order = Gate("desk", running=1, waiting=5), []
+
+    async def visit(name: str) -> None:
+        async with gate:
+            order.append(name)
+
+    async with trio.open_nursery() as nursery:
+        async with gate:
+            nursery.start_soon(visit, "waited")
+            await trio.testing.wait_all_tasks_blocked()
+        await visit("new")
+    assert order == ["waited", "new"]
+
+
+def test_a_gate_without_room_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Gate("desk", running=0, waiting=1)
+
+
+async def _pass(gate: Gate) -> None:
+    async with gate:
+        pass
