@@ -27,10 +27,10 @@ from .schema import (
     FINISHES,
     MAX_BLOCK_BYTES,
     MAX_CONTENT_BYTES,
-    MAX_NAME_CHARS,
     Reason,
     Record,
     RecordRefused,
+    fault_of,
     form_of,
     read,
     signed_part,
@@ -118,8 +118,6 @@ def sign(
         raise RecordError("the request pins another model than the one that answered")
     if request.provider is not None and provider != request.provider:
         raise RecordError("the request pins another provider than the one that answered")
-    if not provider or max(len(provider), len(model or "")) > MAX_NAME_CHARS:
-        raise RecordError(f"a record needs a provider's name, and names of at most {MAX_NAME_CHARS} characters")
     try:
         raw = content.encode()
     except UnicodeEncodeError:
@@ -135,17 +133,19 @@ def sign(
         usage=usage,
         created=int(time.time() * 1000) if created_ms is None else created_ms,
         node=identity.peer_id,
-        sig=b"",
+        sig=bytes(64),
         text_cid=cid_of(RAW, raw) if link_text else None,
     )
     if len(raw) > MAX_BLOCK_BYTES - 4096:  # room for the other fields, whose size is bounded
         unsigned = replace(unsigned, content_cid=cid_of(RAW, raw), text_cid=None)
     form = form_of(unsigned)
+    if (fault := fault_of(form)) is not None:
+        raise RecordError(f"the answer does not make a record: {fault}")
     try:
         form["sig"] = sig = identity.sign(signed_part(form))
         block = bytes(cbrrr.encode_dag_cbor(form))
     except (ValueError, TypeError) as error:
-        raise RecordError(f"the answer's name, usage or time has no dag-cbor form ({type(error).__name__})") from None
+        raise RecordError(f"the answer does not make a record: {type(error).__name__} in dag-cbor") from None
     linked = unsigned.content_cid or unsigned.text_cid
     return SignedRecord(replace(unsigned, sig=sig), block, cid_of(DAG_CBOR, block), raw if linked else None)
 

@@ -131,7 +131,7 @@ def read(block: bytes) -> tuple[dict[str, Any], Record]:
         raise RecordRefused("version", f"the record has version {form['v']}; this Shoal reads version {VERSION}")
     if not (form.keys() >= _REQUIRED and form.keys() <= _REQUIRED | _OPTIONAL):
         raise RecordRefused("schema", "the map does not have the fields of a record")
-    if (fault := _fault(form)) is not None:
+    if (fault := fault_of(form)) is not None:
         raise RecordRefused("schema", fault)
     if bytes(cbrrr.encode_dag_cbor(form)) != block:
         raise RecordRefused("schema", "the block is not in canonical form")
@@ -155,7 +155,7 @@ def read(block: bytes) -> tuple[dict[str, Any], Record]:
     return form, record
 
 
-def _fault(form: dict[str, Any]) -> str | None:
+def fault_of(form: dict[str, Any]) -> str | None:
     """What is wrong with the types and sizes of a record's fields, the first thing found."""
     if type(form["v"]) is not int:
         return "`v` is not an integer"
