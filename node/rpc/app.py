@@ -1,0 +1,155 @@
+"""The RPC: which path leads where, who may come in, and what an error looks like.
+
+rpc = Rpc(router, node=daemon, source=candidates, registry=registry, cache=cache)
+server = await nursery.start(partial(serve, rpc, ("127.0.0.1", 8642), on_error=rpc.on_error))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+import trio
+
+from ...cache.tiers import AnswerCache
+from ...protocols.http.exchange import Exchange
+from ...protocols.http.message import Header
+from ...providers.base import GenerateRequest, Message, Status
+from ..routing.ask import Ask
+from ..routing.candidates import NodeCandidates, Providers
+from ..routing.router import Router
+from .access import Access
+from .errors import JSON, ApiError, render
+from .models import Models
+from .node_api import Node, NodeApi
+from .openai_chat import KEEP_ALIVE_S, ChatCompletions
+
+Handler = Callable[[Exchange, Mapping[str, str]], Awaitable[None]]
+"""Takes the exchange, and its headers as a mapping."""
+ItemHandler = Callable[[Exchange, Mapping[str, str], str], Awaitable[None]]
+"""The same with what stands behind the prefix of the path."""
+
+
+class _Providers:
+    """The two sources of facts about providers as one."""
+
+    def __init__(self, source: NodeCandidates, registry: Providers) -> None:
+        self._source, self._registry = source, registry
+
+    @property
+    def statuses(self) -> Mapping[str, Status]:
+        return self._source.statuses
+
+    @property
+    def shared(self) -> frozenset[str]:
+        return self._registry.shared
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        return self._registry.refused
+
+
+class Rpc:
+    """The handler for `protocols.http.serve`, and its `on_error`.
+
+    hosts: names or addresses beside loopback that clients may put into Host, as configured by the owner.
+    keep_alive_s: seconds of silence after which a stream gets a comment.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        node: Node,
+        source: NodeCandidates,
+        registry: Providers,
+        cache: AnswerCache | None = None,
+        hosts: Iterable[str] = (),
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        self._access = Access(hosts)
+        self._source = source
+        chat = ChatCompletions(router, keep_alive_s=keep_alive_s)
+        models = Models(source, node)
+        api = NodeApi(node, router, _Providers(source, registry), cache)
+        self._exact: dict[str, dict[str, Handler]] = {
+            "/v1/chat/completions": {"POST": chat},
+            "/v1/models": {"GET": models.get_all},
+            "/healthz": {"GET": self._healthz},
+            "/readyz": {"GET": self._readyz},
+            "/shoal/v1/status": {"GET": api.status},
+            "/shoal/v1/peers": {"GET": api.peers},
+            "/shoal/v1/providers": {"GET": api.providers},
+            "/shoal/v1/cache": {"GET": api.cache},
+            "/shoal/v1/join": {"POST": api.join},
+            "/shoal/v1/route/last": {"GET": api.last_route},
+            "/v1/completions": {"POST": _later},
+            "/v1/embeddings": {"POST": _later},
+        }
+        self._items: tuple[tuple[str, dict[str, ItemHandler]], ...] = (
+            ("/v1/models/", {"GET": models.get_one}),
+            ("/shoal/v1/cache/", {"GET": api.cached}),
+            ("/shoal/v1/verify/", {"GET": api.verify}),
+        )
+
+    async def __call__(self, exchange: Exchange) -> None:
+        headers = dict(exchange.headers)
+        self._access.check(headers)
+        methods = self._exact.get(exchange.path)
+        if methods is not None:
+            handler = methods.get(exchange.method)
+            if handler is not None:
+                await handler(exchange, headers)
+                return
+        await self._other(exchange, headers, methods)
+
+    def on_error(self, error: Exception) -> tuple[int, list[Header], bytes]:
+        """How an exception looks from outside; for `serve`."""
+        return render(error)
+
+    async def _other(self, exchange: Exchange, headers: Mapping[str, str], exact: dict[str, Handler] | None) -> None:
+        """HEAD, OPTIONS, paths with a name in them, and what is not there."""
+        method = exchange.method
+        if exact is None:
+            for prefix, items in self._items:
+                rest = exchange.path.removeprefix(prefix)
+                if rest and rest != exchange.path:
+                    item = items.get("GET" if method == "HEAD" else method)
+                    if item is not None:
+                        await item(exchange, headers, rest)
+                        return
+                    await self._no_method(exchange, items)
+                    return
+            raise ApiError(
+                404, "There is nothing at this path; the API is under /v1 and /shoal/v1.", code="unknown_url"
+            )
+        if method == "HEAD" and "GET" in exact:
+            await exact["GET"](exchange, headers)
+            return
+        await self._no_method(exchange, exact)
+
+    async def _no_method(self, exchange: Exchange, methods: Iterable[str]) -> None:
+        allowed = sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])})
+        allow: Header = ("allow", ", ".join(allowed))
+        if exchange.method == "OPTIONS":
+            await exchange.respond(204, b"", [allow])
+            return
+        raise ApiError(405, f"Use {' or '.join(methods)} here.", code="method_not_allowed", headers=(allow,))
+
+    async def _healthz(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
+        """The process answers; nothing is said about providers."""
+        await exchange.respond(200, b'{"status":"ok"}', [JSON])
+
+    async def _readyz(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
+        """Whether a question without any wishes would find somebody to answer it."""
+        question = GenerateRequest(messages=(Message("user", ""),))
+        ask = Ask(request=question, deadline=trio.current_time())
+        if self._source.candidates(question, ask):
+            await exchange.respond(200, b'{"status":"ready"}', [JSON])
+            return
+        raise ApiError(503, self._source.why_none(question, ask).message, code="not_ready")
+
+
+async def _later(exchange: Exchange, headers: Mapping[str, str]) -> None:
+    raise ApiError(
+        501, "This endpoint is not in this version; use POST /v1/chat/completions.", code="not_in_this_version"
+    )

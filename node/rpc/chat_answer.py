@@ -1,0 +1,252 @@
+"""Chat completions on the wire: the whole JSON, and the chunks of a stream, written with as little work as can be.
+
+A chunk differs from the next only in its delta; what is around it is encoded once for each stream.
+The `shoal` object stands in the whole answer and in the last chunk of a stream, where the CID is known:
+    {"provider", "model", "peer", "cache", "cid", "request", "route": [{provider, model, outcome, ms, ...}]}
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from ...cache.record import Record
+from ...protocols.http.message import Header
+from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
+from ..routing.answer import Answer
+from ..routing.attempt import header_safe, route_header
+from ..routing.recording import Found
+from .errors import JSON
+
+STREAM: Header = ("content-type", "text/event-stream; charset=utf-8")
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+AT_THE_END: Header = ("cache-control", "no-cache")
+
+_encode = msgspec.json.Encoder().encode
+_ids = (f"chatcmpl-{secrets.token_hex(6)}{i:08x}" for i in itertools.count(1))
+
+
+def new_id() -> str:
+    """A completion's id, unlike any other: random for each start of the node, then counted."""
+    return next(_ids)
+
+
+# -- streams ---------------------------------------------------------------------------------------------------
+
+
+class Chunks:
+    """Writes the chunks of one stream. Usage and the end go together into the last piece, by `end`."""
+
+    def __init__(self, completion_id: str, model: str | None, *, include_usage: bool) -> None:
+        shared = {
+            "id": completion_id,
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model or "unknown",
+        }
+        self._object = _encode(shared)[:-1]
+        self._before = b"data: " + self._object + b',"choices":[{"index":0,"delta":'
+        usage = b',"usage":null' if include_usage else b""
+        self._after = b',"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
+        self._usage_after, self._include_usage = usage, include_usage
+        self._first = True
+
+    def begin(self) -> bytes:
+        """The chunk that names the role; it goes with the first delta."""
+        return self._before + b'{"role":"assistant","content":""}' + self._after
+
+    def write(self, events: Iterable[Event]) -> bytes:
+        """The deltas among `events`, a chunk each."""
+        before, after = self._before, self._after
+        parts: list[bytes] = []
+        if self._first:
+            self._first = False
+            parts.append(self.begin())
+        for event in events:
+            if type(event) is TextDelta:
+                parts += (before, b'{"content":', _encode(event.text), b"}", after)
+            elif type(event) is ReasoningDelta:
+                parts += (before, b'{"reasoning_content":', _encode(event.text), b"}", after)
+            elif type(event) is ToolCallDelta:
+                parts += (before, b'{"tool_calls":[', _encode(_tool_delta(event)), b"]}", after)
+        return b"".join(parts)
+
+    def end(self, finish: Finish, usage: Usage | None, shoal: dict[str, Any]) -> bytes:
+        """The finish, the usage where it was asked for, and the mark after which nothing comes."""
+        reason = b',"logprobs":null,"finish_reason":' + _encode(finish.reason) + b"}]"
+        about = b',"shoal":' + _encode(shoal) + b"}\n\n"
+        last = self._before + b"{}" + reason + self._usage_after
+        if not self._include_usage:
+            return last + about + DONE
+        counted = b',"usage":' + _encode(usage_object(usage))
+        return last + b"}\n\ndata: " + self._object + b',"choices":[]' + counted + about + DONE
+
+
+def _tool_delta(event: ToolCallDelta) -> dict[str, Any]:
+    function: dict[str, str] = {"arguments": event.arguments}
+    delta: dict[str, Any] = {"index": event.index, "function": function}
+    if event.name:
+        function["name"] = event.name
+    if event.id:
+        delta["id"] = event.id
+        delta["type"] = "function"
+    return delta
+
+
+def event_bytes(value: Any) -> bytes:
+    """One server-sent event with JSON in it."""
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+# -- whole answers ---------------------------------------------------------------------------------------------
+
+
+class Whole:
+    """Collects events into the body of one answer."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._tools: dict[int, dict[str, Any]] = {}
+        self.usage: Usage | None = None
+        self.finish: Finish | None = None
+
+    def take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if type(event) is TextDelta:
+                self._text.append(event.text)
+            elif type(event) is Usage:
+                self.usage = event
+            elif type(event) is Finish:
+                self.finish = event
+            elif type(event) is ReasoningDelta:
+                self._reasoning.append(event.text)
+            elif type(event) is ToolCallDelta:
+                self._take_tool(event)
+
+    def _take_tool(self, event: ToolCallDelta) -> None:
+        call = self._tools.setdefault(
+            event.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        )
+        call["id"] = event.id or call["id"]
+        call["function"]["name"] = event.name or call["function"]["name"]
+        call["function"]["arguments"] += event.arguments
+
+    def body(self, completion_id: str, model: str | None, shoal: dict[str, Any]) -> bytes:
+        text = "".join(self._text)
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not self._tools else None}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self._tools:
+            message["tool_calls"] = [self._tools[i] for i in sorted(self._tools)]
+        return _body(completion_id, model, message, self.finish.reason if self.finish else "stop", self.usage, shoal)
+
+
+def body_of_record(completion_id: str, found: Found, request: str | None) -> bytes:
+    """The whole answer out of a record: the short way of a cache hit."""
+    record = found.record
+    message = {"role": "assistant", "content": record.content}
+    return _body(completion_id, record.model, message, record.finish, _cached_usage(record), shoal_of(found, request))
+
+
+def _cached_usage(record: Record) -> Usage | None:
+    """As `events()` of the cache tells it: the prompt came out of a cache, and nothing was spent."""
+    usage = record.usage
+    if usage is None:
+        return None
+    cost = None if usage.cost is None else 0.0
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens, usage.reasoning_tokens, cost)
+
+
+def _body(
+    completion_id: str,
+    model: str | None,
+    message: dict[str, Any],
+    reason: str,
+    usage: Usage | None,
+    shoal: dict[str, Any],
+) -> bytes:
+    return _encode(
+        {
+            "id": completion_id,
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": model or "unknown",
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
+            "usage": usage_object(usage),
+            "shoal": shoal,
+        }
+    )
+
+
+def usage_object(usage: Usage | None) -> dict[str, Any] | None:
+    """OpenAI's usage, with what a provider told about the price; None when nobody counted."""
+    if usage is None:
+        return None
+    counted: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+    if usage.cost is not None:
+        counted["cost"] = usage.cost
+    return counted
+
+
+# -- where it came from ----------------------------------------------------------------------------------------
+
+
+def shoal_object(answer: Answer) -> dict[str, Any]:
+    return {
+        "provider": answer.provider,
+        "model": answer.model,
+        "peer": answer.peer,
+        "cache": answer.cache,
+        "cid": answer.response_cid,
+        "request": answer.request_key,
+        "route": answer.route,
+    }
+
+
+def shoal_of(found: Found, request: str | None) -> dict[str, Any]:
+    return {
+        "provider": found.provider,
+        "model": found.model,
+        "peer": found.peer,
+        "cache": found.tier,
+        "cid": found.cid,
+        "request": request,
+        "route": [],
+    }
+
+
+def headers_of(answer: Answer, *kind: Header) -> list[Header]:
+    """The x-shoal-* headers, as far as things are known now."""
+    headers = list(kind)
+    if answer.provider is not None:
+        headers.append(("x-shoal-provider", header_safe(answer.provider)))
+        headers.append(("x-shoal-peer", answer.peer or "local"))
+    headers.append(("x-shoal-cache", answer.cache))
+    if answer.response_cid is not None:
+        headers.append(("x-shoal-cid", answer.response_cid))
+    if answer.route:
+        headers.append(("x-shoal-route", route_header(answer.route)))
+    return headers
+
+
+def headers_of_record(found: Found) -> list[Header]:
+    return [
+        JSON,
+        ("x-shoal-provider", header_safe(found.provider)),
+        ("x-shoal-peer", found.peer or "local"),
+        ("x-shoal-cache", found.tier),
+        ("x-shoal-cid", found.cid),
+    ]

@@ -1,0 +1,189 @@
+"""The body of a chat completion request: from bytes to a checked `GenerateRequest`, or a 400 that names the field.
+
+What OpenAI's schema has and can change the answer is typed; other top-level fields go to `extra` and on to upstreams
+that may know them. Fields of ours: `provider` (a pin; an object is OpenRouter's and goes to `extra`), `fallback`
+(false: only the first candidate), `timeout` (seconds).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ...providers.base import GenerateRequest, Message
+from ..routing.ask import CacheControl
+from .errors import ApiError, bad_request
+
+ANY_MODEL = frozenset({"", "auto"})
+"""Model names that leave the choice to the router: OpenAI's clients must send one."""
+
+MAX_TIMEOUT_S = 24 * 3600.0
+
+_INT64 = Meta(ge=-(2**63), le=2**63 - 1)
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class ChatBody(Struct):
+    """The typed part of the body. Types and bounds are OpenAI's; None is the same as absent."""
+
+    messages: Annotated[tuple[Message, ...], Meta(min_length=1)]
+    model: str | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    stop: str | tuple[str, ...] | None = None
+    seed: Annotated[int, _INT64] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    provider: str | dict[str, Any] | None = None
+    fallback: bool | None = None
+    timeout: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+
+
+KNOWN = frozenset(ChatBody.__struct_fields__)
+
+
+class ChatCall(Struct, frozen=True):
+    """A request, and how it is to be answered. timeout_s: None is the node's own deadline."""
+
+    request: GenerateRequest
+    stream: bool
+    include_usage: bool
+    timeout_s: float | None
+    allow_fallback: bool
+    cache_control: CacheControl
+
+
+def read_call(body: bytes, headers: Mapping[str, str]) -> ChatCall:
+    """The call in a body and its headers (lower-case names). Raises ApiError."""
+    raw = decode_object(body)
+    typed = _typed(raw)
+    extra = {k: v for k, v in raw.items() if k not in KNOWN and v is not None} if not raw.keys() <= KNOWN else {}
+    provider = typed.provider
+    if isinstance(provider, dict):
+        extra["provider"] = provider
+        provider = None
+    _check_messages(typed.messages)
+    if typed.tools:
+        _check_tools(typed.tools)
+    stop = typed.stop or ()
+    if "" in (stop := (stop,) if isinstance(stop, str) else stop):
+        raise bad_request("A stop text must not be empty.", "stop")
+    if (form := typed.response_format) is not None and not isinstance(form.get("type"), str):
+        raise bad_request("response_format needs a type: text, json_object or json_schema.", "response_format.type")
+    request = GenerateRequest(
+        messages=typed.messages,
+        model=None if typed.model in ANY_MODEL else typed.model,
+        provider=provider or headers.get("x-shoal-provider") or None,
+        max_tokens=typed.max_completion_tokens or typed.max_tokens,
+        temperature=typed.temperature,
+        top_p=typed.top_p,
+        stop=stop,
+        seed=typed.seed,
+        n=typed.n or 1,
+        tools=typed.tools or (),
+        tool_choice=typed.tool_choice,
+        response_format=form,
+        extra=extra,
+    )
+    options = typed.stream_options
+    return ChatCall(
+        request,
+        stream=bool(typed.stream),
+        include_usage=options is not None and bool(options.include_usage),
+        timeout_s=typed.timeout or _timeout_header(headers.get("x-shoal-timeout-ms")),
+        allow_fallback=typed.fallback is not False,
+        cache_control=CacheControl.parse(headers.get("cache-control")),
+    )
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body; ApiError 400 otherwise."""
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise bad_request("The body is not valid JSON. Send an object in UTF-8.") from None
+    except RecursionError:
+        raise bad_request("The body's JSON is nested too deeply.") from None
+    if not isinstance(raw, dict):
+        raise bad_request("The body must be a JSON object.")
+    return raw
+
+
+def _typed(raw: dict[str, Any]) -> ChatBody:
+    try:
+        return msgspec.convert(raw, ChatBody)
+    except msgspec.ValidationError:
+        pass
+    try:
+        # Clients send back what they got, with null for each field that does not apply.
+        return msgspec.convert(_without_nulls(raw), ChatBody)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise field_error(error) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(v) for v in value]
+    return value
+
+
+_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_VALUE = re.compile(r"Invalid (enum )?value .*", re.DOTALL)
+
+
+def field_error(error: Exception) -> ApiError:
+    """msgspec's complaint as OpenAI would word it: the field in `param`, and no value, which may be a prompt."""
+    match = _PLACE.match(str(error))
+    what, where = (match["what"], match["where"] or "") if match else ("Invalid input", "")
+    if missing := _MISSING.search(what):
+        where = f"{where}.{missing[1]}" if where else missing[1]
+        return bad_request(f"Missing required parameter: '{where}'.", where)
+    what = _VALUE.sub("Not one of the supported values", what).replace("`", "")
+    return bad_request(f"Invalid value for '{where}': {what}.", where or None)
+
+
+def _check_messages(messages: tuple[Message, ...]) -> None:
+    for i, message in enumerate(messages):
+        if message.content is None and message.role != "assistant":
+            raise bad_request(f"Missing required parameter: 'messages[{i}].content'.", f"messages[{i}].content")
+        if message.role == "tool" and not message.tool_call_id:
+            where = f"messages[{i}].tool_call_id"
+            raise bad_request(f"Missing required parameter: '{where}'.", where)
+
+
+def _check_tools(tools: tuple[dict[str, Any], ...]) -> None:
+    for i, tool in enumerate(tools):
+        if not isinstance(tool.get("type"), str):
+            raise bad_request(f"Missing required parameter: 'tools[{i}].type'.", f"tools[{i}].type")
+        if tool["type"] == "function":
+            function = tool.get("function")
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                where = f"tools[{i}].function.name"
+                raise bad_request(f"Missing required parameter: '{where}'.", where)
+
+
+def _timeout_header(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:12]) <= MAX_TIMEOUT_S * 1000):
+        raise bad_request(
+            "The header x-shoal-timeout-ms must be a whole number of milliseconds, at most one day.",
+            "x-shoal-timeout-ms",
+        )
+    return int(text) / 1000
