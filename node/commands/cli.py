@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from . import exit_codes
-from .failures import report, say
+from .failures import PipeClosedError, report, say
 
 SUBCOMMANDS: dict[str, str] = {
     "run": "Start a node on this machine.",
@@ -64,6 +64,12 @@ class Subcommands(click.Group):
 
             near = difflib.get_close_matches(args[0], SUBCOMMANDS, n=1)
             raise click.UsageError(f"{error.message}{f' Did you mean {near[0]}?' if near else ''}", ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise PipeClosedError from None  # click would end the process with status 1
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

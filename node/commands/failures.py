@@ -18,6 +18,10 @@ class CommandError(Exception):
         self.message, self.code = message, code
 
 
+class PipeClosedError(Exception):
+    """Who read our output is gone; a BrokenPipeError under another name."""
+
+
 def only(error: BaseException) -> BaseException:
     """The one exception that matters in a nursery's group: an interrupt before all others, else the first."""
     while isinstance(error, BaseExceptionGroup):
@@ -46,7 +50,7 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
     error = only(error)
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError | PipeClosedError):
         _close_stdout()
         return ExitCode.PIPE_CLOSED
     if debug:
