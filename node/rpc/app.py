@@ -119,9 +119,8 @@ class Rpc:
                         return
                     await self._no_method(exchange, items)
                     return
-            raise ApiError(
-                404, "There is nothing at this path; the API is under /v1 and /shoal/v1.", code="unknown_url"
-            )
+            message = "There is nothing at this path; the API is under /v1 and /shoal/v1."
+            raise ApiError(404, message, code="unknown_url")
         if method == "HEAD" and "GET" in exact:
             await exact["GET"](exchange, headers)
             return

@@ -104,7 +104,7 @@ def stream_error(error: NoAnswer) -> dict[str, object]:
 
 
 def render(error: Exception) -> tuple[int, list[Header], bytes]:
-    """Any exception as status, headers and body. Of one that nobody expected only its name is logged, and nothing told."""
+    """Any exception as status, headers and body. Of one that nobody expected, its name is logged."""
     if isinstance(error, NoAnswer):
         face = face_of(error)
         headers = [JSON]

@@ -6,6 +6,7 @@ POST join {"invite": "..."}
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qs
@@ -16,6 +17,7 @@ from ...cache.cid import CidError, cid_text, codec_of, parse_cid
 from ...cache.key import Key, parse_key
 from ...cache.record import Record, RecordRefused, explain
 from ...cache.schema import read
+from ...cache.store import Row
 from ...cache.tiers import AnswerCache
 from ...protocols.http.exchange import Exchange
 from ...protocols.http.message import Header
@@ -121,22 +123,22 @@ class NodeApi:
             return
         if not (limit[0].isascii() and limit[0].isdigit() and 1 <= int(limit[0][:6]) <= MAX_LIST):
             raise bad_request(f"list wants a number from 1 to {MAX_LIST}.", "list")
-        rows: list[dict[str, Any]] = []
+        newest: deque[Row] = deque(maxlen=int(limit[0]))
         if cache.store is not None:
             async for row in cache.store.iterate():
-                rows.append(
-                    {
-                        "cid": cid_text(row.cid),
-                        "model": row.model,
-                        "provider": row.provider,
-                        "bytes": row.size,
-                        "node": row.node,
-                        "created": row.created / 1000,
-                        "pinned": row.pinned,
-                    }
-                )
-                if len(rows) >= int(limit[0]):
-                    break
+                newest.append(row)
+        rows = [
+            {
+                "cid": cid_text(row.cid),
+                "model": row.model,
+                "provider": row.provider,
+                "bytes": row.size,
+                "node": row.node,
+                "created": row.created / 1000,
+                "pinned": row.pinned,
+            }
+            for row in reversed(newest)
+        ]
         await _respond(exchange, {"answers": rows})
 
     async def cached(self, exchange: Exchange, headers: Mapping[str, str], cid: str) -> None:
