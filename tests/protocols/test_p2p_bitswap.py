@@ -266,13 +266,14 @@ async def test_a_peer_has_no_more_streams_than_allowed() -> None:
         await second.close()
 
 
-async def test_a_store_that_fails_answers_that_it_has_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(Blocks):
-        def get(self, *args: object) -> bytes:
-            raise OSError("disk")
+async def test_a_store_that_fails_answers_that_it_has_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Blocks, cid: bytes) -> bytes:
+        raise OSError("disk")
 
+    monkeypatch.setattr(Blocks, "get", broken)
     async with nodes(1) as (node,), an_asker(node) as asker:
-        node.bitswap._blocks = Broken()
         await asker.say(Message(wants=(Want(cid_of(b"x"), dont_have=True),)))
         assert not (await asker.answer()).presences[0].have
         assert "block store failed" in caplog.text
