@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .sampling import Sampler
+if TYPE_CHECKING:
+    from .sampling import Sampler
 
 
 @dataclass(frozen=True)

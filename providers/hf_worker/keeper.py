@@ -37,7 +37,7 @@ class WorkerKeeper:
     @property
     def link(self) -> WorkerLink | None:
         """The worker that is up or starting; None when there is none."""
-        return self._link if self._link is not None and self._link.lost is None else None
+        return self._link
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -86,7 +86,7 @@ class WorkerKeeper:
 
     async def _current(self) -> WorkerLink:
         async with self._starting:  # the first request makes the link, the others of the same moment share it
-            if self._link is None or self._link.lost is not None:
+            if self._link is None:
                 if reason := self.pause_reason():
                     left = round(self._not_before - trio.current_time(), 1)
                     raise ProviderError(ErrorKind.UNAVAILABLE, f"{self._name}: {reason}", retry_after=left)
@@ -94,14 +94,14 @@ class WorkerKeeper:
                 if self._nursery is None:
                     raise ProviderError(ErrorKind.UNAVAILABLE, f"{self._name} is not running")
                 self._link = link
-                self._nursery.start_soon(self._follow, link)
+                link.on_lost = self._learn
+                self._nursery.start_soon(link.run)
             return self._link
 
-    async def _follow(self, link: WorkerLink) -> None:
-        """Run a worker to its end and learn from it."""
-        await link.run()
+    def _learn(self, link: WorkerLink) -> None:
+        """What the death of a worker means for the next one."""
         if link is not self._link:
-            return  # unloaded on purpose
+            return  # it was unloaded on purpose
         self._link = None
         if link.answered:
             self._deaths = 0

@@ -16,7 +16,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -153,6 +153,8 @@ class WorkerLink:
         self.rates: frames.Rates | None = None
         self.lost: str | None = None
         """Why this worker serves no more, as a sentence; None while it lives."""
+        self.on_lost: Callable[[WorkerLink], None] = lambda link: None
+        """Called at the moment when `lost` is set."""
         self.refused = False
         """Whether the worker itself said that it cannot load the model."""
         self.answered = 0
@@ -321,6 +323,7 @@ class WorkerLink:
         if self.lost is not None:
             return
         self.lost = reason
+        self.on_lost(self)
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.cut(reason)
