@@ -62,7 +62,7 @@ class SimpleProvider(Provider):
         settings = settings or ProviderSettings()
         self.name = name
         self.inner = inner
-        self._takes = _keywords(inner.generate)
+        self._named, self._open = _keywords(inner.generate)
         self._gate = Gate(name, running=settings.max_concurrent, waiting=settings.max_queue)
         self._threads = trio.CapacityLimiter(settings.max_concurrent)
 
@@ -109,14 +109,15 @@ class SimpleProvider(Provider):
 
     def _prompt_of(self, messages: tuple[Message, ...], options: dict[str, Any]) -> str:
         """One prompt for the conversation; the messages themselves go along for a `generate` that names them."""
-        named = self._takes is not None and "messages" in self._takes
-        if named:
+        if "messages" in self._named:
             options["messages"] = [msgspec.to_builtins(m) for m in messages]
         elif any(isinstance(p, ImagePart) for m in messages if isinstance(m.content, tuple) for p in m.content):
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} takes text, not images")
+        elif any(m.tool_calls or m.role == "tool" for m in messages):
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} takes a prompt, not the calls of tools")
         system = "\n\n".join(m.text for m in messages if m.role in ("system", "developer"))
         turns = [m for m in messages if m.role not in ("system", "developer")]
-        if system and self._takes is not None and "system" in self._takes:
+        if system and "system" in self._named:
             options["system"] = system
             system = ""
         if len(turns) == 1:
@@ -126,23 +127,17 @@ class SimpleProvider(Provider):
         return f"{system}\n\n{text}" if system else text
 
     def _accepts(self, option: str) -> bool:
-        return self._takes is None or option in self._takes
+        return self._open or option in self._named
 
 
-def _keywords(function: Callable[..., object]) -> frozenset[str] | None:
-    """The keywords that a function takes; None when it takes any."""
+def _keywords(function: Callable[..., object]) -> tuple[frozenset[str], bool]:
+    """The keywords that a function names, and whether it takes any others."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        # `**kwargs` takes all there is, but only a named `messages` or `system` says that it is understood.
-        return _Open(p.name for p in parameters)
-    return frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
-
-
-class _Open(frozenset[str]):
-    """The named keywords of a function that takes others, too."""
+        return frozenset(), True
+    named = frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 class _Events:
