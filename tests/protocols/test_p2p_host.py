@@ -14,6 +14,7 @@ import trio.testing
 from shoal.protocols.p2p import remedies
 from shoal.protocols.p2p.errors import DialFailed, ListenFailed, NotConnected, ProtocolRefused, StreamLost
 from shoal.protocols.p2p.host import Host
+from shoal.protocols.p2p.limits import HostLimits
 from shoal.protocols.p2p.negotiation import encode_line
 from shoal.protocols.p2p.stream import P2pStream
 from shoal.protocols.peer_id import Identity
@@ -341,3 +342,23 @@ async def test_a_host_can_be_cancelled_in_the_middle_of_everything() -> None:
                     for _ in range(8):
                         nursery.start_soon(chat)
             assert scope.cancelled_caught
+
+
+# -- private swarms ------------------------------------------------------------------------------------------------
+
+
+async def test_a_private_swarm_admits_only_those_with_its_key() -> None:
+    key = bytes(range(32))
+    member, other = Host(Identity.generate(), [LOOPBACK], key), Host(Identity.generate(), [LOOPBACK], key)
+    limits = HostLimits(dial_s=1.5)
+    outsiders = [Host(Identity.generate(), limits=limits), Host(Identity.generate(), psk=bytes(32), limits=limits)]
+    async with member.running(), other.running():
+        await member.connect(other.peer_id, other.addresses())
+        assert member.connected() == [other.peer_id]
+        for outsider in outsiders:
+            async with outsider.running():
+                with pytest.raises(DialFailed):
+                    await outsider.connect(member.peer_id, member.addresses())
+                assert member.connected() == [other.peer_id]
+    with pytest.raises(ValueError, match="32 bytes"):
+        Host(Identity.generate(), psk=b"short")
