@@ -55,6 +55,7 @@ class Generation:
         self._look_up_scope = trio.CancelScope()
         self._looked = trio.Event()
         self._won_elsewhere = False
+        self._trying: tuple[Attempt, float] | None = None
 
     async def run(self) -> None:
         """Ends with the flight: finished, or failed with the reason."""
@@ -75,6 +76,9 @@ class Generation:
             if found is not None and not self._flight.events and not self._flight.ended:
                 self._won_elsewhere = True
                 self._walk_scope.cancel()
+                if self._trying is not None:
+                    attempt, start = self._trying
+                    attempt.outcome, attempt.ms = LOST, (trio.current_time() - start) * 1000
                 self._flight.cache = "swarm"
                 take_found(self._flight, found)
         self._looked.set()
@@ -126,19 +130,22 @@ class Generation:
         start = trio.current_time()
         flight.provider, flight.peer, flight.model = candidate.name, candidate.peer, candidate.model
         flight.route.append(attempt)
+        self._trying = attempt, start
         events: object = None
         error: ProviderError | None = None
         try:
             events, error = await self._relay(candidate, said, attempt, start)
         finally:
             attempt.ms = (trio.current_time() - start) * 1000
-            if said.finish is None and error is None:
-                attempt.outcome = LOST if self._won_elsewhere else str(ErrorKind.CANCELLED)
+            if said.finish is None and error is None and not self._won_elsewhere:
+                attempt.outcome = str(ErrorKind.CANCELLED)
         if error is None and said.empty:
             error = nothing_said(candidate)
         if error is not None:
             if said.said and error.kind not in _FINAL:
                 error = ProviderError(ErrorKind.INTERRUPTED, f"{candidate.name} broke off: {error.message}")
+            elif error.kind is ErrorKind.INTERRUPTED and not said.said:
+                error = ProviderError(ErrorKind.CONNECTION, error.message)  # nobody saw what it had said
             attempt.outcome, attempt.reason = str(error.kind), error.message
             self._health.failed(candidate, error, trio.current_time())
             return error
