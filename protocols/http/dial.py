@@ -86,7 +86,7 @@ async def _tunnel(stream: trio.abc.Stream, origin: Origin, proxy: Proxy, limits:
 
 def _reason(error: BaseException) -> str:
     """Why, in the system's words; TLS hides its reason in the cause."""
-    while error.__cause__ is not None and not isinstance(error, OSError):
+    while error.__cause__ is not None and getattr(error, "errno", None) is None:
         error = error.__cause__
     if isinstance(error, ExceptionGroup):
         return "; ".join(sorted({_reason(each) for each in error.exceptions}))

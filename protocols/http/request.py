@@ -203,6 +203,7 @@ class RequestParser:
         length = coding = None
         expect = False
         hosts = 0
+        options: set[str] = set()
         for name, value in request.headers:
             if name not in _FRAMING:
                 continue
@@ -217,12 +218,13 @@ class RequestParser:
                     raise HttpError(501, "Transfer-Encoding can only be chunked")
                 coding = value
             elif name == "connection":
-                options = [option.strip() for option in value.lower().split(",")]
-                request.keep_alive = "close" not in options and (request.keep_alive or "keep-alive" in options)
+                options.update(option.strip() for option in value.lower().split(","))
             else:
                 if value.lower() != "100-continue":
                     raise HttpError(417, "Expect can only be 100-continue")
                 expect = not request.http_1_0
+        if options:
+            request.keep_alive = "close" not in options and (request.keep_alive or "keep-alive" in options)
         if hosts > 1 or (not hosts and not request.http_1_0):
             raise HttpError(400, "the request needs exactly one Host header")
         max_body = self._limits.max_body_bytes
