@@ -127,6 +127,11 @@ async def an_attacker(host: Host) -> AsyncIterator[tuple[Host, P2pStream]]:
         yield attacker, await attacker.open_stream(host.peer_id, ECHO)
 
 
+async def read_to_the_end(stream: P2pStream) -> None:
+    while await stream.read():
+        pass
+
+
 async def is_dropped(attacker: Host, host: Host) -> bool:
     with trio.move_on_after(3):
         while host.peer_id in attacker.connected() or attacker.peer_id in host.connected():
@@ -192,8 +197,7 @@ async def test_a_stream_that_never_negotiates_is_closed() -> None:
         slow = P2pStream(await connection.new_stream(), "", host.peer_id)
         await slow.write(GREETING[:5])
         with trio.fail_after(5), pytest.raises(StreamLost):
-            while await slow.read():
-                pass
+            await read_to_the_end(slow)
 
 
 async def test_a_protocol_name_of_any_length_is_answered_or_refused() -> None:
@@ -202,14 +206,13 @@ async def test_a_protocol_name_of_any_length_is_answered_or_refused() -> None:
         stream = P2pStream(await connection.new_stream(), "", host.peer_id)
         await stream.write(b"\xff\xff\xff\x7f" + bytes(100_000))
         with trio.fail_after(3), pytest.raises(StreamLost):
-            while await stream.read():
-                pass
+            await read_to_the_end(stream)
         with pytest.raises(ValueError, match="too long"):
             negotiation.encode_line("x" * 2000)
 
 
 async def test_an_exception_in_the_tasks_of_a_connection_ends_only_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with a_host_with_a_friend() as host, an_attacker(host) as (attacker, stream):
+    async with a_host_with_a_friend() as host, an_attacker(host) as (attacker, _):
 
         async def broken(*args: object) -> None:
             raise RuntimeError("a fault of the library")
