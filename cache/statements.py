@@ -179,7 +179,7 @@ def evict(db: sqlite3.Connection, totals: Totals, max_bytes: int) -> bool:
         return False
     to_free = totals.bytes - int(max_bytes * LOW_WATER)
     ids = []
-    for number, size in db.execute("SELECT id, size FROM answers WHERE pinned = 0 ORDER BY used LIMIT ?", (BATCH,)):
+    for number, size in db.execute("SELECT id, size FROM answers WHERE pinned = 0 ORDER BY used, id LIMIT ?", (BATCH,)):
         ids.append(number)
         to_free -= size
         if to_free <= 0:

@@ -327,7 +327,7 @@ class Store:
     def _tidy(self, db: sqlite3.Connection, idle: bool) -> bool:
         """In the writer's thread, after a group or when idle: times of use, eviction, the file's size."""
         touched = self._touched
-        if touched and (idle or len(touched) >= TOUCHED_AT_ONCE):
+        if touched and (idle or len(touched) >= TOUCHED_AT_ONCE or self._totals.bytes > self.max_bytes):
             self._touched = {}
             sql.touch(db, list(touched.items()))
         if self._totals.erasing:

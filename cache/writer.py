@@ -43,7 +43,8 @@ class Job(NamedTuple):
 class Writer:
     """The thread and its queue.
 
-    tidy: called in the thread after each group and when idle; says whether more is left to do at once.
+    tidy: called in the thread after each group, when idle and before the end (idle is true then, too); says whether
+    more is left to do at once.
     opened: called with each fresh connection (the first, and one after a damaged file was set aside).
     """
 
@@ -101,13 +102,23 @@ class Writer:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            connection = open_writer(self.path)
+            return self._open_and_count()
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise StoreError(f"cannot open the answer store {self.path.name}: {error}") from error
-            self._put_aside()
-            connection = open_writer(self.path)
-        self._opened(connection)
+        self._put_aside()
+        try:
+            return self._open_and_count()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"cannot make a new answer store {self.path.name}: {error}") from error
+
+    def _open_and_count(self) -> sqlite3.Connection:
+        connection = open_writer(self.path)
+        try:
+            self._opened(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _put_aside(self) -> None:
@@ -121,7 +132,7 @@ class Writer:
             group, last = self._collect(0.0 if more else IDLE_S)
             if group:
                 self._commit(group)
-            more = self._housekeeping(idle=not group)
+            more = self._housekeeping(idle=last or not group)
             if last:
                 break
         if self._connection is not None:
@@ -169,7 +180,7 @@ class Writer:
         except Exception as error:  # the thread's boundary: told to whoever waits, counted and logged
             self._after_failure(error)
             return [], error
-        if self.reason:
+        if self.reason and any(job.size for job in group):
             self.reason = ""
             log.warning("the answer store works again")
         return results, None
