@@ -1,0 +1,196 @@
+"""The worker's loop over real pipes, with a model of a few lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from shoal.providers.base import ErrorKind, Event, Finish, GenerateRequest, TextDelta, Usage
+from shoal.providers.hf_worker import frames, server
+from shoal.providers.hf_worker.engine import Sequence
+from shoal.providers.hf_worker.prompt import Prompt, PromptRefused
+
+END = 0
+
+
+class Echo:
+    """An engine that says the prompt's tokens again, one a step, and then the end."""
+
+    prefill_tps, decode_tps = 5.0, 2.0
+
+    def __init__(self) -> None:
+        self.running: dict[int, tuple[Sequence, int]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        self.running[sequence.id] = (sequence, 0)
+
+    def remove(self, id_: int) -> None:
+        self.running.pop(id_, None)
+
+    def step(self, gone: Callable[[int], bool]) -> list[tuple[int, int]]:
+        out = []
+        for id_, (sequence, at) in list(self.running.items()):
+            out.append((id_, ([*sequence.tokens, END])[at]))
+            self.running[id_] = (sequence, at + 1)
+        return out
+
+
+class Bench:
+    """A server and the daemon's end of its pipes."""
+
+    def __init__(self) -> None:
+        here_read, there_write = os.pipe()
+        there_read, here_write = os.pipe()
+        self.read_fd, self.write_fd = here_read, here_write
+        self.pipes = server.Pipes(there_read, there_write)
+        self.engine = Echo()
+
+        def prompt(request: GenerateRequest) -> Prompt:
+            text = request.messages[-1].text
+            if text == "long":
+                raise PromptRefused(ErrorKind.CONTEXT_LENGTH, "too long")
+            if text == "odd":
+                raise ZeroDivisionError("the secret text")
+            return Prompt(list(map(ord, text)), list(map(ord, request.prefix)))
+
+        model: Any = SimpleNamespace(
+            name="echo",
+            engine=self.engine,
+            prompter=SimpleNamespace(prompt=prompt, context_length=50),
+            decode=lambda tokens: "".join(map(chr, tokens)),
+            ends=frozenset({END}),
+            temperature=0.0,
+            top_p=1.0,
+        )
+        self.server = server.Server(self.pipes, model)
+        self._splitter = frames.FrameSplitter()
+        self._said: list[frames.FromWorker] = []
+
+    def feed(self, *sent: frames.ToWorker) -> None:
+        """As if the frames had come over the pipe, without the thread that would read it."""
+        for frame in sent:
+            if isinstance(frame, frames.Cancel):
+                self.pipes.cancelled.add(frame.id)
+            self.pipes._inbox.put(frame)
+
+    def turns(self, count: int = 1) -> list[frames.FromWorker]:
+        """Let the server take some turns; what it said in them."""
+        for _ in range(count):
+            self.server.turn()
+        os.set_blocking(self.read_fd, False)
+        try:
+            return [frames.from_worker(body) for body in self._splitter.feed(os.read(self.read_fd, 1 << 20))]
+        except BlockingIOError:
+            return []
+
+    def answer(self, text: str, **options: Any) -> list[Event]:
+        self.feed(frames.Generate(1, GenerateRequest.of(text, **options)))
+        events: list[Event] = []
+        while not any(isinstance(event, Finish) for event in events):
+            events += [frame.event for frame in self.turns() if isinstance(frame, frames.Said)]
+        return events
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    for descriptor in (made.read_fd, made.write_fd, made.pipes._read_fd, made.pipes._write_fd):
+        os.close(descriptor)
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def test_an_answer_ends_where_the_model_ends_it(bench: Bench) -> None:
+    events = bench.answer("abc")
+    assert text_of(events) == "abc"
+    assert events[-2:] == [Usage(3, 3), Finish("stop", "echo")]
+    assert bench.engine.running == {}
+
+
+def test_max_tokens_ends_an_answer_by_length(bench: Bench) -> None:
+    events = bench.answer("abcdef", max_tokens=2)
+    assert text_of(events) == "ab"
+    assert events[-2:] == [Usage(6, 2), Finish("length", "echo")]
+
+
+def test_the_context_ends_an_answer_by_length(bench: Bench) -> None:
+    events = bench.answer("x" * 40)
+    assert events[-2:] == [Usage(40, 10), Finish("length", "echo")]
+
+
+def test_a_stop_string_over_several_tokens_ends_the_answer_before_it(bench: Bench) -> None:
+    events = bench.answer("one two three", stop=("two", "zzz"))
+    assert text_of(events) == "one "
+    assert events[-1] == Finish("stop", "echo")
+
+
+def test_text_held_back_for_a_stop_string_comes_when_the_answer_ends(bench: Bench) -> None:
+    assert text_of(bench.answer("so tw", stop=("two",))) == "so tw"
+    assert text_of(bench.answer("so two", stop=("two!",), max_tokens=5)) == "so tw"
+
+
+def test_a_prefix_counts_towards_max_tokens_and_not_towards_usage(bench: Bench) -> None:
+    events = bench.answer("ab", prefix="xyz", max_tokens=4)
+    assert events[-2:] == [Usage(2, 1), Finish("length", "echo")]
+
+
+def test_a_prefix_that_is_already_the_whole_answer_ends_at_once(bench: Bench) -> None:
+    assert bench.answer("ab", prefix="xyz", max_tokens=3) == [Usage(2, 0), Finish("length", "echo")]
+
+
+def test_answers_run_side_by_side(bench: Bench) -> None:
+    bench.feed(frames.Generate(1, GenerateRequest.of("ab")), frames.Generate(2, GenerateRequest.of("xy")))
+    said = bench.turns(1)
+    assert [(frame.id, frame.event) for frame in said if isinstance(frame, frames.Said)] == [
+        (1, TextDelta("a")),
+        (2, TextDelta("x")),
+    ]
+
+
+def test_a_cancelled_request_is_dropped_in_the_next_turn(bench: Bench) -> None:
+    bench.feed(frames.Generate(1, GenerateRequest.of("abcdef")), frames.Generate(2, GenerateRequest.of("uvwxyz")))
+    bench.turns(2)
+    bench.feed(frames.Cancel(1))
+    said = bench.turns(1)
+    assert said[0] == frames.Dropped(1)
+    assert {frame.id for frame in said if isinstance(frame, frames.Said)} == {2}
+    assert list(bench.engine.running) == [2]
+
+
+def test_a_request_cancelled_before_it_is_read_costs_nothing(bench: Bench) -> None:
+    bench.feed(frames.Generate(1, GenerateRequest.of("long text")), frames.Cancel(1), frames.Cancel(77))
+    assert bench.turns(1) == [frames.Dropped(1), frames.Dropped(77)]
+    assert bench.pipes.cancelled == set()
+
+
+def test_a_refused_prompt_fails_its_own_request(bench: Bench) -> None:
+    bench.feed(frames.Generate(1, GenerateRequest.of("long")), frames.Generate(2, GenerateRequest.of("a")))
+    assert bench.turns(1)[0] == frames.Failed(1, ErrorKind.CONTEXT_LENGTH, "too long")
+    assert list(bench.engine.running) == [2]
+
+
+def test_an_unforeseen_fault_of_one_request_fails_it_without_quoting_it(bench: Bench) -> None:
+    bench.feed(frames.Generate(1, GenerateRequest.of("odd")))
+    (failed,) = bench.turns(1)
+    assert isinstance(failed, frames.Failed)
+    assert "ZeroDivisionError" in failed.message
+    assert "secret" not in failed.message
+
+
+def test_a_worker_that_computes_long_without_a_word_shows_that_it_lives(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.engine, "step", lambda gone: [])
+    monkeypatch.setattr(server, "BEAT_S", 0.0)
+    bench.feed(frames.Generate(1, GenerateRequest.of("ab")))
+    assert bench.turns(2) == [frames.Beat(), frames.Beat()]
