@@ -132,6 +132,15 @@ class ScriptedPeer(Scripted):
             yield _Told(events, self.result)
 
 
+class Shelf:
+    """A registry of providers that exist."""
+
+    def __init__(self, *providers: Provider, share: Sequence[str] = ()) -> None:
+        self.providers: dict[str, Provider] = {p.name: p for p in providers}
+        self.refused: dict[str, str] = {}
+        self.shared = frozenset(share)
+
+
 class Listed:
     """Candidates in a fixed order."""
 

@@ -12,10 +12,8 @@ from shoal.node.routing.ask import Ask
 from shoal.node.routing.candidates import NodeCandidates
 from shoal.protocols.peer_id import Identity, PeerId
 from shoal.providers.base import GenerateRequest, ModelInfo, Provider, Status
-from shoal.providers.registry import Registry
-from shoal.providers.settings import ProviderSettings
 
-from .fakes_router import OTHER, Scripted, ScriptedPeer, says
+from .fakes_router import OTHER, Scripted, ScriptedPeer, Shelf, says
 
 THIRD = Identity.from_seed(bytes([3]) * 32).peer_id
 
@@ -42,10 +40,7 @@ class SomePeers:
 
 @contextlib.asynccontextmanager
 async def source(*providers: Provider, share: tuple[str, ...] = (), **options: Any) -> AsyncGenerator[NodeCandidates]:
-    registry = Registry.of(*providers)
-    for name in share:
-        registry.settings[name] = ProviderSettings(share=True)
-    found = NodeCandidates(registry, **options)
+    found = NodeCandidates(Shelf(*providers, share=share), **options)
     async with found.running():
         yield found
 
@@ -128,10 +123,10 @@ async def test_a_candidate_knows_the_context_length_of_its_model() -> None:
 
 
 async def test_a_provider_registered_a_moment_ago_may_be_tried_before_its_first_probe() -> None:
-    registry = Registry.of(offering("a", "m1"))
+    registry = Shelf(offering("a", "m1"))
     found = NodeCandidates(registry)
     async with found.running():
-        registry._put("late", offering("late", "m5"), ProviderSettings())
+        registry.providers["late"] = offering("late", "m5")
         assert names(found) == ["a/m1", "late"]
         assert names(found, model="m5") == []
         await found.refresh()
@@ -206,7 +201,7 @@ async def test_changes_are_announced(autojump_clock: trio.testing.MockClock) -> 
     ],
 )
 async def test_the_reason_names_what_is_missing(wish: dict[str, str], code: str | None, words: str) -> None:
-    registry = Registry.of(offering("a", "m1"), unready("b", "no key", "m3"))
+    registry = Shelf(offering("a", "m1"), unready("b", "no key", "m3"))
     registry.refused["off"] = "switched off; set enabled = true in [providers.off]"
     found = NodeCandidates(registry)
     async with found.running():
