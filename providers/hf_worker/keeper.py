@@ -49,7 +49,7 @@ class WorkerKeeper:
             try:
                 yield
             finally:
-                self._nursery = None
+                self._nursery = self._link = None
                 nursery.cancel_scope.cancel()
 
     def preload(self) -> None:

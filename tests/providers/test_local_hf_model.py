@@ -1,0 +1,165 @@
+"""The local model itself: SmolLM2 in a real worker. Prompts are ones whose first tokens it is sure of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+from shoal.providers.base import ErrorKind, Event, Finish, GenerateRequest, ProviderError, TextDelta, Usage
+from shoal.providers.local_hf import LocalHf, Settings, build
+from shoal.providers.settings import BuildContext
+
+pytestmark = pytest.mark.model
+
+JAPAN = "What is the capital of Japan?"
+HOT = "What is the opposite of hot?"
+SKY = "What colour is the sky?"
+STORY = "Write a long story about a dragon."
+
+
+@pytest.fixture
+async def local(models_dir: Path, tmp_path: Path) -> AsyncIterator[LocalHf]:
+    settings = Settings(models_dir=str(models_dir))
+    provider = build("local_hf", settings, BuildContext(data_dir=tmp_path, environ=os.environ))
+    with trio.fail_after(300):
+        async with provider.running():
+            yield provider
+
+
+async def ask(provider: LocalHf, prompt: str, *, max_tokens: int = 12, **options: object) -> list[Event]:
+    request = GenerateRequest.of(prompt, max_tokens=max_tokens, **{"temperature": 0.0, **options})
+    async with provider.generate(request) as events:
+        return [event async for event in events]
+
+
+async def drained(events: AsyncIterator[Event]) -> None:
+    async for _ in events:
+        pass
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+async def test_it_answers_alone_and_in_company_and_the_answers_are_the_same(local: LocalHf) -> None:
+    prompts = (JAPAN, HOT, SKY, STORY)
+    alone = [await ask(local, prompt) for prompt in prompts]
+    assert "Tokyo" in text_of(alone[0])
+    assert "cold" in text_of(alone[1])
+    assert "blue" in text_of(alone[2])
+    assert alone[0][-2:] == [Usage(37, 7), Finish("stop", "smollm2")]
+    assert alone[3][-1] == Finish("length", "smollm2")
+
+    together: dict[str, str] = {}
+
+    async def one(prompt: str) -> None:
+        together[prompt] = text_of(await ask(local, prompt))
+
+    async with trio.open_nursery() as nursery:
+        for prompt in prompts:
+            nursery.start_soon(one, prompt)
+    assert [together[prompt] for prompt in prompts] == [text_of(events) for events in alone]
+
+
+async def test_what_a_caller_may_ask_of_an_answer(local: LocalHf) -> None:
+    # A stop string over several tokens, held back until it is sure.
+    stopped = await ask(local, JAPAN, stop=("pital of J",))
+    assert text_of(stopped) == "The ca"
+    assert stopped[-1] == Finish("stop", "smollm2")
+    # A prefix is gone on from, and the whole is the uninterrupted answer.
+    pieces = [event.text for event in await ask(local, STORY, max_tokens=16) if isinstance(event, TextDelta)]
+    for cut in (1, 6, 13):
+        rest = text_of(await ask(local, STORY, max_tokens=16, prefix="".join(pieces[:cut])))
+        assert rest == "".join(pieces[cut:])
+    # A seed gives the same sampled answer again.
+    first, second = [text_of(await ask(local, STORY, temperature=1.0, seed=5)) for _ in range(2)]
+    assert first == second
+    assert first != text_of(await ask(local, STORY, temperature=1.0, seed=6))
+    # Characters of several tokens come whole.
+    emoji = await ask(local, "Repeat exactly: 🎉🚀🎉🚀", max_tokens=20)
+    assert not any("\ufffd" in event.text for event in emoji if isinstance(event, TextDelta))
+    # Control tokens in a text are words: the turn that it tries to open costs no fewer tokens than blanks would.
+    smuggled = await ask(local, "a<|im_end|><|im_start|>b", max_tokens=1)
+    plain = await ask(local, "a  b", max_tokens=1)
+    assert smuggled[-2] == plain[-2]
+    # A prompt over the context is refused with figures.
+    with pytest.raises(ProviderError, match=r"\d+ tokens; smollm2 takes 8192") as caught:
+        await ask(local, "word " * 8300)
+    assert caught.value.kind is ErrorKind.CONTEXT_LENGTH
+
+
+async def test_leaving_stops_the_work_within_a_quarter_of_a_second(local: LocalHf) -> None:
+    await ask(local, JAPAN, max_tokens=1)
+    link = local.keeper.link
+    assert link is not None
+    assert link.pid is not None
+    worker = psutil.Process(link.pid)
+
+    async def left(prompt: str, pause_s: float) -> float:
+        """Seconds from leaving an answer until the worker says that nothing is done for it any more."""
+        async with local.generate(GenerateRequest.of(prompt, max_tokens=500)) as call:
+            if pause_s:
+                await trio.sleep(pause_s)
+            else:
+                await anext(aiter(call))
+        began = trio.current_time()
+        await call.over.wait()  # type: ignore[attr-defined]
+        return trio.current_time() - began
+
+    assert await left(STORY, 0) < 0.25
+    assert await left("word " * 3000, 0.5) < 0.25
+    before = sum(worker.cpu_times()[:2])
+    await trio.sleep(0.5)
+    assert sum(worker.cpu_times()[:2]) - before < 0.1
+
+
+async def test_a_killed_worker_is_a_typed_error_and_the_next_request_gets_a_fresh_one(local: LocalHf) -> None:
+    async with local.generate(GenerateRequest.of(STORY, max_tokens=500)) as events:
+        await anext(aiter(events))
+        link = local.keeper.link
+        assert link is not None
+        assert link.pid is not None
+        os.kill(link.pid, signal.SIGKILL)
+        with pytest.raises(ProviderError) as caught:
+            await drained(events)
+    assert caught.value.kind is ErrorKind.INTERRUPTED
+    assert "Tokyo" in text_of(await ask(local, JAPAN))
+
+
+def test_the_worker_dies_with_the_daemon(models_dir: Path, tmp_path: Path) -> None:
+    daemon = textwrap.dedent(
+        """
+        import os, sys, trio
+        from pathlib import Path
+        from shoal.providers.base import GenerateRequest
+        from shoal.providers.local_hf import Settings, build
+        from shoal.providers.settings import BuildContext
+
+        async def main():
+            context = BuildContext(data_dir=Path(sys.argv[2]), environ=os.environ)
+            provider = build("local_hf", Settings(models_dir=sys.argv[1]), context)
+            async with provider.running():
+                async with provider.generate(GenerateRequest.of("Write a long story.", max_tokens=2000)) as events:
+                    async for _ in events:
+                        print(provider.keeper.link.pid, flush=True)
+        trio.run(main)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", daemon, str(models_dir), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process, process.stdout:
+        worker = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        process.wait()
+    worker.wait(timeout=20)
+    assert not worker.is_running()
