@@ -18,7 +18,7 @@ from ..routing.ask import Ask
 from ..routing.candidates import NodeCandidates, Providers
 from ..routing.router import Router
 from .access import Access
-from .errors import JSON, ApiError, render
+from .errors import JSON, NO_RETRY, ApiError, render
 from .models import Models
 from .node_api import Node, NodeApi
 from .openai_chat import KEEP_ALIVE_S, ChatCompletions
@@ -150,5 +150,8 @@ class Rpc:
 
 async def _later(exchange: Exchange, headers: Mapping[str, str]) -> None:
     raise ApiError(
-        501, "This endpoint is not in this version; use POST /v1/chat/completions.", code="not_in_this_version"
+        501,
+        "This endpoint is not in this version; use POST /v1/chat/completions.",
+        code="not_in_this_version",
+        headers=(NO_RETRY,),
     )

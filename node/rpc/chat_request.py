@@ -82,7 +82,7 @@ def read_call(body: bytes, headers: Mapping[str, str]) -> ChatCall:
     if "" in (stop := (stop,) if isinstance(stop, str) else stop):
         raise bad_request("A stop text must not be empty.", "stop")
     if (form := typed.response_format) is not None and not isinstance(form.get("type"), str):
-        raise bad_request("response_format needs a type: text, json_object or json_schema.", "response_format.type")
+        raise bad_request("Missing required parameter: 'response_format.type'.", "response_format.type")
     request = GenerateRequest(
         messages=typed.messages,
         model=None if typed.model in ANY_MODEL else typed.model,

@@ -19,7 +19,7 @@ from ..routing.no_answer import NoAnswer
 _log = logging.getLogger(__name__)
 
 JSON: Header = ("content-type", "application/json")
-_NO_RETRY: Header = ("x-should-retry", "false")
+NO_RETRY: Header = ("x-should-retry", "false")
 
 
 class Face(NamedTuple):
@@ -113,7 +113,7 @@ def render(error: Exception) -> tuple[int, list[Header], bytes]:
         if error.retry_after is not None:
             headers.append(("retry-after", str(max(1, math.ceil(error.retry_after)))))
         if not face.retry:
-            headers.append(_NO_RETRY)
+            headers.append(NO_RETRY)
         return face.status, headers, msgspec.json.encode(stream_error(error))
     if isinstance(error, ApiError | HttpError):
         kind = HTTP.get(error.status) or ("server_error" if error.status >= 500 else "invalid_request_error")
