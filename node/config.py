@@ -36,7 +36,7 @@ class NodeSection(Section, frozen=True):
     data_dir: Annotated[str, said("Where identity, cache and weights live. Empty: the platform's place.")] = ""
     drain_s: Annotated[
         float, said("Seconds that requests in flight get to finish after SIGINT or SIGTERM.", ge=0, le=60)
-    ] = 1.5
+    ] = 1.0
 
 
 class RpcSection(Section, frozen=True):

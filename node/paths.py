@@ -69,6 +69,18 @@ def swarm_file(data: Path) -> Path:
     return data / "swarm.json"
 
 
+def p2p_file(data: Path) -> Path:
+    return data / "p2p.json"
+
+
+def peers_file(data: Path) -> Path:
+    return data / "peers.sqlite"
+
+
+def answers_file(data: Path) -> Path:
+    return data / "answers.sqlite"
+
+
 def write_private(path: Path, data: bytes, *, replace: bool) -> None:
     """Write a file that is 0600 from its first byte and whole or not there at all.
 

@@ -40,6 +40,10 @@ def _known(error: BaseException) -> tuple[str, ExitCode] | None:
         return str(error), ExitCode.USAGE
     if "InviteError" in names:
         return str(error), ExitCode.USAGE
+    if "ListenError" in names:
+        return str(error), ExitCode.PORT_TAKEN
+    if "StoreError" in names:
+        return str(error), ExitCode.INTERNAL
     if "AlreadyRunningError" in names:
         return str(error), ExitCode.ALREADY_RUNNING
     return None

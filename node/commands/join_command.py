@@ -32,7 +32,7 @@ def command(invite: str | None, forget: bool, as_json: bool, data_dir: Path | No
     data = find_data_dir(data_dir)
     if forget:
         state.forget_swarm(data)
-        said = {"forgotten": True}
+        said: dict[str, Any] = {"forgotten": True}
         line = "forgotten; the next start is alone"
     elif state.running_rpc(data) is not None:
         said = trio_run(join_now, data_dir, invite)

@@ -1,0 +1,320 @@
+"""A node between its start and its end, or a move to a swarm with another key: every part that such a move renews.
+
+The RPC opens before the swarm is up, because libp2p takes most of a second to load. `Life` is the `Node` of the RPC
+(rpc/node_api.py) and what the swarm asks about this node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psutil
+import trio
+
+from ..cache.kubo import KuboPublisher
+from ..cache.memory import Memory
+from ..cache.store import Store
+from ..cache.tiers import AnswerCache
+from ..protocols.http.limits import Limits
+from ..protocols.http.server import Server, serve
+from ..protocols.peer_id import Identity, PeerId
+from ..providers.base import GenerateRequest
+from . import addresses, paths, state
+from .config_file import Loaded
+from .hardware import sample
+from .membership import Membership, decide
+from .routing.candidates import NodeCandidates
+from .routing.limits import RoutingLimits
+from .routing.router import Router
+from .rpc.app import Rpc
+from .swarm.advert import AdvertContent, Load, OfferedModel, SharedProvider
+from .swarm.invite import Invite
+from .swarm.serving import PeersAnswer
+from .swarm_seat import SwarmSeat
+
+if TYPE_CHECKING:
+    from .daemon import Daemon
+
+from .version import version
+
+log = logging.getLogger("shoal.daemon")
+
+
+class Life:
+    """See the module."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.membership = daemon.membership
+        config, data = daemon.loaded.config, daemon.loaded.data_dir
+        self.cache = build_cache(daemon.loaded, daemon.identity, self.membership, self._is_member)
+        self.seat = SwarmSeat(
+            daemon.identity,
+            data,
+            describe=self._describe,
+            serve=self._serve_peer,
+            find_blocks=self._find_blocks,
+            public_block=self.cache.public_block if self.cache is not None else None,
+        )
+        self.source = NodeCandidates(
+            daemon.registry,
+            self.seat,
+            order=config.router.order,
+            provider=config.router.provider,
+            model=config.router.model,
+            forward=config.router.forward,
+            on_change=self.seat.changed,
+        )
+        self.router = Router(
+            self.source,
+            self.cache,
+            self.seat,
+            daemon.identity,
+            limits=RoutingLimits(
+                deadline_s=config.router.deadline_s,
+                first_token_s=config.router.first_token_s,
+                idle_s=config.router.idle_s,
+                hops=config.router.hops,
+                swarm_wait_s=config.cache.swarm_wait_ms / 1000,
+            ),
+        )
+        self.rpc = Rpc(self.router, node=self, source=self.source, registry=daemon.registry, cache=self.cache)
+        self.url = ""
+        self._tell_invite: Callable[[str], None] = lambda invite: None
+        self._served = trio.Event()
+        self._seconds: dict[str, float] = {}
+
+    # -- from its beginning to its end -------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until the node ends or moves to another swarm; requests under way get `drain_s` seconds then."""
+        daemon = self.daemon
+        async with contextlib.AsyncExitStack() as stack:
+            if self.cache is not None:
+                await stack.enter_async_context(self.cache.running())
+            await stack.enter_async_context(self.source.running())
+            await stack.enter_async_context(self.router.running())
+            server = await stack.enter_async_context(self._serving())
+            host, port = server.addresses[0]
+            address = addresses.join_socket(host, port)
+            self.url = f"http://{address}"
+            self._tell_invite = stack.enter_context(
+                state.rpc_announced(daemon.loaded.data_dir, address, daemon.identity.peer_id, version())
+            )
+            self._seconds["rpc"] = _age_s()
+            daemon.announce.rpc(self.url, self._seconds["rpc"])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sit)
+                await self._until_the_end()
+                await self._drain(server)
+                nursery.cancel_scope.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _serving(self) -> AsyncGenerator[Server]:
+        rpc = self.daemon.loaded.config.rpc
+        shared = set(Limits.__struct_fields__) & set(rpc.__struct_fields__)
+        limits = Limits(**{name: getattr(rpc, name) for name in shared})
+        if self.daemon.listener is None:
+            raise RuntimeError("the RPC's socket is opened before the first life begins")
+        own = trio.SocketListener(trio.socket.from_stdlib_socket(self.daemon.listener.dup()))
+        async with trio.open_nursery() as nursery:
+
+            async def run(task_status: trio.TaskStatus[Server]) -> None:
+                on_error = self.rpc.on_error
+                await serve(self.rpc, [own], limits=limits, on_error=on_error, task_status=task_status)
+                self._served.set()
+
+            yield await nursery.start(run)
+            nursery.cancel_scope.cancel()
+
+    async def _sit(self) -> None:
+        """Be one of the swarm, until cancelled."""
+        async with self.seat.taken(self.membership):
+            for note in self.membership.notes:
+                self.daemon.announce.note(note)
+            self._tell_swarm(opened=self.membership.opened)
+            self._tell_ready()
+            await trio.sleep_forever()
+
+    async def _until_the_end(self) -> None:
+        async with trio.open_nursery() as either:
+            for event in (self.daemon.stopping, self.daemon.moving):
+                either.start_soon(_end_with, event, either.cancel_scope)
+
+    async def _drain(self, server: Server) -> None:
+        """Take nothing new, and give what is under way its time. Peers are told, so that they ask others."""
+        drain_s = self.daemon.loaded.config.node.drain_s
+        server.stop(drain_s)
+        with trio.move_on_after(drain_s):
+            async with trio.open_nursery() as nursery:
+                if self.seat.swarm is not None:
+                    nursery.start_soon(self.seat.swarm.drain, drain_s)
+                await self._served.wait()
+
+    # -- what it says at its beginning -------------------------------------------------------------------------
+
+    def _tell_swarm(self, *, opened: bool) -> None:
+        """After the swarm is up, and whenever its addresses have changed."""
+        swarm = self.seat.swarm
+        name = swarm.name if swarm is not None else self.membership.name
+        told = self.seat.addresses()
+        private = self.membership.key is not None
+        self.daemon.announce.swarm(name=name, private=private, addresses=told, opened=opened)
+        self._tell_invite(self.seat.invite())
+        data = self.daemon.loaded.data_dir
+        state.remember_ports(data, self.seat.ports(state.last_ports(data)))
+
+    def _tell_ready(self) -> None:
+        daemon, shared = self.daemon, self.daemon.registry.shared
+        providers: dict[str, dict[str, Any]] = {}
+        for name, status in self.source.statuses.items():
+            models = [model.name for model in status.models]
+            share = name in shared
+            providers[name] = {"ready": status.ready, "reason": status.reason, "models": models, "share": share}
+        for name, reason in daemon.registry.refused.items():
+            providers[name] = {"ready": False, "reason": reason, "models": [], "share": False}
+        for name, facts in providers.items():
+            daemon.announce.provider(name, facts)
+        self._seconds["ready"] = _age_s()
+        swarm = self.seat.swarm
+        daemon.announce.ready(
+            {
+                "rpc": self.url,
+                "peer_id": daemon.identity.peer_id,
+                "invite": self.seat.invite(),
+                "swarm": swarm.name if swarm is not None else self.membership.name,
+                "addresses": self.seat.addresses(),
+                "providers": providers,
+                "data_dir": str(daemon.loaded.data_dir),
+                "version": version(),
+                "pid": os.getpid(),
+                "seconds": self._seconds,
+            }
+        )
+
+    # -- what the RPC asks (rpc/node_api.py, Node) -------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The node at a glance. A private swarm's invite is a secret and stays in rpc.json, for its owner alone."""
+        daemon, swarm = self.daemon, self.seat.swarm
+        private = self.membership.key is not None
+        load = sample()
+        return {
+            "version": version(),
+            "peer_id": daemon.identity.peer_id,
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - daemon.started, 1),
+            "rpc": self.url,
+            "data_dir": str(daemon.loaded.data_dir),
+            "swarm": {
+                "up": swarm is not None,
+                "name": swarm.name if swarm is not None else self.membership.name,
+                "private": private,
+                "peers": swarm.stats()["peers"] if swarm is not None else 0,
+                "addresses": self.seat.addresses(),
+                "invite": "" if private else self.seat.invite(),
+            },
+            "cache": {"enabled": self.cache is not None, "mode": daemon.loaded.config.cache.mode},
+            "hardware": msgspec.to_builtins(daemon.hardware),
+            "load": msgspec.to_builtins(load),
+        }
+
+    def peers(self) -> list[dict[str, Any]]:
+        return self.seat.peers()
+
+    async def fetch(self, cid: str) -> bytes | None:
+        return await self.seat.fetch(cid)
+
+    async def join(self, invite: str) -> dict[str, Any]:
+        """Join now, and at every start. A swarm with another key begins a new life; see `Daemon.move`."""
+        parsed = Invite.parse(invite)
+        wanted = decide(self.daemon.loaded.config.swarm, joined=[invite])
+        if wanted.key != self.membership.key:
+            moved = self.daemon.move(invite)
+            return {"swarm": moved.name, "private": moved.key is not None, "moving": True}
+        swarm = await self.seat.seated()
+        before = self.seat.addresses()
+        peer = await swarm.join(parsed)
+        state.remember_swarm(self.daemon.loaded.data_dir, invite)
+        opened = [address for address in self.seat.addresses() if address not in before]
+        if opened:
+            log.warning("the swarm port is open beyond this machine now", extra={"listen": " ".join(opened)})
+        self._tell_swarm(opened=bool(opened))
+        return {"swarm": swarm.name, "private": self.membership.key is not None, "moving": False, "peer": peer}
+
+    # -- what the swarm asks -----------------------------------------------------------------------------------
+
+    def _is_member(self, peer: PeerId) -> bool:
+        return self.seat.is_member(peer)
+
+    def _serve_peer(
+        self, request: GenerateRequest, peer: PeerId, deadline_s: float, hops: int, seen: Sequence[PeerId]
+    ) -> AbstractAsyncContextManager[PeersAnswer]:
+        return self.router.answer_for_peer(request, peer, deadline_s, hops, seen)
+
+    async def _find_blocks(self, requests: list[bytes]) -> list[bytes | None]:
+        if self.cache is None:
+            return [None] * len(requests)
+        answers = [await self.cache.public_answer(request) for request in requests]
+        return [answer.block if answer is not None else None for answer in answers]
+
+    def _describe(self, told: list[str]) -> AdvertContent:
+        """What this node offers to peers: its shared providers that are ready, and the machine."""
+        registry, models, providers = self.daemon.registry, list[OfferedModel](), list[SharedProvider]()
+        for name, status in self.source.statuses.items():
+            if status.ready and name in registry.shared:
+                models += [OfferedModel(name, model) for model in status.models]
+                most = registry.settings[name].max_concurrent
+                providers.append(SharedProvider(name, status.any_model, status.default_model, most))
+        return AdvertContent(
+            models=tuple(models),
+            providers=tuple(providers),
+            hardware=msgspec.to_builtins(self.daemon.hardware),
+            addresses=tuple(told),
+            version=version(),
+            load=Load(running=self.router.in_flight),
+        )
+
+
+def build_cache(
+    loaded: Loaded, identity: Identity, membership: Membership, is_member: Callable[[PeerId], bool]
+) -> AnswerCache | None:
+    """The answer cache as configured; None when it is switched off."""
+    section, ipfs = loaded.config.cache, loaded.config.ipfs
+    if not section.enabled:
+        return None
+    store = Store(paths.answers_file(loaded.data_dir), max_bytes=section.disk_bytes)
+    publisher = None
+    if ipfs.kubo_api is not None and membership.key is not None:
+        log.warning("answers of a private swarm are not published to IPFS")
+    elif ipfs.kubo_api is not None:
+        publisher = KuboPublisher(ipfs.kubo_api, store, timeout_s=ipfs.timeout_s)
+    return AnswerCache(
+        identity.peer_id,
+        memory=Memory(section.memory_bytes),
+        store=store,
+        mode=section.mode,
+        trust=section.trust,
+        is_member=is_member,
+        ttl_s=section.ttl_s or None,
+        hmac_key=membership.cache_key,
+        publish=section.publish,
+        publisher=publisher,
+    )
+
+
+async def _end_with(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _age_s() -> float:
+    """Seconds since this process began."""
+    return round(time.time() - psutil.Process().create_time(), 3)

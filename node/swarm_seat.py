@@ -1,0 +1,207 @@
+"""The node's place in its swarm. libp2p takes most of a second to load, so the place is empty when the RPC opens.
+
+What belongs here: building host, bitswap and swarm from a membership, and what the rest of the node sees of them, seat
+taken or not. The router gets candidates and look-ups, the RPC peers and blocks; an empty seat has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from ..protocols.peer_id import Identity
+from ..providers.base import Provider
+from . import addresses, paths
+from .membership import EVERYWHERE, LOOPBACK, Membership
+from .state import P2pState
+
+if TYPE_CHECKING:
+    from ..protocols.p2p.bitswap import Bitswap
+    from ..protocols.p2p.host import Host
+    from .swarm.advert import AdvertContent
+    from .swarm.lookup import FindBlocks
+    from .swarm.serving import AnswerForPeer
+    from .swarm.swarm import Swarm
+
+log = logging.getLogger("shoal.swarm")
+
+FETCH_S = 5.0
+"""Seconds in which a peer must give a block that is asked for by its CID."""
+SEATED_S = 20.0
+"""Seconds that a join waits for the swarm to be up."""
+
+
+def _load(module: str) -> None:
+    """Import libp2p (0.7 s of computing), in a thread, while the RPC answers already."""
+    importlib.import_module(f"..protocols.p2p.{module}", __package__)
+
+
+class ListenError(Exception):
+    """An address for peers cannot be listened on. One line with the option to change."""
+
+
+class _SwarmSection(Struct, frozen=True):
+    """What swarm/swarm.py reads of the configuration, after the membership has been decided."""
+
+    name: str
+    listen: tuple[str, ...]
+    peers: tuple[str, ...]
+    key: str | None
+
+
+class PublicBlocks:
+    """The block source of bitswap over the cache's public blocks."""
+
+    def __init__(self, get: Callable[[bytes], bytes | None] | None) -> None:
+        self._get = get
+
+    def get(self, cid_bytes: bytes) -> bytes | None:
+        return self._get(cid_bytes) if self._get is not None else None
+
+
+class SwarmSeat:
+    """describe, serve, find_blocks: as for Swarm. public_block: what bitswap may hand out; None: nothing."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        data: Path,
+        *,
+        describe: Callable[[list[str]], AdvertContent],
+        serve: AnswerForPeer,
+        find_blocks: FindBlocks,
+        public_block: Callable[[bytes], bytes | None] | None = None,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self._identity, self._data = identity, data
+        self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
+        self._blocks = PublicBlocks(public_block)
+        self._on_change = on_change
+        self.host: Host | None = None
+        self.swarm: Swarm | None = None
+        self.bitswap: Bitswap | None = None
+        self._seated = trio.Event()
+
+    # -- taking it ---------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def taken(self, membership: Membership) -> AsyncGenerator[None]:
+        """Listen, look for the peers, serve them, until the block is left. Raises ListenError."""
+        await trio.to_thread.run_sync(_load, "bitswap", abandon_on_cancel=True)
+        from ..protocols.p2p.bitswap import Bitswap
+        from ..protocols.p2p.errors import ListenFailed
+        from ..protocols.p2p.host import Host
+        from .swarm.peerbook import PeerBook
+        from .swarm.swarm import Swarm
+
+        host = Host(self._identity, [], membership.key)
+        # The swarm opens up by itself when it is joined later on, unless where to listen is settled already.
+        settled = membership.listen if membership.chosen or membership.opened else ()
+        section = _SwarmSection(
+            name=membership.name,
+            listen=settled,
+            peers=tuple(invite.text for invite in membership.invites),
+            key=membership.key.hex() if membership.key is not None else None,
+        )
+        swarm = Swarm(
+            host,
+            self._identity,
+            section,
+            describe=lambda: self._describe(host.addresses()),
+            serve=self._serve,
+            find_blocks=self._find_blocks,
+            book=PeerBook(paths.peers_file(self._data)),
+            on_change=self._on_change,
+        )
+        bitswap = Bitswap(host, self._blocks)
+        async with host.running():
+            for address in membership.listen:
+                try:
+                    await host.listen(address)
+                except ListenFailed as error:
+                    if membership.chosen:
+                        raise ListenError(f"{error}; change swarm.listen or --listen") from None
+                    log.info("%s; taking another port", error)
+                    await host.listen((EVERYWHERE if membership.opened else LOOPBACK).format(0))
+            async with bitswap.running(), swarm.running():
+                self.host, self.swarm, self.bitswap = host, swarm, bitswap
+                self._seated.set()
+                try:
+                    yield
+                finally:
+                    self.host = self.swarm = self.bitswap = None
+
+    # -- what the rest of the node sees ------------------------------------------------------------------------
+
+    def candidates_for(self, model: str | None) -> Sequence[Provider]:
+        """The connected peers that offer the model (None: any)."""
+        return self.swarm.candidates_for(model) if self.swarm is not None else ()
+
+    async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
+        """Blocks that peers offer as the answer to a request, unverified. timeout in seconds."""
+        return await self.swarm.find(request_cid, timeout) if self.swarm is not None else []
+
+    def is_member(self, peer: str) -> bool:
+        from ..protocols.peer_id import PeerId
+
+        return self.swarm is not None and self.swarm.is_member(PeerId(peer))
+
+    async def fetch(self, cid: str) -> bytes | None:
+        """A block by its CID from a connected peer, its hash checked; None when nobody gives it within 5 s."""
+        if self.bitswap is None:
+            return None
+        from ..protocols.p2p.errors import BlockNotFound
+
+        try:
+            return await self.bitswap.fetch(cid, timeout=FETCH_S)
+        except (BlockNotFound, ValueError):
+            return None
+
+    def peers(self) -> list[dict[str, Any]]:
+        """Every peer as a table."""
+        return [msgspec.to_builtins(view) for view in self.swarm.peers()] if self.swarm is not None else []
+
+    def addresses(self) -> list[str]:
+        return self.host.addresses() if self.host is not None else []
+
+    def invite(self) -> str:
+        """What another machine needs to join; "" while there is nothing to join. A secret in a private swarm."""
+        if self.swarm is None:
+            return ""
+        from .swarm.invite import InviteError
+
+        try:
+            return self.swarm.invite()
+        except InviteError:
+            return ""
+
+    def ports(self, known: P2pState) -> P2pState:
+        """The ports in use, for the next start."""
+        for address in self.addresses():
+            port = int(address.split("/")[4])
+            if addresses.is_local_multiaddr(address):
+                known = msgspec.structs.replace(known, loopback=port)
+            else:
+                known = msgspec.structs.replace(known, everywhere=port)
+        return known
+
+    def changed(self) -> None:
+        """What this node offers has changed: tell the peers."""
+        if self.swarm is not None:
+            self.swarm.changed()
+
+    async def seated(self) -> Swarm:
+        """The swarm, as soon as it is up. ValueError when it is not within 20 s."""
+        with trio.move_on_after(SEATED_S):
+            await self._seated.wait()
+        if self.swarm is None:
+            raise ValueError("the node is still starting or already stopping; try again in a moment")
+        return self.swarm
