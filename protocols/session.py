@@ -224,6 +224,10 @@ class Session:
         self._end(SessionLost(f"closed here: {reason}"))
         await self._ended.wait()
 
+    def close(self, reason: str) -> None:
+        """End the session now, without a word to the peer."""
+        self._end(SessionLost(f"closed here: {reason}"))
+
     # -- input ---------------------------------------------------------------------------------------------------
 
     async def _reader(self, nursery: trio.Nursery) -> None:

@@ -1,0 +1,194 @@
+"""Adverts: a node's signed statement of what it offers, and the checks that one from outside must pass.
+
+On the wire an advert is `[body, signature]`: `body` is the msgpack of `Advert`, as bytes, and the signature is over
+DOMAIN and exactly these bytes, so nobody has to agree on a canonical msgpack. The signer is the peer that the advert
+speaks of; that is checked here, too: an advert cannot speak for another node, whoever brings it.
+
+    writer = AdvertWriter(identity, swarm="home")
+    book = AdvertBook("home")
+    book.take(writer.write(AdvertContent(...)), brought_by=identity.peer_id)
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ...protocols.peer_id import Identity, PeerId, verify
+from ...providers.base import ModelInfo
+
+VERSION = 1
+DOMAIN = b"shoal-advert-v1\0"
+TTL_S = 300.0
+MAX_TTL_S = 3600.0
+MAX_BODY_BYTES = 48 * 1024
+MAX_CLOCK_SKEW_S = 60.0
+MAX_MODELS = 512
+
+Reason = Literal["malformed", "oversized", "foreign", "forged", "swarm", "future", "expired", "stale"]
+Name = Annotated[str, Meta(max_length=256)]
+
+
+class OfferedModel(Struct, frozen=True, omit_defaults=True):
+    """A model that peers may use, and the provider here that runs it."""
+
+    provider: Name
+    model: ModelInfo
+
+
+class SharedProvider(Struct, frozen=True, omit_defaults=True):
+    """A provider that peers may use. any_model: it takes model names that are not listed. max_concurrent: requests."""
+
+    name: Name
+    any_model: bool = False
+    default_model: Name | None = None
+    max_concurrent: int | None = None
+
+
+class Load(Struct, frozen=True, omit_defaults=True):
+    """How busy the node was when it wrote. cpu: 0 to 1 of all cores."""
+
+    running: int = 0
+    queued: int = 0
+    cpu: float | None = None
+
+
+class AdvertContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the node says of itself. hardware, limits: plain facts (maps, lists, text, numbers), as claimed."""
+
+    models: Annotated[tuple[OfferedModel, ...], Meta(max_length=MAX_MODELS)] = ()
+    providers: Annotated[tuple[SharedProvider, ...], Meta(max_length=64)] = ()
+    hardware: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
+    addresses: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
+    version: Annotated[str, Meta(max_length=64)] = ""
+    load: Load = Load()
+
+    def offers(self, model: str | None) -> bool:
+        """Whether a request that pins `model` (None: any) could be served."""
+        if model is None:
+            return bool(self.providers)
+        return any(m.model.name == model for m in self.models) or any(p.any_model for p in self.providers)
+
+
+class Advert(AdvertContent, frozen=True, kw_only=True, omit_defaults=True):
+    """The content, and what makes it a statement. created: Unix time in seconds; ttl_s: seconds it holds from then."""
+
+    peer: PeerId
+    swarm: Name
+    seq: int
+    created: float
+    ttl_s: float
+    v: int = VERSION
+
+    @property
+    def expires(self) -> float:
+        return self.created + min(self.ttl_s, MAX_TTL_S)
+
+
+_decode = msgspec.msgpack.Decoder(Advert).decode
+
+
+class AdvertRefused(Exception):  # noqa: N818 - it is what happened
+    """An advert is not believed. reason: one of `Reason`."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason: Reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+class AdvertWriter:
+    """Signs this node's adverts. The sequence number is the clock's milliseconds, so it grows over restarts."""
+
+    def __init__(self, identity: Identity, swarm: str, *, clock: Callable[[], float] = time.time) -> None:
+        self.swarm = swarm
+        self._identity, self._clock = identity, clock
+        self._seq = 0
+
+    def write(self, content: AdvertContent, *, ttl_s: float = TTL_S) -> list[bytes]:
+        """`[body, signature]`. Models are left out, the last first, until it is small enough."""
+        now = self._clock()
+        self._seq = max(self._seq + 1, int(now * 1000))
+        fields = {name: getattr(content, name) for name in AdvertContent.__struct_fields__}
+        models = content.models[:MAX_MODELS]
+        while True:
+            fields["models"] = models
+            advert = Advert(
+                peer=self._identity.peer_id, swarm=self.swarm, seq=self._seq, created=now, ttl_s=ttl_s, **fields
+            )
+            body = msgspec.msgpack.encode(advert)
+            if len(body) <= MAX_BODY_BYTES:
+                return [body, self._identity.sign(DOMAIN + body)]
+            if not models:
+                raise ValueError(f"an advert of {len(body)} bytes without its models; say less of the hardware")
+            models = models[: len(models) // 2]
+
+
+def verified(wire: Any, *, swarm: str, now: float) -> Advert:
+    """The advert in `wire`, when it holds by itself. AdvertRefused otherwise; cheap checks come first."""
+    if not (isinstance(wire, list) and len(wire) == 2 and all(isinstance(part, bytes) for part in wire)):
+        raise AdvertRefused("malformed", "expected [body, signature]")
+    body, signature = wire
+    if len(body) > MAX_BODY_BYTES:
+        raise AdvertRefused("oversized", f"{len(body)} bytes; the limit is {MAX_BODY_BYTES}")
+    try:
+        advert = _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise AdvertRefused("malformed", "the body is not an advert") from None
+    if advert.v != VERSION:
+        raise AdvertRefused("malformed", f"version {advert.v}; this node knows {VERSION}")
+    if not verify(advert.peer, signature, DOMAIN + body):
+        raise AdvertRefused("forged", "the signature is not that of the peer it speaks of")
+    if advert.swarm != swarm:
+        raise AdvertRefused("swarm", "it speaks of another swarm")
+    if not advert.created <= now + MAX_CLOCK_SKEW_S:
+        raise AdvertRefused("future", "it was made in the future; one of the two clocks is wrong")
+    if not now < advert.expires:
+        raise AdvertRefused("expired", "it holds no longer")
+    return advert
+
+
+class AdvertBook:
+    """The newest advert of each peer. refused: counts by reason."""
+
+    def __init__(self, swarm: str, *, clock: Callable[[], float] = time.time) -> None:
+        self.swarm = swarm
+        self.refused: Counter[str] = Counter()
+        self._clock = clock
+        self._held: dict[PeerId, Advert] = {}
+
+    def take(self, wire: Any, *, brought_by: PeerId) -> Advert:
+        """Believe an advert, or raise AdvertRefused and count it. brought_by: the peer at the other end."""
+        now = self._clock()
+        try:
+            advert = verified(wire, swarm=self.swarm, now=now)
+            if advert.peer != brought_by:
+                raise AdvertRefused("foreign", "it speaks of another peer than the one that brought it")
+            held = self._held.get(advert.peer)
+            # An advert that has expired could not be played again, so its number need not be remembered.
+            if held is not None and advert.seq <= held.seq and now < held.expires:
+                raise AdvertRefused("stale", f"number {advert.seq} comes after {held.seq}")
+        except AdvertRefused as refused:
+            self.refused[refused.reason] += 1
+            raise
+        self._held[advert.peer] = advert
+        return advert
+
+    def get(self, peer: PeerId) -> Advert | None:
+        """The peer's advert, while it holds."""
+        advert = self._held.get(peer)
+        return advert if advert is not None and self._clock() < advert.expires else None
+
+    def sweep(self) -> None:
+        """Let go of what has expired."""
+        now = self._clock()
+        self._held = {peer: advert for peer, advert in self._held.items() if now < advert.expires}

@@ -1,0 +1,267 @@
+"""The sessions with other nodes: who is dialled and when, and which of two sessions with one peer stays.
+
+What belongs here: dialling with backoff, running sessions from hello to end, and the tie-break. What is said on a
+session is the business of the service that swarm.py puts on it.
+
+Two nodes that dial each other at once get two sessions. Both keep the one begun by the smaller peer id, and close the
+other when it is idle, so that no call fails for it. A session that only one side believes alive is pinged first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import trio
+
+from ...protocols.p2p.errors import P2pError
+from ...protocols.peer_id import PeerId
+from ...protocols.session import (
+    ByteStream,
+    Hello,
+    ProtocolError,
+    Service,
+    Session,
+    SessionLimits,
+    SessionLost,
+)
+from .peer import Backoff, Peer
+
+log = logging.getLogger("shoal.swarm")
+
+PROTOCOL = "/shoal/session/1.0.0"
+MAX_PEERS = 256
+MAX_SESSIONS_PER_PEER = 3
+DIAL_S = 20.0
+SETTLED_S = 5.0  # a session that held so long ends the backoff
+REFUSED_RETRY_S = 60.0  # after a peer said no (another swarm, another version)
+LAG_S = 0.4  # what the node with the larger id waits longer before it dials again
+RETIRE_S = 2.0  # both sides have both sessions by then, and use the same
+RETIRE_DRAIN_S = 300.0
+ALIVE_S = 1.5
+FAREWELL_S = 1.5
+
+
+class P2pStream(ByteStream, Protocol):
+    """A stream with the peer's id, as its connection's handshake proved it."""
+
+    @property
+    def remote(self) -> PeerId: ...
+
+
+class Host(Protocol):
+    """What the swarm needs of protocols/p2p/host.py."""
+
+    def addresses(self) -> list[str]: ...
+    async def listen(self, address: str, /) -> Any: ...
+    async def connect(self, peer_id: PeerId, addrs: Sequence[str], /) -> None: ...
+    async def open_stream(self, peer_id: PeerId, protocol: str, /) -> Any: ...
+    def handle(self, protocol: str, handler: Callable[[Any], Awaitable[None]], /) -> None: ...
+
+
+class Owner(Protocol):
+    """What the links need of the swarm."""
+
+    def hello(self) -> Hello: ...
+    def peer(self, peer_id: PeerId) -> Peer: ...
+    def service(self, peer_id: PeerId) -> Service: ...
+    def greet(self, peer: Peer, session: Session) -> None: ...  # a session is ready
+    def notify(self) -> None: ...  # somebody came or went
+
+
+class Links:
+    """peers: everyone known in this run."""
+
+    def __init__(self, host: Host, me: PeerId, owner: Owner, limits: SessionLimits) -> None:
+        self.peers: dict[PeerId, Peer] = {}
+        self._host, self._me, self._owner, self._limits = host, me, owner, limits
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def open(self) -> bool:
+        return self._nursery is not None
+
+    def start(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._host.handle(PROTOCOL, self._incoming)
+
+    async def stop(self, reason: str, drain_s: float) -> None:
+        """Take nothing new, and end every session within `drain_s` seconds and a little."""
+        self._nursery = None
+        await self.goodbye_all(reason, drain_s)
+
+    async def goodbye_all(self, reason: str, drain_s: float) -> None:
+        sessions = [session for peer in self.peers.values() for session in peer.sessions]
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + drain_s + FAREWELL_S):
+            async with trio.open_nursery() as nursery:
+                for session in sessions:
+                    nursery.start_soon(session.goodbye, reason, drain_s)
+
+    def sessions(self) -> list[Session]:
+        """The one in use with each connected peer."""
+        return [peer.session for peer in self.peers.values() if peer.session is not None and peer.session.usable]
+
+    # -- dialling ----------------------------------------------------------------------------------------------
+
+    def seek(self, peer: Peer) -> None:
+        """Dial the peer whenever it is away, from now on."""
+        if peer.seeking is None and peer.id != self._me and self._nursery is not None:
+            peer.seeking = trio.CancelScope()
+            self._nursery.start_soon(self._keep, peer, peer.seeking)
+
+    def leave_all(self) -> None:
+        """Seek nobody any more, and forget who is away."""
+        for peer in self.peers.values():
+            if peer.seeking is not None:
+                peer.seeking.cancel()
+                peer.seeking = None
+        self.peers = {peer_id: peer for peer_id, peer in self.peers.items() if peer.sessions}
+
+    async def _keep(self, peer: Peer, scope: trio.CancelScope) -> None:
+        backoff = Backoff(LAG_S if self._me > peer.id else 0.0)
+        with scope:
+            while not backoff.gave_up or peer.configured:
+                if peer.session is not None:
+                    since, changed = trio.current_time(), peer.changed
+                    await changed.wait()
+                    if trio.current_time() - since > SETTLED_S:
+                        backoff.reset()
+                    continue
+                pause = await self._dial(peer, backoff)
+                if peer.session is None:
+                    with trio.move_on_after(pause):
+                        await peer.changed.wait()
+            peer.seeking = None
+
+    async def _dial(self, peer: Peer, backoff: Backoff) -> float:
+        """One attempt, and the whole session if it works; then the seconds to wait."""
+        try:
+            with trio.fail_after(DIAL_S):
+                await self._host.connect(peer.id, peer.addresses)
+                stream = await self._host.open_stream(peer.id, PROTOCOL)
+        except (P2pError, trio.TooSlowError) as error:
+            told = str(error) or f"no answer within {DIAL_S:.0f} s"
+            if told != peer.problem:
+                log.info("cannot reach a peer: %s", told, extra={"peer": peer.id})
+            peer.problem = told
+        except Exception as error:
+            peer.problem = f"dialling failed: {type(error).__name__}"
+            log.warning("dialling failed: %s", type(error).__name__, extra={"peer": peer.id})
+        else:
+            since = trio.current_time()
+            refused = not await self._live(stream, peer.id, initiator=True)
+            if refused:
+                return REFUSED_RETRY_S
+            if trio.current_time() - since > SETTLED_S:
+                backoff.reset()
+        return backoff.failed()
+
+    # -- sessions ----------------------------------------------------------------------------------------------
+
+    async def _incoming(self, stream: P2pStream) -> None:
+        known = self.peers.get(stream.remote)
+        if self._nursery is None or stream.remote == self._me:
+            return
+        if known is None and len(self.peers) >= MAX_PEERS and not self._make_room():
+            log.info("a peer is turned away: %d are known", MAX_PEERS, extra={"peer": stream.remote})
+        elif known is not None and len(known.sessions) >= MAX_SESSIONS_PER_PEER:
+            log.info("a peer wants too many sessions", extra={"peer": stream.remote})
+        else:
+            await self._live(stream, stream.remote, initiator=False)
+
+    def _make_room(self) -> bool:
+        away = [peer.id for peer in self.peers.values() if not peer.sessions and peer.seeking is None]
+        for peer_id in away:
+            del self.peers[peer_id]
+        return bool(away)
+
+    async def _live(self, stream: ByteStream, peer_id: PeerId, *, initiator: bool) -> bool:
+        """Run a session from its hello to its end; whether there was one. Nothing that happens in it is raised."""
+        session = Session(
+            stream,
+            self._owner.service(peer_id),
+            local=self._owner.hello(),
+            remote_peer=peer_id,
+            initiator=initiator,
+            limits=self._limits,
+        )
+        try:
+            await session.run(_WhenReady(self._joined, session))
+        except (ProtocolError, SessionLost) as error:
+            if initiator:
+                self._owner.peer(peer_id).problem = str(error)
+            log.info("no session: %s", error, extra={"peer": peer_id})
+        except Exception as error:
+            log.error("a session failed: %s", type(error).__name__, extra={"peer": peer_id})  # noqa: TRY400
+        finally:
+            self._left(session)
+        return session.remote_hello is not None
+
+    def _joined(self, session: Session) -> None:
+        nursery = self._nursery
+        if nursery is None:
+            session.close("the node is stopping")
+            return
+        peer = self._owner.peer(session.remote_peer)
+        peer.sessions.append(session)
+        old = peer.session
+        if old is None or not old.usable:
+            peer.use(session)
+            if old is None:
+                log.info("peer connected", extra={"peer": peer.id})
+        elif old.initiator == session.initiator or session.initiator == (self._me < peer.id):
+            # The same side twice: it has lost the old one, perhaps before this side noticed.
+            peer.use(session)
+            nursery.start_soon(self._retire, peer, old)
+        else:
+            nursery.start_soon(self._check_alive, peer, old, session)
+            nursery.start_soon(self._retire, peer, session)
+        nursery.start_soon(self._measure, peer, session)
+        self._owner.greet(peer, session)
+        self._owner.notify()
+
+    def _left(self, session: Session) -> None:
+        peer = self.peers.get(session.remote_peer)
+        if peer is None or session not in peer.sessions:
+            return
+        peer.sessions.remove(session)
+        if peer.session is session:
+            others = [other for other in peer.sessions if other.usable]
+            peer.use(others[0] if others else None)
+            if not others:
+                peer.problem = str(session.lost)
+                log.info("peer gone: %s", session.lost, extra={"peer": peer.id})
+        self._owner.notify()
+
+    async def _check_alive(self, peer: Peer, old: Session, new: Session) -> None:
+        """The old session would stay; if it is dead (the peer has noticed, this side not yet), the new one does."""
+        try:
+            await old.ping(ALIVE_S)
+        except (SessionLost, trio.TooSlowError):
+            if peer.session is old and new.usable:
+                peer.use(new)
+
+    async def _retire(self, peer: Peer, session: Session) -> None:
+        """Close a session that is one too many, once no side begins calls on it and the last one is over."""
+        await trio.sleep(RETIRE_S if session.initiator else 3 * RETIRE_S)
+        if peer.session is not session and session.lost is None:
+            await session.goodbye("another session is in use", RETIRE_DRAIN_S)
+
+    async def _measure(self, peer: Peer, session: Session) -> None:
+        try:
+            rtt_s = await session.ping()
+        except (SessionLost, trio.TooSlowError):
+            return
+        if peer.session is session:
+            peer.rtt_s = rtt_s
+
+
+class _WhenReady:
+    """The task status of a session that runs in its own task: calls back when the hellos were exchanged."""
+
+    def __init__(self, ready: Callable[[Session], None], session: Session) -> None:
+        self._ready, self._session = ready, session
+
+    def started(self, value: object = None) -> None:
+        self._ready(self._session)

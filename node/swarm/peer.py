@@ -1,0 +1,158 @@
+"""What this node knows of one other node, and the view of it that people get."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import trio
+from msgspec import Struct
+
+from ...protocols.peer_id import PeerId
+from ...protocols.session import Session
+from .advert import Advert
+from .peer_provider import PeerProvider
+
+FIRST_RETRY_S = 0.1
+MAX_RETRY_S = 5.0
+PATIENT_AFTER_S = 600.0  # of trying in vain; a peer away for so long is looked for once a minute
+PATIENT_RETRY_S = 60.0
+GIVE_UP_AFTER_S = 24 * 3600.0
+
+
+class PeerModel(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    provider: str
+    context_length: int | None = None
+    decode_tps: float | None = None
+
+
+class PeerView(Struct, frozen=True, kw_only=True):
+    """One peer for `shoal peers` and the dashboard.
+
+    since, last_good: Unix time in seconds. rtt_s: seconds there and back when last measured. calls: in flight, both
+    ways. problem: why it is not connected, where that is known.
+    """
+
+    peer: PeerId
+    name: str
+    connected: bool
+    since: float | None = None
+    last_good: float | None = None
+    rtt_s: float | None = None
+    calls: int = 0
+    agent: str = ""
+    version: str = ""
+    models: tuple[PeerModel, ...] = ()
+    providers: tuple[str, ...] = ()
+    hardware: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
+    addresses: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class Peer:
+    """State of one peer while this node runs.
+
+    sessions: all that live; session: the one in use. seeking: the scope of the task that dials it when it is away.
+    configured: an invite or the configuration names it: it is sought for ever. told, told_on: the issue of this node's
+    advert that it has, and on which session it got it.
+    """
+
+    def __init__(self, peer: PeerId, provider: PeerProvider) -> None:
+        self.id, self.provider = peer, provider
+        self.sessions: list[Session] = []
+        self.session: Session | None = None
+        self.addresses: tuple[str, ...] = ()
+        self.seeking: trio.CancelScope | None = None
+        self.configured = False
+        self.told = -1
+        self.told_on: Session | None = None
+        self.met = False  # whether a session with it has worked since the start
+        self.since: float | None = None
+        self.last_good: float | None = None
+        self.rtt_s: float | None = None
+        self.problem = ""
+        self.changed = trio.Event()  # replaced at each change of `session`
+
+    @property
+    def usable(self) -> bool:
+        return self.session is not None and self.session.usable
+
+    def use(self, session: Session | None) -> None:
+        """Make `session` the one in use; wakes whoever waits for the change."""
+        if session is not None:
+            self.met, self.problem = True, ""
+            self.last_good = time.time()
+            self.since = self.since or self.last_good
+        else:
+            self.since = self.rtt_s = None
+        self.session = session
+        changed, self.changed = self.changed, trio.Event()
+        changed.set()
+
+    def learn(self, addresses: tuple[str, ...]) -> None:
+        """Addresses to dial it at: those given now before those known before."""
+        self.addresses = tuple(dict.fromkeys((*addresses, *self.addresses)))[:16]
+
+    def view(self, advert: Advert | None) -> PeerView:
+        session = self.session
+        hello = session.remote_hello if session is not None else None
+        models = () if advert is None else advert.models
+        return PeerView(
+            peer=self.id,
+            name=self.provider.name,
+            connected=self.usable,
+            since=self.since,
+            last_good=self.last_good,
+            rtt_s=self.rtt_s,
+            calls=session.calls_in_flight if session is not None else 0,
+            agent=hello.agent if hello is not None else "",
+            version=advert.version if advert is not None else "",
+            models=tuple(
+                PeerModel(
+                    name=offered.model.name,
+                    provider=offered.provider,
+                    context_length=offered.model.context_length,
+                    decode_tps=offered.model.decode_tps,
+                )
+                for offered in models
+            ),
+            providers=tuple(p.name for p in advert.providers) if advert is not None else (),
+            hardware=advert.hardware if advert is not None else {},
+            limits=advert.limits if advert is not None else {},
+            addresses=self.addresses,
+            problem=self.problem,
+        )
+
+
+class Backoff:
+    """How long to wait before the next dial: 0.1 s, doubled with each failure up to 5 s, after ten minutes a minute.
+
+    lag: an extra, in seconds, on the first waits, so that of two nodes that lost each other one dials first.
+    """
+
+    def __init__(self, lag: float = 0.0, *, jitter: random.Random | None = None) -> None:
+        self._lag, self._jitter = lag, jitter or _jitter
+        self.reset()
+
+    def reset(self) -> None:
+        self._failures, self._waited = 0, 0.0
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether it has been in vain for so long that a peer nobody named should be left alone."""
+        return self._waited > GIVE_UP_AFTER_S
+
+    def failed(self) -> float:
+        """Seconds to wait now."""
+        plain = min(FIRST_RETRY_S * 2.0**self._failures, MAX_RETRY_S)
+        if self._waited > PATIENT_AFTER_S:
+            plain = PATIENT_RETRY_S
+        self._failures = min(self._failures + 1, 16)
+        self._waited += plain
+        return plain * self._jitter.uniform(0.5, 1.0) + self._lag
+
+
+_jitter = random.SystemRandom()

@@ -1,0 +1,191 @@
+"""A peer as a provider: requests go over the session, events come back, the peer's own limits and failures with them.
+
+async with provider.generate_for(request, deadline_s=60, hops=0, seen=frozenset({me})) as answer:
+    async for event in answer:
+        ...
+answer.result      # {"provider": ..., "model": ..., "record": ...}: what the peer says of its answer
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import msgspec
+import trio
+
+from ...protocols.peer_id import PeerId, short
+from ...protocols.session import CallError, OutgoingCall, Session, SessionLost
+from ...providers.base import (
+    ErrorKind,
+    Event,
+    Finish,
+    GenerateRequest,
+    ModelInfo,
+    Provider,
+    ProviderError,
+    Status,
+    TextDelta,
+    Usage,
+)
+from .advert import Advert
+from .serving import GENERATE, MAX_HOPS, MAX_SEEN, GenerateParams
+
+DEADLINE_S = 300.0  # for a request that comes without one
+MAX_DEADLINE_S = 24 * 3600.0
+MAX_RETRY_AFTER_S = 24 * 3600.0
+
+_SESSION_CODES = {
+    "busy": ErrorKind.OVERLOADED,
+    "too_large": ErrorKind.UNAVAILABLE,
+    "unknown_method": ErrorKind.UNAVAILABLE,
+    # The peer's own work was cancelled although we still wait: it is going down.
+    "cancelled": ErrorKind.CONNECTION,
+}
+
+
+class PeerProvider(Provider):
+    """session: the peer's session, or None while there is none. advert: its advert, or None. me: this node."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        *,
+        me: PeerId,
+        session: Callable[[], Session | None],
+        advert: Callable[[], Advert | None],
+    ) -> None:
+        self.peer, self.name = peer, f"peer:{short(peer)}"
+        self._me, self._session, self._advert = me, session, advert
+
+    async def probe(self) -> Status:
+        session, advert = self._session(), self._advert()
+        if session is None or not session.usable:
+            return Status(ready=False, reason="the peer is not connected")
+        if advert is None:
+            return Status(ready=False, reason="the peer has not said what it offers")
+        if not advert.providers:
+            return Status(ready=False, reason="the peer shares no provider")
+        models = {offered.model.name: _told(offered.model) for offered in advert.models}
+        return Status(
+            ready=True,
+            models=tuple(models.values()),
+            default_model=next((p.default_model for p in advert.providers if p.default_model), None),
+            any_model=any(p.any_model for p in advert.providers),
+            version=advert.version,
+        )
+
+    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[PeerAnswer]:
+        return self.generate_for(request, deadline_s=DEADLINE_S, hops=0, seen=())
+
+    @asynccontextmanager
+    async def generate_for(
+        self, request: GenerateRequest, *, deadline_s: float, hops: int, seen: Collection[PeerId]
+    ) -> AsyncIterator[PeerAnswer]:
+        """Forward a request. deadline_s: seconds left; hops: how often the peer may forward it; seen: who had it.
+
+        ProviderError: CONNECTION when the peer is lost before text, INTERRUPTED after, else what the peer says.
+        """
+        session = self._session()
+        if session is None or not session.usable:
+            raise ProviderError(ErrorKind.CONNECTION, f"{self.name} is not connected")
+        deadline_s = min(deadline_s, MAX_DEADLINE_S)
+        if deadline_s <= 0:
+            raise _too_late(self.name)
+        path = tuple(dict.fromkeys((*seen, self._me)))
+        if len(path) > MAX_SEEN:
+            raise ProviderError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
+        params = GenerateParams(
+            request=request, deadline_ms=math.ceil(deadline_s * 1000), hops=min(hops, MAX_HOPS), seen=path
+        )
+        answer: PeerAnswer | None = None
+        try:
+            async with session.call(GENERATE, params) as call:
+                answer = PeerAnswer(self.name, call, trio.current_time() + deadline_s)
+                yield answer
+        except (CallError, SessionLost) as error:
+            raise failure(error, self.name, answer is not None and answer.said) from None
+
+
+class PeerAnswer:
+    """The events of a peer's answer. result: the peer's end statement, a dict, after the last event; else None."""
+
+    def __init__(self, name: str, call: OutgoingCall, deadline: float) -> None:
+        self.said = False  # whether anything of the answer has come
+        self._name, self._call, self._deadline = name, call, deadline
+        self._finished = False
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        result = self._call.result
+        return result if isinstance(result, dict) else None
+
+    def __aiter__(self) -> PeerAnswer:
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            with trio.CancelScope(deadline=self._deadline) as scope:
+                item = await anext(self._call)
+        except StopAsyncIteration:
+            if not self._finished:
+                kind = ErrorKind.INTERRUPTED if self.said else ErrorKind.UPSTREAM
+                raise ProviderError(kind, f"{self._name} ended without finishing its answer") from None
+            raise
+        except (CallError, SessionLost) as error:
+            raise failure(error, self._name, self.said) from None
+        if scope.cancelled_caught:
+            raise _too_late(self._name)
+        event = _event(item, self._name, self.said)
+        if isinstance(event, Finish):
+            self._finished = True
+        elif not isinstance(event, Usage):
+            self.said = True
+        return event
+
+
+def failure(error: CallError | SessionLost, name: str, said: bool) -> ProviderError:
+    """What a failed call means to the router. said: whether anything of the answer had come."""
+    if isinstance(error, SessionLost):
+        if said:
+            return ProviderError(ErrorKind.INTERRUPTED, f"{name} was lost while answering")
+        return ProviderError(ErrorKind.CONNECTION, f"{name} was lost before it answered")
+    try:
+        kind = ErrorKind(error.code)
+    except ValueError:
+        kind = _SESSION_CODES.get(error.code, ErrorKind.UPSTREAM)
+    if kind is ErrorKind.CANCELLED:
+        kind = ErrorKind.CONNECTION
+    said_why = "".join(char for char in error.message if char.isprintable())[:300] or "no reason given"
+    return ProviderError(kind, f"{name}: {said_why}", retry_after=_retry_after(error.data))
+
+
+def _retry_after(data: Any) -> float | None:
+    value = data.get("retry_after") if isinstance(data, dict) else None
+    if isinstance(value, int | float) and 0 <= value <= MAX_RETRY_AFTER_S:
+        return float(value)
+    return None
+
+
+def _event(item: Any, name: str, said: bool) -> Event:
+    if type(item) is list and len(item) == 2 and item[0] == "t" and type(item[1]) is str:
+        return TextDelta(item[1])  # nearly all of them: 20 times faster than convert
+    try:
+        event: Event = msgspec.convert(item, Event)
+    except msgspec.ValidationError:
+        kind = ErrorKind.INTERRUPTED if said else ErrorKind.UPSTREAM
+        raise ProviderError(kind, f"{name} sent something that is no event") from None
+    return event
+
+
+def _told(model: ModelInfo) -> ModelInfo:
+    """The model without `continues`: which of its candidates the peer's router takes, and so whether that one goes on
+    from a prefix, cannot be known here."""
+    capabilities = msgspec.structs.replace(model.capabilities, continues=False)
+    return msgspec.structs.replace(model, capabilities=capabilities) if model.capabilities != capabilities else model
+
+
+def _too_late(name: str) -> ProviderError:
+    return ProviderError(ErrorKind.DEADLINE, f"the request's time was spent while {name} answered")

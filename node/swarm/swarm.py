@@ -1,0 +1,377 @@
+"""The swarm as one node lives it: which peers it has, the one session with each, and what they say of themselves.
+
+    swarm = Swarm(host, identity, config.swarm, describe=..., serve=router.answer_for_peer, find_blocks=..., book=book)
+    async with host.running(), swarm.running():
+        await swarm.join(Invite.parse(text))
+        swarm.candidates_for("smollm2")
+
+What belongs here: joining, adverts, and who is asked for what. The sessions themselves are kept by links.py, forwarding
+is peer_provider.py's, answering serving.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import trio
+
+from ...protocols.p2p.errors import ListenFailed
+from ...protocols.peer_id import Identity, PeerId
+from ...protocols.session import CallError, Hello, IncomingCall, Service, Session, SessionLimits
+from .. import addresses
+from ..version import version
+from .advert import TTL_S, AdvertBook, AdvertContent, AdvertRefused, AdvertWriter
+from .invite import Invite, InviteError
+from .links import Host, Links
+from .lookup import FindBlocks, answer_lookup, ask_all
+from .peer import Peer, PeerView
+from .peer_provider import PeerProvider
+from .peerbook import PeerBook
+from .serving import GENERATE, AnswerForPeer, serve_generate
+
+log = logging.getLogger("shoal.swarm")
+
+DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4642", "/ip4/0.0.0.0/tcp/0")  # the second when the first is taken
+MAX_SOUGHT = 64  # remembered peers that a start dials
+JOIN_S = 15.0
+ADVERT_GAP_S = 0.5
+
+
+class SwarmConfig(Protocol):
+    """The [swarm] section of the configuration. key: 64 hex digits of a private swarm, or None."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def listen(self) -> Sequence[str]: ...
+    @property
+    def peers(self) -> Sequence[str]: ...
+    @property
+    def key(self) -> str | None: ...
+
+
+class JoinFailed(ValueError):  # noqa: N818 - the message is for the person who typed the invite
+    """A swarm could not be joined. The message says why and what to do."""
+
+
+class Swarm:
+    """name: the swarm's. It may change by `join`.
+
+    describe: what this node offers now. serve: answers a peer's request. find_blocks: answers a peer's look-up.
+    on_change: called when a peer has come, gone or said something new.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        config: SwarmConfig,
+        *,
+        describe: Callable[[], AdvertContent],
+        serve: AnswerForPeer,
+        find_blocks: FindBlocks,
+        book: PeerBook | None = None,
+        limits: SessionLimits | None = None,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = config.name
+        self.me = identity.peer_id
+        self._host, self._identity, self._config = host, identity, config
+        self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
+        self._book = book or PeerBook(None)
+        self._on_change = on_change
+        self._writer = AdvertWriter(identity, self.name)
+        self._adverts = AdvertBook(self.name)
+        self._issue = 0  # of this node's advert
+        self._news = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._links = Links(host, self.me, self, limits or SessionLimits())
+        self._opened = bool(config.listen)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Swarm]:
+        """Peers are dialled and served until the block is left; then each is told, and the sessions end.
+
+        The host must be running around it.
+        """
+        async with self._book.running(), _plain_errors(), trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._links.start(nursery)
+            for text in self._config.peers:
+                await self._seek_configured(text)
+            for remembered in (await self._book.known(self.name))[:MAX_SOUGHT]:
+                await self._seek(remembered.peer, remembered.addresses)
+            nursery.start_soon(self._tell_changes)
+            try:
+                yield self
+            finally:
+                await self.drain(0.0)
+                nursery.cancel_scope.cancel()
+
+    async def drain(self, drain_s: float) -> None:
+        """Tell all peers that no new request is taken; those in flight get `drain_s` seconds. Ends the sessions."""
+        self._nursery = None
+        await self._links.stop("the node is stopping", drain_s)
+
+    async def _seek_configured(self, text: str) -> None:
+        try:
+            invite = Invite.parse(text)
+            if invite.swarm is not None and invite.swarm != self.name:
+                raise InviteError(f"it leads to the swarm {invite.swarm!r}; set swarm.name to that")
+        except InviteError as error:
+            log.warning("a peer of the configuration cannot be used: %s", error)
+        else:
+            await self._seek_all(invite)
+
+    # -- joining -----------------------------------------------------------------------------------------------
+
+    async def join(self, invite: Invite | str) -> PeerId:
+        """Join a swarm: the peer that is connected first. JoinFailed (a ValueError) when none is within 15 s.
+
+        The peers of the invite are looked for even after a failure, as long as the node runs. An invite to another
+        swarm makes this node leave the one it is in.
+        """
+        if isinstance(invite, str):
+            invite = Invite.parse(invite)
+        if self._nursery is None:
+            raise JoinFailed("the node is stopping")
+        if invite.key is not None and invite.key.hex() != (self._config.key or "").lower():
+            raise JoinFailed(
+                "the swarm is private and its key takes effect at a start: stop this node, run `shoal join INVITE`, "
+                "then `shoal run`"
+            )
+        if self.me in invite.peers and len(invite.peers) == 1:
+            raise JoinFailed("this invite is this node's own; use it on another machine")
+        if invite.swarm is not None and invite.swarm != self.name:
+            await self._move(invite.swarm)
+        sought = await self._seek_all(invite)
+        arrived: list[PeerId] = []
+        with trio.move_on_after(JOIN_S):
+            async with trio.open_nursery() as nursery:
+
+                async def wait_for(peer: Peer) -> None:
+                    while not peer.usable:
+                        await peer.changed.wait()
+                    arrived.append(peer.id)
+                    nursery.cancel_scope.cancel()
+
+                for peer in sought:
+                    nursery.start_soon(wait_for, peer)
+        if not arrived:
+            problems = "; ".join(f"{peer.provider.name}: {peer.problem or 'no answer'}" for peer in sought)
+            raise JoinFailed(f"no node of the invite could be reached ({problems}); is it running, and the port open?")
+        return arrived[0]
+
+    def invite(self) -> str:
+        """The line that another machine needs to join. InviteError when this node listens nowhere.
+
+        Addresses of this machine only are left out when there are others. With a private swarm's key it is a secret.
+        """
+        told = self._host.addresses()
+        told = [address for address in told if not addresses.is_local_multiaddr(address)] or told
+        if not told:
+            raise InviteError("this node does not listen for peers; set swarm.listen in the configuration")
+        key = bytes.fromhex(self._config.key) if self._config.key else None
+        return Invite(swarm=self.name, addrs=tuple(told[:8]), key=key).text
+
+    async def _move(self, name: str) -> None:
+        log.info("leaving one swarm for another", extra={"left": self.name, "swarm": name})
+        self.name = name
+        self._writer, self._adverts = AdvertWriter(self._identity, name), AdvertBook(name)
+        await self._links.goodbye_all("moved to another swarm", 0.0)
+        self._links.leave_all()
+
+    async def _seek_all(self, invite: Invite) -> list[Peer]:
+        """Dial the peers of an invite, and never give up."""
+        found = []
+        for peer_id, addrs in invite.peers.items():
+            if peer_id != self.me:
+                peer = await self._seek(peer_id, addrs)
+                peer.configured = True
+                found.append(peer)
+        return found
+
+    async def _seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer:
+        peer = self.peer(peer_id)
+        peer.learn(tuple(addrs))
+        await self._open_up(addrs)
+        self._links.seek(peer)
+        return peer
+
+    async def _open_up(self, addrs: Sequence[str]) -> None:
+        """A node that has peers beyond its machine listens beyond it, unless the configuration says where."""
+        if self._opened or all(addresses.is_local_multiaddr(address) for address in addrs):
+            return
+        self._opened = True
+        for address in DEFAULT_LISTEN:
+            try:
+                await self._host.listen(address)
+            except ListenFailed as error:
+                log.info("%s", error)
+            else:
+                log.info("listening for peers beyond this machine", extra={"listen": address})
+                return
+
+    # -- what there is -----------------------------------------------------------------------------------------
+
+    def peers(self) -> list[PeerView]:
+        """Every peer that is connected or looked for; the connected ones first."""
+        views = [peer.view(self._adverts.get(peer.id)) for peer in self._links.peers.values()]
+        return sorted(views, key=lambda view: (not view.connected, view.peer))
+
+    def is_member(self, peer: PeerId) -> bool:
+        """Whether the peer has shown, in this run, that it is one of the swarm (and has a private swarm's key)."""
+        known = self._links.peers.get(peer)
+        return known is not None and known.met
+
+    def candidates_for(self, model: str | None, exclude: Collection[PeerId] = ()) -> list[PeerProvider]:
+        """The connected peers that offer the model (None: anything), the one with the least of our calls first."""
+        found: list[tuple[int, float, float, PeerProvider]] = []
+        for peer in self._links.peers.values():
+            session = peer.session
+            if session is None or not session.usable or peer.id in exclude:
+                continue
+            advert = self._adverts.get(peer.id)
+            if advert is not None and advert.offers(model):
+                found.append((session.calls_in_flight, peer.rtt_s or 1.0, random.random(), peer.provider))  # noqa: S311
+        return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:3])]
+
+    def stats(self) -> dict[str, Any]:
+        """Figures for the status: JSON-compatible."""
+        connected = sum(peer.usable for peer in self._links.peers.values())
+        return {"swarm": self.name, "peers": connected, "adverts_refused": dict(self._adverts.refused)}
+
+    async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
+        """Blocks that peers offer as the answer to a request, in the order they came; unverified. timeout: seconds.
+
+        Every connected peer is asked at once. Soon after the first block has come the rest are not waited for.
+        """
+        return await ask_all(self._links.sessions(), request_cid, timeout)
+
+    # -- what the links need ---------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        return Hello(swarm=self.name, peer=self.me, agent=f"shoal/{version()}")
+
+    def peer(self, peer_id: PeerId) -> Peer:
+        """What is known of a peer; from now on it is a known one."""
+        peer = self._links.peers.get(peer_id)
+        if peer is None:
+            provider = PeerProvider(
+                peer_id,
+                me=self.me,
+                session=lambda: known.session if (known := self._links.peers.get(peer_id)) is not None else None,
+                advert=lambda: self._adverts.get(peer_id),
+            )
+            peer = self._links.peers[peer_id] = Peer(peer_id, provider)
+        return peer
+
+    def service(self, peer_id: PeerId) -> Service:
+        return _Service(self, peer_id)
+
+    def greet(self, peer: Peer, session: Session) -> None:
+        self._tell(peer, session)
+
+    def notify(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
+
+    # -- adverts -----------------------------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """What this node offers has changed: tell the peers, within half a second."""
+        self._news.set()
+
+    async def _tell_changes(self) -> None:
+        while True:
+            with trio.move_on_after(TTL_S / 3):
+                await self._news.wait()
+            self._news = trio.Event()
+            self._issue += 1
+            self._adverts.sweep()
+            for peer in self._links.peers.values():
+                if peer.session is not None:
+                    self._tell(peer, peer.session)
+            await trio.sleep(ADVERT_GAP_S)
+
+    def _tell(self, peer: Peer, session: Session) -> None:
+        """Send the advert, unless the peer has this issue of it already. Each has a number of its own."""
+        if peer.told == self._issue and peer.told_on is not None and peer.told_on.lost is None:
+            return
+        try:
+            session.send_advert(self._writer.write(self._describe()))
+        except Exception as error:
+            log.error("this node's advert cannot be made: %s", type(error).__name__)  # noqa: TRY400
+            return
+        peer.told, peer.told_on = self._issue, session
+
+    def _take_advert(self, session: Session, wire: Any) -> None:
+        peer = self.peer(session.remote_peer)
+        try:
+            advert = self._adverts.take(wire, brought_by=peer.id)
+        except AdvertRefused as refused:
+            log.warning("an advert is refused: %s", refused, extra={"peer": peer.id})
+            return
+        peer.learn(tuple(address for address in advert.addresses if _leads_to(address, peer.id)))
+        peer.last_good = time.time()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._remember, peer)
+        self.notify()
+
+    async def _remember(self, peer: Peer) -> None:
+        if peer.addresses:
+            try:
+                await self._book.remember(peer.id, peer.addresses, self.name)
+            except Exception as error:
+                log.warning("a peer cannot be remembered: %s", type(error).__name__, extra={"peer": peer.id})
+            if peer.met:
+                await self._seek(peer.id, peer.addresses)
+
+    # -- what peers ask ------------------------------------------------------------------------------------------
+
+    async def _answer_call(self, call: IncomingCall, method: str, params: Any, peer: PeerId) -> Any:
+        if method != GENERATE:
+            raise CallError("unknown_method", "this node knows no such method; it may be older than yours")
+        return await serve_generate(call, params, me=self.me, peer=peer, answer_for_peer=self._serve)
+
+
+@asynccontextmanager
+async def _plain_errors() -> AsyncIterator[None]:
+    """The nursery in here is our affair: an error of the caller's block leaves as it came."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from group.exceptions[0].__cause__
+
+
+class _Service:
+    """A session's way into the swarm."""
+
+    def __init__(self, swarm: Swarm, peer: PeerId) -> None:
+        self._swarm, self._peer = swarm, peer
+
+    async def on_call(self, call: IncomingCall, method: str, params: Any) -> Any:
+        return await self._swarm._answer_call(call, method, params, self._peer)
+
+    def on_advert(self, session: Session, body: Any) -> None:
+        self._swarm._take_advert(session, body)
+
+    async def on_lookup(self, session: Session, body: Any) -> Any:
+        return await answer_lookup(body, self._swarm._find_blocks)
+
+
+def _leads_to(address: str, peer: PeerId) -> bool:
+    try:
+        addresses.check_peer(address)
+    except ValueError:
+        return False
+    return address.endswith(f"/p2p/{peer}")
