@@ -152,7 +152,7 @@ class Connection:
         if isinstance(event, Continue):
             await self._send(_CONTINUE)
             return True
-        await self._send(self._render(event))
+        await self._send(render_refusal(event, self._owner.on_error))
         return False
 
     async def _handle(self, exchange: Exchange) -> None:
@@ -166,14 +166,14 @@ class Connection:
         except Exception as raised:
             error = _alone(raised)
             if not isinstance(error, HttpError):
-                logger.error("a handler failed: %s", _describe(error))  # noqa: TRY400 (a traceback may quote a user)
+                logger.error("a handler failed: %s", describe(error))  # noqa: TRY400 (a traceback may quote a user)
             if exchange.headers_sent:
                 return
             try:
                 status, headers, body = self._owner.on_error(error)
                 await exchange.respond(status, body, headers)
             except ValueError as unfit:
-                logger.error("an error's answer is malformed: %s", _describe(unfit))  # noqa: TRY400
+                logger.error("an error's answer is malformed: %s", describe(unfit))  # noqa: TRY400
 
     async def _send(self, data: bytes) -> None:
         """Send, giving the client time for each piece; a client that is gone cancels whoever sends."""
@@ -187,25 +187,27 @@ class Connection:
             raise ClientGone from None
         self.deadline = math.inf
 
-    def _render(self, error: HttpError) -> bytes:
-        """The answer to what never became a request."""
-        status, headers, body = self._owner.on_error(error)
-        tail = f"content-length: {len(body)}\r\nconnection: close\r\n{date_line()}\r\n"
-        return write_head(status_line(status), headers, tail) + body
-
     async def _say_too_slow(self) -> None:
         error = HttpError(408, f"the request's {self._parser.state} took too long to arrive")
         with trio.move_on_after(_FAREWELL_S), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._wire.send(self._render(error))
+            await self._wire.send(render_refusal(error, self._owner.on_error))
 
     async def _close_gently(self) -> None:
-        """End our side, and read on for a while: closing over unread bytes resets the connection under the answer."""
+        """End our side, and read on where something is left: closing over it would reset the answer away."""
         if self._exchange is not None and not self._exchange.answered:
             return
         self.deadline = trio.current_time() + _LINGER_S
         await self._wire.send_eof()
-        while await self._wire.receive():
-            pass
+        if self._parser.state != "idle" or self._wire.is_readable():
+            while await self._wire.receive():
+                pass
+
+
+def render_refusal(error: HttpError, on_error: OnError) -> bytes:
+    """The answer to what never became a request; the connection ends with it."""
+    status, headers, body = on_error(error)
+    tail = f"content-length: {len(body)}\r\nconnection: close\r\n{date_line()}\r\n"
+    return write_head(status_line(status), headers, tail) + body
 
 
 def _alone(error: Exception) -> Exception:
@@ -215,7 +217,7 @@ def _alone(error: Exception) -> Exception:
     return error
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Kind and place of an error; not its text, which may hold what a user wrote."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}" if frames else type(error).__name__

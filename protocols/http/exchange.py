@@ -105,7 +105,10 @@ class BodyStream:
         self._chunked, self._bodyless = chunked, bodyless
 
     async def __call__(self, data: bytes, *, last: bool = False) -> None:
-        """Send a piece; waits while the client does not read. `last` ends the answer in the same packet."""
+        """Send a piece; waits while the client does not read. `last` ends the answer in the same packet.
+
+        An empty piece sends the head alone, if that has not gone yet.
+        """
         exchange = self._exchange
         if exchange.answered:
             raise RuntimeError("this answer has ended already")

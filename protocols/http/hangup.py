@@ -7,6 +7,7 @@ own watches every connection for EPOLLRDHUP (epoll(7), edge-triggered), and one 
 
 from __future__ import annotations
 
+import contextlib
 import select
 from collections.abc import Callable
 
@@ -27,10 +28,12 @@ class HangupWatch:
         self._callbacks[fd] = callback
         self._epoll.register(fd, _EVENTS)
 
-    def remove(self, fd: int) -> None:
-        """Before the descriptor is closed. Unknown ones are let pass."""
-        if self._callbacks.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+    def remove(self, fd: int, callback: Callable[[], None]) -> None:
+        """Also when the descriptor is closed already: if its number is in use again, that watch stays."""
+        if self._callbacks.get(fd) == callback:
+            del self._callbacks[fd]
+            with contextlib.suppress(OSError):  # closing has ended the kernel's watch
+                self._epoll.unregister(fd)
 
     async def run(self) -> None:
         """Watch until cancelled."""

@@ -20,10 +20,10 @@ from typing import Protocol
 
 import trio
 
-from .connection import Connection, Handler, OnError
+from .connection import Connection, Handler, OnError, describe, render_refusal
 from .hangup import HangupWatch
 from .limits import Limits
-from .message import Header, HttpError, write_head
+from .message import Header, HttpError
 from .wire import TcpWire, TlsWire, Wire
 
 Address = tuple[str, int]
@@ -35,8 +35,7 @@ _TICK_S = 0.5  # deadlines are looked at this often, so a limit may be passed by
 _BACKLOG = 1024
 _NO_ROOM_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_ROOM_PAUSE_S = 0.05
-_OVERFULL = write_head("HTTP/1.1 503 Service Unavailable\r\n", [("content-length", "0"), ("retry-after", "1")],
-                       "connection: close\r\n\r\n")  # fmt: skip
+_OVERFULL = HttpError(503, "the server has no room for another connection; try again shortly", [("retry-after", "1")])
 
 
 def plain_error(error: Exception) -> tuple[int, list[Header], bytes]:
@@ -137,7 +136,7 @@ class Server:
             client = stream.socket.getpeername()[:2]
             if len(self._connections) >= self._room and not self._make_room():
                 with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    await tcp.send(_OVERFULL)
+                    await tcp.send(render_refusal(_OVERFULL, self.on_error))
                 return
             wire: Wire = tcp
             if tls is not None:
@@ -153,14 +152,14 @@ class Server:
             try:
                 await connection.run()
             finally:
-                self._hangups.remove(fd)
+                self._hangups.remove(fd, connection.client_left)
                 connection.close()
                 self._connections.discard(connection)
                 self._waiting.pop(connection, None)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # gone before it asked anything
-        except Exception:
-            logger.exception("a connection failed")
+        except Exception as error:
+            logger.error("a connection failed: %s", describe(error))  # noqa: TRY400 (a traceback may quote a user)
         finally:
             tcp.close()
 

@@ -120,6 +120,7 @@ class TlsWire:
 
     async def send_eof(self) -> None:
         await self._tls.aclose()  # TLS says goodbye for both directions at once
+        self._tcp.close()
 
     def close(self) -> None:
         self._tcp.close()

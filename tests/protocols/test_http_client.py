@@ -385,6 +385,10 @@ async def test_an_http_1_0_client_reads_a_tls_stream_to_its_goodbye(tmp_path: Pa
         while data := await secure.receive_some():
             seen += data
         assert seen.endswith(b"\r\n\r\none")
+        await secure.aclose()
+        with trio.fail_after(PATIENCE_S):
+            while server.connections:
+                await trio.lowlevel.checkpoint()
 
 
 # -- proxies ---------------------------------------------------------------------------------------------------
