@@ -64,6 +64,7 @@ class Host:
         self._on_connect: list[PeerCallback] = []
         self._on_disconnect: list[PeerCallback] = []
         self._dialling: dict[PeerId, trio.Lock] = {}
+        self._known: set[PeerId] = set()  # of whom on_connect was told and on_disconnect not yet
         self._libp2p: Any = None
         self._network: Network | None = None
         self._nursery: trio.Nursery | None = None
@@ -151,7 +152,7 @@ class Host:
         return [PeerId(str(peer)) for peer in list(self._network.connections) if self._live(peer)]
 
     def is_connected(self, peer_id: PeerId) -> bool:
-        return self._network is not None and bool(self._live(ID.from_base58(peer_id)))
+        return self._network is not None and bool(self._live(_id(peer_id)))
 
     def on_connect(self, callback: PeerCallback) -> None:
         """`callback(peer)` when the first connection with a peer stands, whoever dialled."""
@@ -167,7 +168,10 @@ class Host:
         All addresses are tried, the next beside the last after `dial_stagger_s`; the first that works wins.
         DialFailed says why each did not.
         """
-        peer = ID.from_base58(peer_id)
+        try:
+            peer = _id(peer_id)
+        except ValueError as error:
+            raise DialFailed(peer_id, {"any": str(error)}) from None
         lock = self._dialling.setdefault(peer_id, trio.Lock())
         try:
             async with lock:
@@ -218,25 +222,27 @@ class Host:
     async def disconnect(self, peer_id: PeerId) -> None:
         """Closes every connection with the peer, within about a second even when it takes no data."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
-            await _close_all(self._running().get_connections(ID.from_base58(peer_id)))
+            await _close_all(self._running().get_connections(_id(peer_id)))
 
     def _live(self, peer: Any) -> list[Any]:
         return [conn for conn in self._running().get_connections(peer) if _is_live(conn)]
 
     async def _connected(self, connection: Any) -> None:
         # Called for every connection. Watching the muxer tells of its end 200 ms before the library's own notice.
-        if self._nursery is not None:
-            if len(self._live(connection.muxed_conn.peer_id)) == 1:
-                self._call(self._on_connect, connection)
-            self._nursery.start_soon(self._watch, connection)
-
-    async def _watch(self, connection: Any) -> None:
-        await connection.muxed_conn.event_shutting_down.wait()
-        if not self._live(connection.muxed_conn.peer_id):
-            self._call(self._on_disconnect, connection)
-
-    def _call(self, callbacks: list[PeerCallback], connection: Any) -> None:
         peer_id = PeerId(str(connection.muxed_conn.peer_id))
+        if self._nursery is not None:
+            self._nursery.start_soon(self._watch, connection, peer_id)
+            if peer_id not in self._known:
+                self._known.add(peer_id)
+                self._call(self._on_connect, peer_id)
+
+    async def _watch(self, connection: Any, peer_id: PeerId) -> None:
+        await connection.muxed_conn.event_shutting_down.wait()
+        if peer_id in self._known and not self._live(connection.muxed_conn.peer_id):
+            self._known.discard(peer_id)
+            self._call(self._on_disconnect, peer_id)
+
+    def _call(self, callbacks: list[PeerCallback], peer_id: PeerId) -> None:
         for callback in callbacks:
             try:
                 callback(peer_id)
@@ -304,7 +310,7 @@ class Host:
         NotConnected, ProtocolRefused, or StreamLost when no answer comes in time. Cancelled, it leaves nothing.
         """
         deadline_s = self.limits.negotiation_s if deadline_s is None else deadline_s
-        live = self._live(ID.from_base58(peer_id))
+        live = self._live(_id(peer_id))
         if not live:
             raise NotConnected(f"there is no connection to {peer_id}")
         connection = max(live, key=lambda conn: conn._created_at)  # an older one may be a dead line not yet noticed
@@ -344,6 +350,17 @@ class _Notifee:
         pass
 
     disconnected = opened_stream = closed_stream = listen = listen_close = _nothing
+
+
+def _id(peer_id: str) -> Any:
+    """The library's form of a peer id; ValueError when it is none. Peers of other kinds may have RSA ids ("Qm...")."""
+    try:
+        peer = ID.from_base58(peer_id)
+    except (ValueError, KeyError):
+        peer = None
+    if peer is None or len(peer.to_bytes()) not in (34, 38):
+        raise ValueError(f"not a peer id: {peer_id[:64]!r}")
+    return peer
 
 
 def _is_live(connection: Any) -> bool:

@@ -17,7 +17,7 @@ from shoal.protocols.p2p.host import Host
 from shoal.protocols.p2p.limits import HostLimits
 from shoal.protocols.p2p.negotiation import encode_line
 from shoal.protocols.p2p.stream import P2pStream
-from shoal.protocols.peer_id import Identity
+from shoal.protocols.peer_id import Identity, PeerId
 
 from .fakes_p2p import ECHO, LOOPBACK, a_host, a_process, echoes, two_hosts
 
@@ -67,6 +67,8 @@ async def test_a_dial_without_addresses_fails_with_a_sentence() -> None:
     async with two_hosts() as (ours, theirs):
         with pytest.raises(DialFailed, match="no address of it is known"):
             await ours.connect(theirs.peer_id, [])
+        with pytest.raises(DialFailed, match="not a peer id"):
+            await ours.connect(PeerId("nonsense"), theirs.addresses())
         with pytest.raises(DialFailed, match="this node itself"):
             await ours.connect(ours.peer_id, ours.addresses())
 
@@ -82,6 +84,9 @@ async def test_whoever_answers_at_an_address_must_be_the_peer_asked_for() -> Non
 
 async def test_both_sides_may_dial_at_once() -> None:
     async with two_hosts() as (ours, theirs):
+        told: list[tuple[str, str]] = []
+        ours.on_connect(lambda who: told.append(("came", who)))
+        ours.on_disconnect(lambda who: told.append(("left", who)))
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
@@ -90,6 +95,8 @@ async def test_both_sides_may_dial_at_once() -> None:
         for _ in range(5):
             assert await echoes(ours, theirs.peer_id)
             assert await echoes(theirs, ours.peer_id)
+        await ours.disconnect(theirs.peer_id)
+        assert told == [("came", theirs.peer_id), ("left", theirs.peer_id)]
 
 
 async def test_plaintext_and_secio_are_refused() -> None:
