@@ -27,6 +27,7 @@ from .schema import (
     FINISHES,
     MAX_BLOCK_BYTES,
     MAX_CONTENT_BYTES,
+    MAX_INLINE_BYTES,
     Reason,
     Record,
     RecordRefused,
@@ -136,7 +137,7 @@ def sign(
         sig=bytes(64),
         text_cid=cid_of(RAW, raw) if link_text else None,
     )
-    if len(raw) > MAX_BLOCK_BYTES - 4096:  # room for the other fields, whose size is bounded
+    if len(raw) > MAX_INLINE_BYTES:
         unsigned = replace(unsigned, content_cid=cid_of(RAW, raw), text_cid=None)
     form = form_of(unsigned)
     if (fault := fault_of(form)) is not None:

@@ -20,6 +20,7 @@ SIGNING_PREFIX = b"shoal/record/1\0"  # what is signed begins with it, so no oth
 
 MAX_BLOCK_BYTES = 256 * 1024  # a record block is smaller, so that every IPFS node relays it
 MAX_CONTENT_BYTES = 1024 * 1024  # of a linked raw block: older Kubo relays none above it
+MAX_INLINE_BYTES = MAX_BLOCK_BYTES - 4096  # of a content in the record itself; the other fields fit in the rest
 MAX_NAME_CHARS = 256
 
 FINISHES = ("stop", "length")

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from .record import SignedRecord
 
-ROW_BYTES = 350  # the index entries and rows of an answer besides its blocks, about (100,000 answers of 2 KiB)
+ROW_BYTES = 500  # the file's bytes for an answer besides its blocks: 350 to 650, as records fill the pages
 BATCH = 512  # rows that one transaction deletes at most
 LOW_WATER = 0.9  # eviction goes down to this part of the bound, so that it does not run at every put
 

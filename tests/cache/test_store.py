@@ -12,11 +12,13 @@ import trio
 from shoal.cache import database
 from shoal.cache.cid import RAW, cid_of, holds
 from shoal.cache.database import MIGRATIONS
+from shoal.cache.statements import size_of
 from shoal.cache.store import Store, StoreError
 
 from .answers import LONG, answer, ask, key_of
 
 TEN = [answer(ask(str(n)), content=f"{n}: " + "x" * 2000) for n in range(10)]
+SIZE = size_of(TEN[0])
 DIGESTS = [key_of(ask(str(n))).digest for n in range(10)]
 
 
@@ -130,7 +132,7 @@ async def test_the_index_is_read_page_by_page(path: Path) -> None:
 
 
 async def test_the_least_recently_used_go_first_and_pins_stay(path: Path) -> None:
-    async with Store(path, max_bytes=8 * 2800).running() as store:
+    async with Store(path, max_bytes=8 * SIZE + 100).running() as store:
         for signed in TEN[:7]:
             store.put(signed, public=True)
         await store.flush()
@@ -169,7 +171,7 @@ async def test_old_answers_expire_and_pinned_ones_do_not(path: Path) -> None:
 
 
 async def test_what_waits_for_the_disk_is_bounded(path: Path) -> None:
-    async with Store(path, queue_bytes=3 * 2900).running() as store:
+    async with Store(path, queue_bytes=3 * SIZE + 100).running() as store:
         taken = [store.put(signed, public=True) for signed in TEN]
         assert taken[:3] == [True] * 3
         with pytest.raises(StoreError, match="not stored"):
