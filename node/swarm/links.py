@@ -87,16 +87,28 @@ class Links:
         self._host.handle(PROTOCOL, self._incoming)
 
     async def stop(self, reason: str, drain_s: float) -> None:
-        """Take nothing new, and end every session within `drain_s` seconds and a little."""
+        """Take nothing new and end every session. Calls in flight get `drain_s` seconds; cancelling cuts that short."""
         self._nursery = None
-        await self.goodbye_all(reason, drain_s)
+        sessions = self._all()
+        try:
+            if drain_s > 0:
+                await _goodbye(sessions, reason, drain_s)
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL_S):
+                await _goodbye(self._all(), reason, 0.0)
 
-    async def goodbye_all(self, reason: str, drain_s: float) -> None:
-        sessions = [session for peer in self.peers.values() for session in peer.sessions]
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + drain_s + FAREWELL_S):
-            async with trio.open_nursery() as nursery:
-                for session in sessions:
-                    nursery.start_soon(session.goodbye, reason, drain_s)
+    async def leave_all(self, reason: str) -> None:
+        """End every session, seek nobody any more, and forget who is away."""
+        with trio.move_on_after(FAREWELL_S):
+            await _goodbye(self._all(), reason, 0.0)
+        for peer in self.peers.values():
+            if peer.seeking is not None:
+                peer.seeking.cancel()
+                peer.seeking = None
+        self.peers = {peer_id: peer for peer_id, peer in self.peers.items() if peer.sessions}
+
+    def _all(self) -> list[Session]:
+        return [session for peer in self.peers.values() for session in peer.sessions]
 
     def sessions(self) -> list[Session]:
         """The one in use with each connected peer."""
@@ -109,14 +121,6 @@ class Links:
         if peer.seeking is None and peer.id != self._me and self._nursery is not None:
             peer.seeking = trio.CancelScope()
             self._nursery.start_soon(self._keep, peer, peer.seeking)
-
-    def leave_all(self) -> None:
-        """Seek nobody any more, and forget who is away."""
-        for peer in self.peers.values():
-            if peer.seeking is not None:
-                peer.seeking.cancel()
-                peer.seeking = None
-        self.peers = {peer_id: peer for peer_id, peer in self.peers.items() if peer.sessions}
 
     async def _keep(self, peer: Peer, scope: trio.CancelScope) -> None:
         backoff = Backoff(LAG_S if self._me > peer.id else 0.0)
@@ -255,6 +259,12 @@ class Links:
             return
         if peer.session is session:
             peer.rtt_s = rtt_s
+
+
+async def _goodbye(sessions: Sequence[Session], reason: str, drain_s: float) -> None:
+    async with trio.open_nursery() as nursery:
+        for session in sessions:
+            nursery.start_soon(session.goodbye, reason, drain_s)
 
 
 class _WhenReady:

@@ -123,7 +123,7 @@ class Peer:
             hardware=advert.hardware if advert is not None else {},
             limits=advert.limits if advert is not None else {},
             addresses=self.addresses,
-            problem=self.problem,
+            problem=(session.leaving or "") if session is not None else self.problem,
         )
 
 

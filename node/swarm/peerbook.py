@@ -44,9 +44,9 @@ class Remembered(Struct, frozen=True):
 
 
 class PeerBook:
-    """`path`: the file, or None to remember only while running."""
+    """`path`: the file; made when it is not there."""
 
-    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock = path, clock
         self._database: sqlite3.Connection | None = None
         self._one_at_a_time = trio.CapacityLimiter(1)
@@ -81,7 +81,7 @@ class PeerBook:
         try:
             return self._connect()
         except sqlite3.DatabaseError as error:
-            if self._path is None or isinstance(error, sqlite3.OperationalError):
+            if isinstance(error, sqlite3.OperationalError):
                 raise
             aside = self._path.with_name(f"{self._path.name}.damaged-{int(self._clock())}")
             self._path.rename(aside)
@@ -89,7 +89,7 @@ class PeerBook:
             return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path or ":memory:", isolation_level=None, check_same_thread=False)
+        database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
             # A peer forgotten in a power cut is met again: no fsync for each.
             database.execute("pragma journal_mode = wal")

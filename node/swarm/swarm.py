@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Protocol
 
 import trio
@@ -63,7 +63,8 @@ class Swarm:
     """name: the swarm's. It may change by `join`.
 
     describe: what this node offers now. serve: answers a peer's request. find_blocks: answers a peer's look-up.
-    on_change: called when a peer has come, gone or said something new.
+    book: the peers of earlier runs; None: no memory. on_change: called when a peer has come, gone or said something
+    new.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Swarm:
         self.me = identity.peer_id
         self._host, self._identity, self._config = host, identity, config
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
-        self._book = book or PeerBook(None)
+        self._book = book
         self._on_change = on_change
         self._writer = AdvertWriter(identity, self.name)
         self._adverts = AdvertBook(self.name)
@@ -101,13 +102,18 @@ class Swarm:
 
         The host must be running around it.
         """
-        async with self._book.running(), _plain_errors(), trio.open_nursery() as nursery:
+        async with (
+            self._book.running() if self._book else nullcontext(),
+            _plain_errors(),
+            trio.open_nursery() as nursery,
+        ):
             self._nursery = nursery
             self._links.start(nursery)
             for text in self._config.peers:
                 await self._seek_configured(text)
-            for remembered in (await self._book.known(self.name))[:MAX_SOUGHT]:
-                await self._seek(remembered.peer, remembered.addresses)
+            if self._book is not None:
+                for remembered in (await self._book.known(self.name))[:MAX_SOUGHT]:
+                    await self._seek(remembered.peer, remembered.addresses)
             nursery.start_soon(self._tell_changes)
             try:
                 yield self
@@ -185,8 +191,7 @@ class Swarm:
         log.info("leaving one swarm for another", extra={"left": self.name, "swarm": name})
         self.name = name
         self._writer, self._adverts = AdvertWriter(self._identity, name), AdvertBook(name)
-        await self._links.goodbye_all("moved to another swarm", 0.0)
-        self._links.leave_all()
+        await self._links.leave_all("moved to another swarm")
 
     async def _seek_all(self, invite: Invite) -> list[Peer]:
         """Dial the peers of an invite, and never give up."""
@@ -326,13 +331,16 @@ class Swarm:
         self.notify()
 
     async def _remember(self, peer: Peer) -> None:
-        if peer.addresses:
+        """A peer that works and says where it can be dialled is dialled when it is away, in this run and later ones."""
+        if not peer.addresses:
+            return
+        if self._book is not None:
             try:
                 await self._book.remember(peer.id, peer.addresses, self.name)
             except Exception as error:
                 log.warning("a peer cannot be remembered: %s", type(error).__name__, extra={"peer": peer.id})
-            if peer.met:
-                await self._seek(peer.id, peer.addresses)
+        if peer.met:
+            await self._seek(peer.id, peer.addresses)
 
     # -- what peers ask ------------------------------------------------------------------------------------------
 

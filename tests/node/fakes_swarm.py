@@ -9,6 +9,7 @@ from typing import Any
 import trio
 import trio.testing
 from msgspec import Struct
+from msgspec.structs import replace
 from shoal.node.swarm.advert import AdvertContent, OfferedModel, SharedProvider
 from shoal.node.swarm.peerbook import PeerBook
 from shoal.node.swarm.swarm import Swarm
@@ -63,12 +64,14 @@ class Link:
 
 
 class FakeNetwork:
-    """hosts: those that are up. dials: (from, to) in order."""
+    """hosts: those that are up. dials: (from, to) in order. gate: dials wait for it."""
 
     def __init__(self) -> None:
         self.hosts: dict[PeerId, FakeHost] = {}
         self.links: dict[frozenset[PeerId], Link] = {}
         self.dials: list[tuple[PeerId, PeerId]] = []
+        self.gate = trio.Event()
+        self.gate.set()
 
     def link(self, one: PeerId, other: PeerId) -> Link:
         return self.links.setdefault(frozenset((one, other)), Link())
@@ -95,6 +98,7 @@ class FakeHost:
     async def connect(self, peer_id: PeerId, addrs: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint()
         self._network.dials.append((self.peer_id, peer_id))
+        await self._network.gate.wait()
         other = self._network.hosts.get(peer_id)
         if other is None or not set(addrs) & set(other.addresses()):
             raise DialFailed(peer_id, dict.fromkeys(addrs, "connection refused"))
@@ -105,6 +109,8 @@ class FakeHost:
         other = self._network.hosts.get(peer_id)
         if other is None or other._nursery is None or peer_id not in self._connected:
             raise NotConnected(f"there is no connection to {peer_id}")
+        if protocol not in other._handlers:
+            raise StreamLost(f"{peer_id} does not speak {protocol}")
         here, there = trio.testing.memory_stream_pair()
         link = self._network.link(self.peer_id, peer_id)
         link.pipes += [here, there]
@@ -119,14 +125,19 @@ class FakeHost:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeHost]:
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._network.hosts[self.peer_id] = self
-            try:
-                yield self
-            finally:
-                self.die()
-                nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._network.hosts[self.peer_id] = self
+                try:
+                    yield self
+                finally:
+                    self.die()
+                    nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:  # as the real host: an error of the block leaves as it came
+            if len(group.exceptions) > 1:
+                raise
+            raise group.exceptions[0] from None
 
     def die(self) -> None:
         """As a killed process: every line is cut at once, and nothing is taken any more."""
@@ -211,10 +222,16 @@ class FakeNode:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeNode]:
         self._swarm = Swarm(
-            self.host, self.identity, self.config,
-            describe=lambda: self.content, serve=self.answer, find_blocks=self.find_blocks,
-            book=self.book, limits=self.limits, on_change=self._changed,
-        )  # fmt: skip
+            self.host,
+            self.identity,
+            self.config,
+            describe=lambda: replace(self.content, addresses=tuple(self.host.addresses())),
+            serve=self.answer,
+            find_blocks=self.find_blocks,
+            book=self.book,
+            limits=self.limits,
+            on_change=self._changed,
+        )
         async with self.host.running(), self._swarm.running():
             yield self
 

@@ -36,9 +36,9 @@ async def test_a_forgotten_peer_is_gone(tmp_path):
         assert await book.known("home") == []
 
 
-async def test_the_book_does_not_grow_for_ever(monkeypatch):
+async def test_the_book_does_not_grow_for_ever(monkeypatch, tmp_path):
     monkeypatch.setattr(peerbook, "MAX_PEERS", 2)
-    async with PeerBook(None, clock=Clock()).running() as book:
+    async with PeerBook(tmp_path / "peers.db", clock=Clock()).running() as book:
         for peer in (ONE, TWO, THREE):
             await book.remember(peer, ["/ip4/192.0.2.1/tcp/1"] * 50, "home")
         known = await book.known("home")
