@@ -76,7 +76,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives the files beside it the same mode
     connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
     try:
-        # These two take effect in an empty file only. Of 4 KiB pages, one holds one record of 2.4 KB; of 8 KiB pages, three.
+        # These two take effect in an empty file only. A page of 4 KiB holds one record of 2.4 KB, one of 8 KiB three.
         connection.execute("PRAGMA page_size = 8192")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")

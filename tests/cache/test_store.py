@@ -297,23 +297,24 @@ async def test_one_rotten_block_costs_one_answer(path: Path) -> None:
 
 
 async def test_a_full_disk_stops_storing_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = [answer(ask(str(n)), content=f"{n}: " + "x" * 50_000) for n in range(10)]  # none fits into a page in use
     async with Store(path).running() as store:
-        store.put(TEN[0], public=True)
+        store.put(large[0], public=True)
         await store.flush()
         await store._ask(
             lambda db: db.execute("PRAGMA max_page_count = 1").fetchall()
         )  # it is as if the disk were full
-        for signed in TEN[1:]:
+        for signed in large[1:]:
             store.put(signed, public=True)
         with pytest.raises(StoreError, match=r"9 answers were not stored: .*full"):
             await store.flush()
         assert store.stats().reason
         assert await present(store) == [0]
-        assert not store.put(TEN[1], public=True)  # not even tried for a while
+        assert not store.put(large[1], public=True)  # not even tried for a while
 
         monkeypatch.setattr(store._writer, "_full_until", 0.0)
         await store._ask(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchall())
-        assert store.put(TEN[1], public=True)
+        assert store.put(large[1], public=True)
         with pytest.raises(StoreError):
             await store.flush()  # the one that was not tried
         await store.flush()
