@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ...providers.base import ErrorKind, Event
+from .alarm import Watch
 from .ask import Ask
 from .attempt import Attempt
 from .flight import Flight
 from .no_answer import NoAnswer
+from .recording import request_text
 
 if TYPE_CHECKING:
     from .router import Router
@@ -39,6 +41,7 @@ class Answer:
         self._next = 0
         self._pending: list[Event] = []
         self._started = 0.0
+        self._watch: Watch | None = None
 
     async def __aenter__(self) -> Answer:
         self._started = trio.current_time()
@@ -49,6 +52,8 @@ class Answer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         flight = self.flight
+        if self._watch is not None:
+            self._watch.stop()
         flight.leave()
         self._router._left(self._ask, flight, (trio.current_time() - self._started) * 1000)
         if flight.readers == 0 and not flight.left.is_set():
@@ -88,7 +93,7 @@ class Answer:
     @property
     def request_key(self) -> str | None:
         """The request's name in the cache, as text."""
-        return self._ask.key.text if self._ask.key else None
+        return request_text(self._ask.key)
 
     @property
     def response_cid(self) -> str | None:
@@ -105,17 +110,7 @@ class Answer:
             return pending
         flight, start = self.flight, self._next
         if len(flight.events) <= start and not flight.ended:
-            deadline = self._ask.deadline
-            if within is not None:
-                deadline = min(deadline, trio.current_time() + within)
-            with trio.CancelScope(deadline=deadline) as scope:
-                await flight.wait(start)
-            if scope.cancelled_caught and len(flight.events) <= start and not flight.ended:
-                if deadline < self._ask.deadline:
-                    raise TimeoutError
-                raise NoAnswer(
-                    ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.", flight.route
-                )
+            await self._wait(flight, start, within)
         events = flight.events[start:]
         if events:
             self._next = start + len(events)
@@ -123,6 +118,26 @@ class Answer:
         elif flight.failure is not None:
             raise flight.failure.again()
         return events
+
+    async def _wait(self, flight: Flight, index: int, within: float | None) -> None:
+        """Returns when there is an event at `index`, or the end."""
+        due = self._ask.deadline
+        if within is not None:
+            due = min(due, trio.current_time() + within)
+        if self._watch is None:
+            self._watch = self._router.alarms.watch(due, lambda: flight.wake(self))
+        else:
+            self._watch.set(due)
+        while len(flight.events) <= index and not flight.ended:
+            await flight.news(self)
+            if len(flight.events) > index or flight.ended:
+                return
+            if trio.current_time() >= due:
+                if due < self._ask.deadline:
+                    raise TimeoutError
+                raise NoAnswer(
+                    ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.", flight.route
+                )
 
     def __aiter__(self) -> Answer:
         return self

@@ -15,6 +15,9 @@ from ...providers.base import ErrorKind, Event
 from .attempt import Attempt
 from .no_answer import NoAnswer
 
+Reader = Hashable
+"""Whoever reads; only its identity counts."""
+
 
 class Flight:
     """What is known of an answer while it is made: its events, who writes it, and how it ended.
@@ -39,7 +42,7 @@ class Flight:
         self.response_cid: str | None = None
         self.record: Record | None = None
 
-        self._news = trio.lowlevel.ParkingLot()
+        self._waiting: dict[Reader, trio.lowlevel.Task] = {}
         self._room = trio.lowlevel.ParkingLot()
         self._front = 0
         self._read_ahead = read_ahead
@@ -49,8 +52,8 @@ class Flight:
 
     def put(self, event: Event) -> None:
         self.events.append(event)
-        if self._news:
-            self._news.unpark_all()
+        if self._waiting:
+            self._wake_all()
 
     @property
     def full(self) -> bool:
@@ -66,13 +69,13 @@ class Flight:
         """The last events; the answer is whole."""
         self.events.extend(events)
         self.ended = True
-        self._news.unpark_all()
+        self._wake_all()
 
     def fail(self, failure: NoAnswer) -> None:
         """The answer ends here. Without effect when it has ended already."""
         if not self.ended:
             self.failure, self.ended = failure, True
-            self._news.unpark_all()
+            self._wake_all()
 
     def when_deadline_moves(self, callback: Callable[[float], None] | None) -> None:
         """`callback(deadline)` is called when a reader with a later deadline joins."""
@@ -92,10 +95,26 @@ class Flight:
         if self.readers == 0:
             self.scope.cancel()
 
-    async def wait(self, index: int) -> None:
-        """Returns when there is an event at `index`, or the end."""
-        while len(self.events) <= index and not self.ended:
-            await self._news.park()
+    async def news(self, reader: Reader) -> None:
+        """Returns when there is an event more, or the end, or when `wake` was called for this reader."""
+        self._waiting[reader] = trio.lowlevel.current_task()
+
+        def leave(_: object) -> trio.lowlevel.Abort:
+            del self._waiting[reader]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(leave)
+
+    def wake(self, reader: Reader) -> None:
+        """Let one reader look at the time."""
+        task = self._waiting.pop(reader, None)
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def _wake_all(self) -> None:
+        for task in self._waiting.values():
+            trio.lowlevel.reschedule(task)
+        self._waiting.clear()
 
     def passed(self, index: int) -> None:
         """A reader has taken the events before `index`."""

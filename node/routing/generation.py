@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ...providers.base import ErrorKind, Event, ProviderError, Usage
+from .alarm import Alarms
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
 from .candidate import Candidate, CandidateSource
@@ -44,12 +45,13 @@ class Generation:
         *,
         source: CandidateSource,
         health: Health,
+        alarms: Alarms,
         limits: RoutingLimits,
         recorder: Recorder | None,
         look_up: LookUp | None,
     ) -> None:
         self._flight, self._ask = flight, ask
-        self._source, self._health, self._limits = source, health, limits
+        self._source, self._health, self._alarms, self._limits = source, health, alarms, limits
         self._recorder, self._look_up = recorder, look_up
         self._walk_scope = trio.CancelScope()
         self._look_up_scope = trio.CancelScope()
@@ -159,14 +161,15 @@ class Generation:
     ) -> tuple[object, ProviderError | None]:
         """Moves a provider's events into the flight under the attempt's limits; gives the stream for its result."""
         ask, flight = self._ask, self._flight
-        limit = trio.CancelScope(deadline=min(start + ask.first_token_s, flight.deadline))
+        limit = trio.CancelScope()
+        watch = self._alarms.watch(min(start + ask.first_token_s, flight.deadline), limit.cancel)
         error: ProviderError | None = None
         events: object = None
 
         def later(deadline: float) -> None:
             # A reader with more time has joined. Until the first event the attempt's own limit may be what counts.
             if not said.said:
-                limit.deadline = min(start + ask.first_token_s, deadline)
+                watch.set(min(start + ask.first_token_s, deadline))
 
         flight.when_deadline_moves(later)
         try:
@@ -175,21 +178,24 @@ class Generation:
                     events = stream
                     async for event in stream:
                         if said.add(event):
+                            now = trio.current_time()
                             if attempt.first_token_ms is None:
-                                attempt.first_token_ms = (trio.current_time() - start) * 1000
+                                attempt.first_token_ms = (now - start) * 1000
                                 self._look_up_scope.cancel()
                             flight.put(event)
                             if flight.full:
-                                limit.deadline = flight.deadline
+                                watch.set(flight.deadline)
                                 await flight.room()
-                            limit.deadline = min(trio.current_time() + ask.idle_s, flight.deadline)
+                                now = trio.current_time()
+                            watch.set(min(now + ask.idle_s, flight.deadline))
                         elif said.finish is not None:
-                            limit.deadline = min(trio.current_time() + AFTER_FINISH_S, flight.deadline)
+                            watch.set(min(trio.current_time() + AFTER_FINISH_S, flight.deadline))
         except ProviderError as caught:
             error = caught
         except Exception as caught:  # a provider may be anybody's code: its fault costs one attempt, not the node
             error = _provider_error(candidate, caught)
         finally:
+            watch.stop()
             flight.when_deadline_moves(None)
         if said.finish is not None:
             return events, None  # the answer is whole; how its stream was closed does not matter

@@ -6,6 +6,7 @@ is rebuilt from the text that was relayed and verified, so that nothing is store
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct, UnsetType
 
-from ...cache.key import Key
+from ...cache.key import Key, Mode
 from ...cache.record import Record, RecordError, RecordRefused, SignedRecord, events, sign
 from ...protocols.peer_id import Identity
 from ...providers.base import Event, GenerateRequest
@@ -147,6 +148,16 @@ class Recorder:
         if asked_key is None:
             return None
         return self.cache.remember_streamed(meta, said.text, asked_key, request=asked)
+
+
+@functools.lru_cache(maxsize=4096)
+def _spelt(cid: bytes, mode: Mode) -> str:
+    return Key(cid, mode).text
+
+
+def request_text(key: Key | UnsetType | None) -> str | None:
+    """A request's name as text; spelling a CID costs more than finding the answer, so it is remembered."""
+    return _spelt(key.cid, key.mode) if isinstance(key, Key) else None
 
 
 _VERSION = re.compile(r"[-:@.](\d[\w.-]*|latest)")

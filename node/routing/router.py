@@ -26,6 +26,7 @@ from ...cache.key import Key
 from ...cache.record import RecordRefused, SignedRecord
 from ...protocols.peer_id import Identity, PeerId
 from ...providers.base import ErrorKind, GenerateRequest
+from .alarm import Alarms
 from .answer import Answer
 from .ask import Ask
 from .attempt import Attempt
@@ -82,6 +83,7 @@ class Router:
     ) -> None:
         self.limits = limits or RoutingLimits()
         self.health = Health()
+        self.alarms = Alarms()
         self.flights = Flights()
         self.in_flight = 0
         self.counts: Counter[str] = Counter()
@@ -100,6 +102,7 @@ class Router:
         """The life of the generations. Leaving it cancels those that still run; their readers get NoAnswer."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self.alarms.run)
             try:
                 yield
             finally:
@@ -268,6 +271,7 @@ class Router:
             ask,
             source=self._source,
             health=self.health,
+            alarms=self.alarms,
             limits=self.limits,
             recorder=self.recorder,
             look_up=look_up,

@@ -12,6 +12,7 @@ from ...protocols.http.exchange import Exchange
 from ...providers.base import Event, Finish, Usage
 from ..routing.answer import Answer
 from ..routing.no_answer import NoAnswer
+from ..routing.recording import request_text
 from ..routing.router import Router
 from .chat_answer import (
     AT_THE_END,
@@ -50,8 +51,8 @@ class ChatCompletions:
         if not call.stream:
             found = self._router.peek(ask)
             if found is not None:
-                key = ask.key.text if ask.key else None
-                await exchange.respond(200, body_of_record(new_id(), found, key), headers_of_record(found))
+                body = body_of_record(new_id(), found, request_text(ask.key))
+                await exchange.respond(200, body, headers_of_record(found))
                 return
         async with self._router.answer(ask) as answer:
             if call.stream:
