@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -31,10 +32,13 @@ from .writer import Job, Writer
 
 __all__ = ["Found", "OutboxItem", "Row", "Store", "StoreError", "StoreStats"]
 
+log = logging.getLogger("shoal.cache")
+
 T = TypeVar("T")
 
 MAX_OUTBOX = 10_000
 READERS = 4
+CLOSE_S = 5.0  # a disk that hangs does not hold up the node's end for longer
 TOUCHED_AT_ONCE = 1000  # hits whose time of use is kept in memory before it is written
 
 
@@ -92,8 +96,10 @@ class Store:
                 self._own_reader[1].close()
                 self._own_reader = None
             # Last: the end of the last connection folds the log into the file, and only the writer's may.
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._writer.stop)
+            with trio.move_on_after(CLOSE_S, shield=True) as scope:
+                await trio.to_thread.run_sync(self._writer.stop, abandon_on_cancel=True)
+            if scope.cancelled_caught:
+                log.error("the answer store did not finish writing in %.0f s: the last answers may be lost", CLOSE_S)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

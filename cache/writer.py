@@ -220,6 +220,8 @@ class Writer:
                 self._connection = self._open()
                 self.generation += 1
             return self._tidy(self._connection, idle)
-        except (sqlite3.Error, StoreError, OSError) as error:
+        except Exception as error:  # the thread's boundary: whoever waits for it must not wait for ever
+            if not isinstance(error, sqlite3.Error | StoreError | OSError):
+                log.exception("the answer store's housekeeping failed")
             self._after_failure(error)
             return False
