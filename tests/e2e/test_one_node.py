@@ -31,7 +31,7 @@ async def upstream() -> AsyncGenerator[FakeUpstream]:
 async def test_the_openai_package_gets_whole_answers_and_streams(tmp_path: Path, upstream: FakeUpstream) -> None:
     with await start(tmp_path / "n", config=fast(upstream.url())) as node:
         whole = await in_thread(client(node).chat.completions.create, **question())
-        assert whole.choices[0].message.content == "ECHOone two three"
+        assert whole.choices[0].message.content == "ECHO<one two three>"
         assert whole.choices[0].finish_reason == "stop"
         assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens > 0
 
@@ -41,7 +41,7 @@ async def test_the_openai_package_gets_whole_answers_and_streams(tmp_path: Path,
 
         chunks = await in_thread(stream)
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-        assert text == "ECHOfour five six"
+        assert text == "ECHO<four five six>"
         assert chunks[-1].usage.completion_tokens > 0
 
         models = await in_thread(lambda: [m.id for m in client(node).models.list()])
@@ -65,9 +65,9 @@ async def test_the_same_question_is_answered_once_and_then_from_the_cache_even_a
         verified = await in_thread(node.shoal, "verify", cid)
         assert verified.returncode == 0
         record = json.loads((await in_thread(node.shoal, "cache", "get", cid, "--json")).stdout)
-        assert record["content"] == "ECHOone two three"
+        assert record["content"] == "ECHO<one two three>"
         assert record["node"] == node.peer_id
-        await until(node, ("cache", "stats"), lambda stats: stats["disk"]["records"] == 1)
+        await until(node, ("cache", "stats"), lambda stats: stats["disk"]["answers"] == 1)
         node.kill()
     with await start(tmp_path / "n", config=config) as node:
         third = await in_thread(client(node).chat.completions.with_raw_response.create, **question())
@@ -76,7 +76,7 @@ async def test_the_same_question_is_answered_once_and_then_from_the_cache_even_a
 
 
 async def test_a_client_that_leaves_ends_the_upstream_call(tmp_path: Path, upstream: FakeUpstream) -> None:
-    with await start(tmp_path / "n", config=fast(upstream.url("hold"))) as node:
+    with await start(tmp_path / "n", config=fast(upstream.url("stall"))) as node:
 
         def leave_after_the_first_chunk() -> None:
             stream = client(node).chat.completions.create(**question(stream=True))
@@ -200,7 +200,7 @@ async def test_the_daemon_imports_neither_torch_nor_transformers(tmp_path: Path,
 async def test_ask_streams_to_the_terminal_and_says_who_answered(tmp_path: Path, upstream: FakeUpstream) -> None:
     with await start(tmp_path / "n", config=fast(upstream.url())) as node:
         asked = await in_thread(node.shoal, "ask", "seven eight", "--model", "echo")
-        assert asked.stdout.strip() == "ECHOseven eight"
+        assert asked.stdout.strip() == "ECHO<seven eight>"
         assert "fast" in asked.stderr
         assert len(asked.stderr.strip().splitlines()) == 1
     gone = await in_thread(node.shoal, "ask", "anyone?", check=False)

@@ -37,7 +37,7 @@ async def test_a_peer_answers_and_both_nodes_keep_its_signed_record(tmp_path: Pa
     giver, asker = await pair(tmp_path, upstream.url())
     with giver, asker:
         first = await in_thread(client(asker).chat.completions.with_raw_response.create, **question())
-        assert first.parse().choices[0].message.content == "ECHOone two three"
+        assert first.parse().choices[0].message.content == "ECHO<one two three>"
         assert first.headers["x-shoal-peer"] == giver.peer_id
         assert first.headers["x-shoal-cache"] == "miss"
         cid = first.headers["x-shoal-cid"]
@@ -61,7 +61,7 @@ async def test_an_answer_that_a_peer_has_is_taken_from_its_cache(tmp_path: Path,
             got = await in_thread(client(asker).chat.completions.with_raw_response.create, **question())
             assert got.headers["x-shoal-cache"] == "swarm"
             assert got.headers["x-shoal-cid"] == told.headers["x-shoal-cid"]
-            assert got.parse().choices[0].message.content == "ECHOone two three"
+            assert got.parse().choices[0].message.content == "ECHO<one two three>"
             with pytest.raises(openai.NotFoundError):  # and nothing that was not shared
                 await in_thread(client(asker).chat.completions.create, **question("something else"))
             assert len(upstream.chats) == 1
@@ -70,7 +70,7 @@ async def test_an_answer_that_a_peer_has_is_taken_from_its_cache(tmp_path: Path,
 async def test_a_stream_through_a_peer_stops_there_when_the_caller_leaves(
     tmp_path: Path, upstream: FakeUpstream
 ) -> None:
-    giver, asker = await pair(tmp_path, upstream.url("hold"))
+    giver, asker = await pair(tmp_path, upstream.url("stall"))
     with giver, asker:
 
         def leave_after_the_first_chunk() -> None:
@@ -116,7 +116,7 @@ async def test_a_peer_that_was_killed_and_returns_is_used_again(tmp_path: Path, 
         with await start(tmp_path / "giver", "--listen", listen, config=config) as giver:
             await until_a_peer_offers(asker, "echo", within=20)
             answer = await in_thread(client(asker).chat.completions.create, **question("back again"))
-            assert answer.choices[0].message.content == "ECHOback again"
+            assert answer.choices[0].message.content == "ECHO<back again>"
 
 
 async def test_garbage_on_the_swarm_port_and_a_wrong_swarm_disturb_nobody(
@@ -131,7 +131,7 @@ async def test_garbage_on_the_swarm_port_and_a_wrong_swarm_disturb_nobody(
         stranger_config = NO_MODEL + f'[swarm]\nname = "elsewhere"\npeers = ["{giver.facts["addresses"][0]}"]\n'
         with await start(tmp_path / "stranger", config=stranger_config) as stranger:
             answer = await in_thread(client(asker).chat.completions.create, **question("still there?"))
-            assert answer.choices[0].message.content == "ECHOstill there?"
+            assert answer.choices[0].message.content == "ECHO<still there?>"
             said = json.loads((await in_thread(giver.shoal, "peers", "--json")).stdout)
             assert not any(p["peer"] == stranger.peer_id and p["connected"] for p in said["peers"])
 
