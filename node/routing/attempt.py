@@ -23,9 +23,9 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
     """
 
     provider: str
+    outcome: str
     model: str | None = None
     peer: str | None = None
-    outcome: str = ANSWERED
     ms: float = 0.0
     first_token_ms: float | None = None
     reason: str = ""

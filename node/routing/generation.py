@@ -73,14 +73,14 @@ class Generation:
                 self._look_up_scope.cancel()
 
     async def _look_beyond(self, look_up: LookUp) -> None:
-        with self._look_up_scope, trio.move_on_after(self._limits.swarm_wait_s):
+        with self._look_up_scope:
             found = await look_up()
             if found is not None and not self._flight.events and not self._flight.ended:
                 self._won_elsewhere = True
                 self._walk_scope.cancel()
                 if self._trying is not None:
                     attempt, start = self._trying
-                    attempt.outcome, attempt.ms = LOST, (trio.current_time() - start) * 1000
+                    attempt.outcome, attempt.ms = LOST, _ms_since(start)
                 self._flight.cache = "swarm"
                 take_found(self._flight, found)
         self._looked.set()
@@ -138,7 +138,7 @@ class Generation:
         try:
             events, error = await self._relay(candidate, said, attempt, start)
         finally:
-            attempt.ms = (trio.current_time() - start) * 1000
+            attempt.ms = _ms_since(start)
             if said.finish is None and error is None and not self._won_elsewhere:
                 attempt.outcome = str(ErrorKind.CANCELLED)
         if error is None and said.empty:
@@ -180,7 +180,7 @@ class Generation:
                         if said.add(event):
                             now = trio.current_time()
                             if attempt.first_token_ms is None:
-                                attempt.first_token_ms = (now - start) * 1000
+                                attempt.first_token_ms = round((now - start) * 1000, 3)
                                 self._look_up_scope.cancel()
                             flight.put(event)
                             if flight.full:
@@ -239,6 +239,10 @@ def take_found(flight: Flight, found: Found) -> None:
     flight.provider, flight.model, flight.response_cid = found.provider, found.model, found.cid
     flight.peer, flight.record = found.peer, found.record
     flight.finish(found.events)
+
+
+def _ms_since(start: float) -> float:
+    return round((trio.current_time() - start) * 1000, 3)
 
 
 def _entry(candidate: Candidate, outcome: str = ANSWERED, reason: str = "") -> Attempt:

@@ -8,7 +8,7 @@ from ...providers.base import ErrorKind, ProviderError
 from .attempt import Attempt
 
 
-class NoAnswer(Exception):  # noqa: N818 - it is what happened, and the contract's name
+class NoAnswer(Exception):
     """There is no answer, or no whole one.
 
     kind: what decided it. message: one or two sentences for the caller, with what to do next. route: who was tried.

@@ -41,6 +41,10 @@ from .recording import Cache, Found, Recorder
 _log = logging.getLogger(__name__)
 
 
+LOOK_UP_GRACE_S = 0.05
+"""Seconds that a look-up may take longer than it was given, before it is cancelled."""
+
+
 class Beyond(Protocol):
     """Caches beyond this machine."""
 
@@ -296,7 +300,7 @@ class Router:
         if self._beyond is None or self._cache is None or self.recorder is None:
             return None
         blocks: list[bytes] = []
-        with trio.move_on_after(self.limits.swarm_wait_s):
+        with trio.move_on_after(self.limits.swarm_wait_s + LOOK_UP_GRACE_S):
             blocks = await self._beyond.find(key.cid, self.limits.swarm_wait_s)
         for block in blocks:
             try:

@@ -55,7 +55,7 @@ def test_a_route_is_one_short_line() -> None:
 
 @given(st.lists(st.text(max_size=300), max_size=50))
 def test_a_route_is_safe_in_a_header_whatever_the_names(names: list[str]) -> None:
-    text = route_header([Attempt(provider=name, model=name) for name in names])
+    text = route_header([Attempt(provider=name, outcome="ok", model=name) for name in names])
     assert len(text) <= MAX_ROUTE_CHARS
     assert text.isascii()
     assert text.isprintable()

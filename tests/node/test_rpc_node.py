@@ -84,7 +84,7 @@ async def test_the_last_route_tells_everything_but_what_was_said() -> None:
         reply = await rpc.ask("GET", "/shoal/v1/route/last")
     found = reply.json
     assert (found["provider"], found["outcome"], found["cache"]) == ("second", "ok", "miss")
-    assert [(a["provider"], a.get("outcome", "ok")) for a in found["attempts"]] == [("first", "auth"), ("second", "ok")]
+    assert [(a["provider"], a["outcome"]) for a in found["attempts"]] == [("first", "auth"), ("second", "ok")]
     assert b"Cold" not in reply.body
     assert b"opposite" not in reply.body
 
