@@ -1,7 +1,7 @@
-"""What a session costs: CPU of a call and of a token frame, each side in a process of its own, over loopback TCP.
+"""What a session costs: CPU of a call and of a token frame, each side in a process of its own, on loopback.
 
-Figures are CPU time (`process_time`) of each process, so other work on the machine moves them little; the round trip
-is wall time. The libp2p stack (Noise, Yamux) comes on top: `python -m benchmarks node` measures the whole.
+Once over plain TCP (the session's own cost) and once over libp2p with Noise and Yamux (what nodes use). Figures are
+CPU time (`process_time`) of each process, so other work on the machine moves them little; the round trip is wall time.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
 from shoal.protocols.peer_id import Identity
-from shoal.protocols.session import Hello, IncomingCall, Session, SessionLimits
+from shoal.protocols.session import ByteStream, Hello, IncomingCall, Session, SessionLimits
 
 from .table import show
 
@@ -63,18 +64,50 @@ class Server:
     async def on_lookup(self, session: Session, body: Any) -> Any: ...
 
 
-def _session(stream: trio.SocketStream, me: int, other: int) -> Session:
-    mine, theirs = (Identity.from_seed(bytes([number]) * 32).peer_id for number in (me, other))
+CALLER, SERVER = (Identity.from_seed(bytes([number]) * 32) for number in (1, 2))
+PROTOCOL = "/shoal/session/1.0.0"
+
+
+def _session(stream: ByteStream, *, initiator: bool) -> Session:
+    mine, theirs = (CALLER.peer_id, SERVER.peer_id) if initiator else (SERVER.peer_id, CALLER.peer_id)
     hello = Hello(swarm=SWARM, peer=mine)
     limits = SessionLimits(frames_per_s=1e6, frame_burst=1e6)
-    return Session(TcpStream(stream), Server(), local=hello, remote_peer=theirs, initiator=me == 1, limits=limits)
+    return Session(stream, Server(), local=hello, remote_peer=theirs, initiator=initiator, limits=limits)
 
 
-async def _serve() -> None:
+async def _serve_tcp() -> None:
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     print(listener.socket.getsockname()[1], flush=True)
-    stream = await listener.accept()
-    await _session(stream, 2, 1).run()
+    await _session(TcpStream(await listener.accept()), initiator=False).run()
+
+
+async def _serve_libp2p() -> None:
+    from shoal.protocols.p2p.host import Host
+
+    over = trio.Event()
+
+    async def handle(stream: Any) -> None:
+        await _session(stream, initiator=False).run()
+        over.set()
+
+    host = Host(SERVER, ["/ip4/127.0.0.1/tcp/0"])
+    host.handle(PROTOCOL, handle)
+    async with host.running():
+        print(host.addresses()[0], flush=True)
+        await over.wait()
+
+
+@asynccontextmanager
+async def _stream(transport: str, address: str) -> AsyncIterator[ByteStream]:
+    if transport == "tcp":
+        yield TcpStream(await trio.open_tcp_stream("127.0.0.1", int(address)))
+        return
+    from shoal.protocols.p2p.host import Host
+
+    host = Host(CALLER)
+    async with host.running():
+        await host.connect(SERVER.peer_id, [address])
+        yield await host.open_stream(SERVER.peer_id, PROTOCOL)
 
 
 class Cost:
@@ -103,10 +136,13 @@ async def _at_once(session: Session, count: int, method: str, params: Any) -> No
             nursery.start_soon(_drain, session, method, params)
 
 
-async def _measure(port: int) -> list[list[str]]:
+async def _measure(transport: str, address: str) -> list[list[str]]:
+    async with _stream(transport, address) as stream:
+        return await _measure_on(_session(stream, initiator=True))
+
+
+async def _measure_on(session: Session) -> list[list[str]]:
     rows: list[list[str]] = []
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    session = _session(stream, 1, 2)
     cost = Cost(session)
 
     def row(name: str, figures: tuple[float, float], note: str = "") -> None:
@@ -160,17 +196,18 @@ async def _measure(port: int) -> list[list[str]]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
-        trio.run(_serve)
+        trio.run(_serve_tcp if sys.argv[2] == "tcp" else _serve_libp2p)
         return
-    command = [sys.executable, "-m", "benchmarks.session", "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        try:
-            rows = trio.run(_measure, port)
-        finally:
-            server.terminate()
-    show("Session over loopback TCP: CPU in us per operation", ["", "here", "peer", ""], rows)
+    for transport, name in (("tcp", "plain TCP"), ("libp2p", "libp2p (Noise, Yamux)")):
+        command = [sys.executable, "-m", "benchmarks.session", "--serve", transport]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            address = server.stdout.readline().strip()
+            try:
+                rows = trio.run(_measure, transport, address)
+            finally:
+                server.terminate()
+        show(f"Session over {name}: CPU in us per operation", ["", "here", "peer", ""], rows)
 
 
 if __name__ == "__main__":

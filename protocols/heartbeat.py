@@ -8,6 +8,8 @@ from collections.abc import Callable
 import trio
 
 from .call_errors import SessionLost
+from .framing import PING, frame
+from .outbox import Outbox
 from .session_limits import SessionLimits
 
 
@@ -23,8 +25,8 @@ class Heartbeat:
         """A call begins on an idle session: from now on the short interval counts."""
         self._woken.set()
 
-    async def run(self, ping: Callable[[], None], is_busy: Callable[[], bool]) -> None:
-        """Until the peer was silent for `misses` intervals in a row; then SessionLost."""
+    async def run(self, is_busy: Callable[[], bool], outbox: Outbox) -> None:
+        """Until the peer was silent for `misses` intervals in a row, or takes no data; then SessionLost."""
         limits = self._limits
         base, misses = trio.current_time(), 0
         while True:
@@ -40,10 +42,11 @@ class Heartbeat:
                     await self._woken.wait()
                     base, misses = trio.current_time(), 0
                     continue
+            outbox.check_moving()
             if self.last_rx > base:
                 base, misses = self.last_rx, 0
                 continue
             misses += 1
             if misses >= limits.misses:
                 raise SessionLost(f"the peer was silent for {trio.current_time() - base:.1f} s")
-            ping()
+            outbox.queue(frame(PING, 0), True)

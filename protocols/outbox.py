@@ -40,7 +40,7 @@ class Outbox:
         self._last_write = -math.inf
         self._wake = trio.Event()
         self._wake_at = -1.0  # the writer sleeps until then (-1: it is not asleep)
-        self._writing = False
+        self._writing_since = math.inf
         self._lot = trio.lowlevel.ParkingLot()
         # The peer drops who sends too fast: stay well below, by its clock too.
         self._pace = Bucket(limits.frames_per_s * 0.8, limits.frame_burst * 0.5)
@@ -78,35 +78,45 @@ class Outbox:
         high = WHOLE_BODY_BYTES if bulk else self._limits.high_water_bytes
         while (len(self._out) >= high or self._out_frames >= self._max_frames) and self.lost is None:
             await self._lot.park()
+        self.check_open()
+
+    def check_open(self) -> None:
+        """Raises why the session was lost, if it was."""
         if self.lost is not None:
             raise SessionLost(str(self.lost))  # a new one: raised in many tasks, one would gather all their tracebacks
 
     async def flushed(self) -> None:
         """Wait until everything queued was written, or the session is lost."""
-        while (self._out or self._writing) and self.lost is None:
+        while (self._out or self._writing_since < math.inf) and self.lost is None:
             await self._lot.park()
+
+    def check_moving(self) -> None:
+        """Raises SessionLost when the peer takes no data: called now and then, cheaper than a deadline a write."""
+        limit = self._limits.write_timeout_s
+        if trio.current_time() - self._writing_since > limit:
+            raise SessionLost(f"the peer took no data for {limit:.0f} s")
 
     def close(self, reason: Exception) -> None:
         self.lost = reason
         self._lot.unpark_all()
 
     async def run(self) -> None:
-        """The writer. Raises what the stream raises, and SessionLost when the peer takes no data."""
-        limits, stream = self._limits, self._stream
+        """The writer. Raises what the stream raises."""
+        stream = self._stream
         while True:
             while (due := self._flush_at) > trio.current_time():
                 self._wake, self._wake_at = trio.Event(), due
-                with trio.CancelScope(deadline=due):
+                if due == math.inf:
                     await self._wake.wait()
+                else:
+                    with trio.CancelScope(deadline=due):
+                        await self._wake.wait()
                 self._wake_at = -1.0
             data, count = self._out, self._out_frames
             self._out, self._out_frames, self._flush_at = bytearray(), 0, math.inf
-            self._writing = True
-            with trio.CancelScope(deadline=trio.current_time() + limits.write_timeout_s) as scope:
-                await stream.write(bytes(data))
-            if scope.cancelled_caught:
-                raise SessionLost(f"the peer took no data for {limits.write_timeout_s:.0f} s")
-            self._writing = False
+            self._writing_since = trio.current_time()
+            await stream.write(bytes(data))
+            self._writing_since = math.inf
             self.writes += 1
             self.frames += count
             self._last_write = now = trio.current_time()

@@ -202,8 +202,7 @@ class Session:
                 await answered.wait()
         finally:
             self._pings.pop(nonce, None)
-        if self.lost:
-            raise SessionLost(str(self.lost))
+        self._outbox.check_open()
         return trio.current_time() - start
 
     async def goodbye(self, reason: str, drain_s: float = 0.0) -> None:
@@ -434,11 +433,11 @@ class Session:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def _mark_busy(self) -> None:
-        if not self._mine and not self._theirs:
+        if not self._is_busy():
             self._heartbeat.wake()
 
-    def _ping_soon(self) -> None:
-        self._outbox.queue(frame(PING, 0), True)
+    def _is_busy(self) -> bool:
+        return bool(self._mine or self._theirs)
 
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Live until the stream ends, the peer falls silent or breaks a rule, `goodbye`, or cancellation.
@@ -452,9 +451,7 @@ class Session:
                 self._scope = nursery.cancel_scope
                 self._outbox.queue(frame(HELLO, 0, self.local), True)
                 nursery.start_soon(self._guard, self._outbox.run)
-                nursery.start_soon(
-                    self._guard, self._heartbeat.run, self._ping_soon, lambda: bool(self._mine or self._theirs)
-                )
+                nursery.start_soon(self._guard, self._heartbeat.run, self._is_busy, self._outbox)
                 nursery.start_soon(self._guard, self._reader, nursery)
                 with trio.move_on_after(self.limits.hello_timeout_s):
                     await self._greeted.wait()
