@@ -78,6 +78,11 @@ class Deferred(Provider):
             if self._retired and not self._in_use:
                 self._unused.set()
 
+    async def made(self) -> object:
+        """What `make()` gave, made now if need be. Raises ProviderError."""
+        provider = await self._provider()
+        return provider.inner if isinstance(provider, SimpleProvider) else provider
+
     async def _provider(self) -> Provider:
         await self._open.wait()
         if self._made is None and self._settled is None:

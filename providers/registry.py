@@ -132,6 +132,16 @@ def forget_llm_provider(name: str) -> None:
     _registered.put(canonical(name), None)
 
 
+def registered_names() -> frozenset[str]:
+    """The names that `register_llm_provider` holds now."""
+    return frozenset(_registered.state[1])
+
+
+def registrations() -> int:
+    """A number that grows with every change of what is registered."""
+    return _registered.state[0]
+
+
 # -- the registry ----------------------------------------------------------------------------------------------
 
 

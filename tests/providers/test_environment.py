@@ -37,5 +37,5 @@ def test_an_empty_variable_is_not_set() -> None:
 
 def test_a_choice_that_cannot_be_honoured_is_an_error_never_another_choice() -> None:
     assert choice({"SHOAL_X": "CID"}, "X", ("cid", "sha256")) == "cid"
-    with pytest.raises(VariableError, match="SHOAL_X .* write cid or sha256"):
+    with pytest.raises(VariableError, match=r"SHOAL_X .* write cid or sha256"):
         choice({"SHOAL_X": "md5"}, "X", ("cid", "sha256"))
