@@ -55,8 +55,8 @@ class Answer:
         if self._watch is not None:
             self._watch.stop()
         flight.leave()
-        self._router._left(self._ask, flight, (trio.current_time() - self._started) * 1000)
-        if flight.readers == 0 and not flight.left.is_set():
+        self._router._left(self._ask, flight, round((trio.current_time() - self._started) * 1000, 3))
+        if flight.readers == 0 and not flight.left.is_set() and not isinstance(error, NoAnswer):
             with trio.CancelScope(shield=True), trio.move_on_after(CLEANUP_S):
                 await flight.left.wait()
 

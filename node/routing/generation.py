@@ -32,6 +32,9 @@ AFTER_FINISH_S = 1.0
 _FINAL = frozenset({ErrorKind.CONTENT_FILTER, ErrorKind.DEADLINE, ErrorKind.CANCELLED})
 """Kinds that stay what they are when text was sent before: nobody else could go on from there."""
 
+MAX_NAME_CHARS = 256
+"""Characters of a name that a peer may tell."""
+
 LookUp = Callable[[], Awaitable[Found | None]]
 
 
@@ -131,6 +134,8 @@ class Generation:
         said = Transcript()
         start = trio.current_time()
         flight.provider, flight.peer, flight.model = candidate.name, candidate.peer, candidate.model
+        if candidate.peer is not None and candidate.model is None:
+            flight.model = await _only_model(candidate)
         flight.route.append(attempt)
         self._trying = attempt, start
         events: object = None
@@ -220,10 +225,8 @@ class Generation:
         if finish is None:
             raise RuntimeError("an answer cannot land before its Finish")
         result = getattr(events, "result", None) if candidate.peer is not None else None
-        if isinstance(result, dict) and isinstance(result.get("model"), str):
-            flight.model = result["model"]
-        if finish.model is not None:
-            flight.model = finish.model
+        flight.model = finish.model or _told(result, "model") or flight.model
+        flight.provider = _told(result, "provider") or flight.provider
         if self._recorder is not None:
             hit = self._recorder.record(self._ask, candidate, said, flight.model, result)
             if hit is not None:
@@ -239,6 +242,18 @@ def take_found(flight: Flight, found: Found) -> None:
     flight.provider, flight.model, flight.response_cid = found.provider, found.model, found.cid
     flight.peer, flight.record = found.peer, found.record
     flight.finish(found.events)
+
+
+def _told(result: object, name: str) -> str | None:
+    """A name in what a peer says of its answer."""
+    value = result.get(name) if isinstance(result, dict) else None
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS else None
+
+
+async def _only_model(candidate: Candidate) -> str | None:
+    """The model that a peer will use when it offers a single one; else only its answer tells."""
+    models = (await candidate.provider.probe()).models
+    return models[0].name if len(models) == 1 else None
 
 
 def _ms_since(start: float) -> float:

@@ -423,3 +423,28 @@ async def test_no_store_bypasses_the_cache() -> None:
         told = await ask(router, cache_control=CacheControl(no_store=True))
         assert (told.cache, told.cid) == ("bypass", None)
         assert cache.stats()["remembered"] == 0
+
+
+async def test_a_provider_that_is_slow_to_clean_up_does_not_hold_back_the_error(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Stubborn(Scripted):
+        async def _play(self, script):  # type: ignore[no-untyped-def, override]
+            try:
+                await trio.sleep_forever()
+                yield STOP
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(50)
+
+    async with routing(Stubborn("first", [])) as router:
+        told = await ask(router, timeout_s=2)
+    assert told.error is not None
+    assert (told.error.kind, told.took) == (ErrorKind.DEADLINE, 2)
+
+
+async def test_the_model_of_a_peer_that_offers_one_is_known_with_the_first_event() -> None:
+    peer = ScriptedPeer(OTHER.peer_id, says("Cold."))
+    async with routing(peer) as router, router.answer(router.ask(QUESTION)) as answer:
+        await answer.more()
+        assert answer.model == "m1"

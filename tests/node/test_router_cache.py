@@ -152,12 +152,15 @@ async def test_an_interrupted_answer_is_not_stored() -> None:
 async def test_a_peers_answer_is_rebuilt_from_what_was_relayed_and_stored() -> None:
     signed = answered_by(OTHER)
     peer = ScriptedPeer(
-        OTHER.peer_id, ["Co", "ld.", STOP], result={"model": "m9", "record": signed.record.without_content()}
+        OTHER.peer_id,
+        ["Co", "ld.", STOP],
+        result={"provider": "there", "model": "m9", "record": signed.record.without_content()},
     )
     async with caching() as cache, routing(peer, cache=cache) as router:
         told = await ask(router)
         assert told.cid == signed.cid_text
-        assert told.model == "m9"
+        assert (told.provider, told.model, told.peer) == ("there", "m9", OTHER.peer_id)
+        assert told.outcomes == [(peer.name, "ok")]
         again = await ask(router)
     assert (again.cache, again.cid, again.provider, again.peer) == ("memory", told.cid, "there", OTHER.peer_id)
 
@@ -181,11 +184,11 @@ async def test_a_record_for_another_request_is_refused() -> None:
 
 
 async def test_a_peer_without_a_record_or_with_nonsense_in_its_place_still_answers() -> None:
-    for result in (None, [], {"record": "text"}, {"record": b"\xff"}, {"model": 5}):
+    for result in (None, [], {"record": "text"}, {"record": b"\xff"}, {"model": 5}, {"provider": "x" * 999}):
         peer = ScriptedPeer(OTHER.peer_id, says("Cold."), result=result)
         async with caching() as cache, routing(peer, cache=cache) as router:
             told = await ask(router)
-            assert (told.text, told.cid) == ("Cold.", None)
+            assert (told.text, told.cid, told.provider) == ("Cold.", None, peer.name)
 
 
 # -- beyond this machine ---------------------------------------------------------------------------------------
