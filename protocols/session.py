@@ -72,15 +72,14 @@ RESET_S = 2.0
 
 
 class Service(Protocol):
-    """What a session serves. Nothing raised here harms the session, except ProtocolError, which ends it."""
+    """What a session serves. Nothing raised here harms the session, except ProtocolError from on_advert, which ends it.
 
-    async def on_call(self, call: IncomingCall, method: str, params: Any, /) -> Any:
-        """Answer a call; the result goes into the end frame. CallError becomes the error frame."""
+    on_call, on_lookup: the result goes into the end or found frame; CallError becomes the error frame.
+    """
 
+    async def on_call(self, call: IncomingCall, method: str, params: Any, /) -> Any: ...
     def on_advert(self, session: Session, body: Any, /) -> None: ...
-
-    async def on_lookup(self, session: Session, body: Any, /) -> Any:
-        """The answer goes into the found frame."""
+    async def on_lookup(self, session: Session, body: Any, /) -> Any: ...
 
 
 class Session:
@@ -477,8 +476,8 @@ class Session:
         except (SessionLost, ProtocolError) as error:
             reason: Exception = error
         except Exception as error:
-            log.info("the stream to %s failed: %s", short(self.remote_peer), where(error))
-            reason = SessionLost(f"the connection failed: {type(error).__name__}")
+            log.debug("the stream to %s failed: %s", short(self.remote_peer), where(error))
+            reason = SessionLost(f"the connection failed: {getattr(error, 'reason', type(error).__name__)}")
         if isinstance(reason, ProtocolError) and self.lost is None:
             log.warning("dropping %s: %s", short(self.remote_peer), reason)
             self._outbox.queue(frame(GOAWAY, 0, str(reason)[:MAX_REASON_CHARS]), True)

@@ -94,7 +94,7 @@ class Advert(AdvertContent, frozen=True, kw_only=True, omit_defaults=True):
 _decode = msgspec.msgpack.Decoder(Advert).decode
 
 
-class AdvertRefused(Exception):  # noqa: N818 - it is what happened
+class AdvertRefused(Exception):
     """An advert is not believed. reason: one of `Reason`."""
 
     def __init__(self, reason: Reason, message: str) -> None:

@@ -55,7 +55,7 @@ class SwarmConfig(Protocol):
     def key(self) -> str | None: ...
 
 
-class JoinFailed(ValueError):  # noqa: N818 - the message is for the person who typed the invite
+class JoinFailed(ValueError):
     """A swarm could not be joined. The message says why and what to do."""
 
 
@@ -113,7 +113,7 @@ class Swarm:
                 await self._seek_configured(text)
             if self._book is not None:
                 for remembered in (await self._book.known(self.name))[:MAX_SOUGHT]:
-                    await self._seek(remembered.peer, remembered.addresses)
+                    self._seek(remembered.peer, remembered.addresses)
             nursery.start_soon(self._tell_changes)
             try:
                 yield self
@@ -195,23 +195,26 @@ class Swarm:
 
     async def _seek_all(self, invite: Invite) -> list[Peer]:
         """Dial the peers of an invite, and never give up."""
+        await self._open_up(invite.addrs)
         found = []
         for peer_id, addrs in invite.peers.items():
             if peer_id != self.me:
-                peer = await self._seek(peer_id, addrs)
+                peer = self._seek(peer_id, addrs)
                 peer.configured = True
                 found.append(peer)
         return found
 
-    async def _seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer:
+    def _seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer:
         peer = self.peer(peer_id)
         peer.learn(tuple(addrs))
-        await self._open_up(addrs)
         self._links.seek(peer)
         return peer
 
     async def _open_up(self, addrs: Sequence[str]) -> None:
-        """A node that has peers beyond its machine listens beyond it, unless the configuration says where."""
+        """A node whose owner joins a swarm beyond the machine listens beyond it, unless the configuration says where.
+
+        Only what the owner says counts for this: a peer's advert does not open a port here.
+        """
         if self._opened or all(addresses.is_local_multiaddr(address) for address in addrs):
             return
         self._opened = True
@@ -340,7 +343,7 @@ class Swarm:
             except Exception as error:
                 log.warning("a peer cannot be remembered: %s", type(error).__name__, extra={"peer": peer.id})
         if peer.met:
-            await self._seek(peer.id, peer.addresses)
+            self._seek(peer.id, peer.addresses)
 
     # -- what peers ask ------------------------------------------------------------------------------------------
 

@@ -196,6 +196,16 @@ async def test_peers_are_found_again_after_a_restart(tmp_path):
         assert one.id in {known.peer for known in await remembered(tmp_path / "peers.db")}
 
 
+async def test_a_peers_advert_opens_no_port(autojump_clock):
+    network = FakeNetwork()
+    async with FakeNode(network, 0, listen=()).running() as one, FakeNode(network, 1).running() as two:
+        await two.host.listen("/ip4/0.0.0.0/tcp/4642")
+        await one.swarm.join(two.host.addresses()[0])
+        await until(lambda: len(one.swarm.peers()[0].addresses) == 2)
+        await trio.sleep(1)
+        assert len(one.host.listening) == 1
+
+
 async def remembered(path):
     async with PeerBook(path).running() as book:
         return await book.known("test")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shoal.protocols.framing import (
     ACCEPT,
     ADVERT,
@@ -90,7 +92,7 @@ async def test_a_peer_that_says_nothing_is_dropped(autojump_clock):
 
 async def lost(session: Session) -> str:
     with trio.fail_after(100):
-        while session.lost is None:  # noqa: ASYNC110
+        while session.lost is None:
             await trio.sleep(0.1)
     return str(session.lost)
 
@@ -348,3 +350,38 @@ async def test_a_look_up_over_the_limit_is_refused_as_busy():
         assert (await peer.hear(ERROR))[1] == 3
         await peer.say(CALL, 5, ["echo", 1])
         assert await peer.hear(END) == (END, 5, 1)
+
+
+bodies = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 300_000) | st.text(max_size=5) | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+likely = st.sampled_from(
+    [
+        ["echo", 1], ["wait", None], ["count", 3], ["fail", 0], ["crash", 0], ["code", "message", None], 1000,
+        [CALL, 70_000, b"x" * 30_000], [DELTA, 70_000, b"x" * 30_000], [END, 90_000, b"x"], [LOOKUP, 70_000, b"x"],
+    ]
+)  # fmt: skip
+any_frames = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 7), likely | bodies), max_size=12)
+
+
+@given(any_frames)
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_peer_says_it_breaks_nothing_but_its_own_session(frames):
+    async def main() -> None:
+        async with raw_pair() as (peer, bob), bob.call("something") as mine:
+            await peer.hear(CALL)
+            await peer.stream.write(b"".join(frame(*entry) for entry in frames))
+            await trio.testing.wait_all_tasks_blocked()
+            if bob.lost is None:
+                await peer.say(PING, 77)
+                while (await peer.hear(PONG))[1] != 77:
+                    pass
+            else:  # an exception of another type would be a fault of ours
+                assert isinstance(bob.lost, ProtocolError) or "the peer left" in str(bob.lost)
+                assert mine.done
+        assert bob.calls_in_flight == 0
+        assert not bob._pings
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
