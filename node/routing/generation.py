@@ -146,6 +146,8 @@ class Generation:
             attempt.ms = _ms_since(start)
             if said.finish is None and error is None and not self._won_elsewhere:
                 attempt.outcome = str(ErrorKind.CANCELLED)
+        if self._won_elsewhere:
+            await trio.lowlevel.checkpoint()
         if error is None and said.empty:
             error = nothing_said(candidate)
         if error is not None:
@@ -182,6 +184,8 @@ class Generation:
                 async with candidate.open(ask.request, ask, deadline_s=flight.deadline - start) as stream:
                     events = stream
                     async for event in stream:
+                        if self._won_elsewhere:
+                            await trio.lowlevel.checkpoint()  # the walk is cancelled; this event was at hand already
                         if said.add(event):
                             now = trio.current_time()
                             if attempt.first_token_ms is None:
@@ -193,6 +197,9 @@ class Generation:
                                 await flight.room()
                                 now = trio.current_time()
                             watch.set(min(now + ask.idle_s, flight.deadline))
+                            if said.bytes > self._limits.max_answer_bytes:
+                                error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} writes without end")
+                                break
                         elif said.finish is not None:
                             watch.set(min(trio.current_time() + AFTER_FINISH_S, flight.deadline))
         except ProviderError as caught:

@@ -33,5 +33,7 @@ class RoutingLimits(Struct, frozen=True, kw_only=True):
     """Generations at once; one more is refused with a hint to come back."""
     read_ahead_events: int = 4096
     """Events that a generation may be ahead of its fastest reader before it is paused."""
+    max_answer_bytes: int = 64 * 1024 * 1024
+    """Memory that one answer may take, roughly; a provider that writes more is stopped."""
     recent_routes: int = 64
     """Routes kept for `route/last`."""

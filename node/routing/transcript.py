@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 
+EVENT_BYTES = 64
+"""What an event costs beside its text, roughly."""
+
 
 class Transcript:
-    """The events of an attempt, summed up as they pass; `Usage` and `Finish` are kept back until the end."""
+    """The events of an attempt, summed up as they pass; `Usage` and `Finish` are kept back until the end.
 
-    __slots__ = ("_parts", "finish", "reasoned", "tools", "usage")
+    bytes: what the events so far cost in memory, roughly.
+    """
+
+    __slots__ = ("_parts", "bytes", "finish", "reasoned", "tools", "usage")
 
     def __init__(self) -> None:
         self._parts: list[str] = []
+        self.bytes = 0
         self.usage: Usage | None = None
         self.finish: Finish | None = None
         self.reasoned = False
@@ -26,6 +33,7 @@ class Transcript:
             if not event.text:
                 return False
             self._parts.append(event.text)
+            self.bytes += len(event.text) + EVENT_BYTES
             return True
         if type(event) is Finish:
             self.finish = event
@@ -37,9 +45,11 @@ class Transcript:
             if not event.text:
                 return False
             self.reasoned = True
+            self.bytes += len(event.text) + EVENT_BYTES
             return True
         if type(event) is ToolCallDelta:
             self.tools = True
+            self.bytes += len(event.arguments) + EVENT_BYTES
             return True
         return False
 

@@ -448,3 +448,13 @@ async def test_the_model_of_a_peer_that_offers_one_is_known_with_the_first_event
     async with routing(peer) as router, router.answer(router.ask(QUESTION)) as answer:
         await answer.more()
         assert answer.model == "m1"
+
+
+async def test_a_provider_that_writes_without_end_is_stopped() -> None:
+    endless = Scripted("first", ["x" * 1000] * 1000)
+    async with routing(endless, limits=RoutingLimits(max_answer_bytes=50_000)) as router:
+        told = await ask(router)
+    assert told.error is not None
+    assert told.error.kind is ErrorKind.INTERRUPTED
+    assert len(told.text) < 60_000
+    assert endless.open == 0

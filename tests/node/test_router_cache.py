@@ -283,3 +283,22 @@ async def test_leaving_while_the_look_up_runs_ends_both() -> None:
             assert provider.open == 1
         assert provider.open == 0
         assert neighbours.cancelled == 1
+
+
+async def test_an_event_at_hand_when_the_look_up_wins_is_not_told_behind_the_answer() -> None:
+    both = trio.Event()
+
+    class Neighbour(Neighbours):
+        async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
+            await trio.testing.wait_all_tasks_blocked()
+            both.set()  # the provider's next word is on its way in the same moment
+            return self.blocks
+
+    provider = Scripted("first", [Wait(both), "Icy.", STOP])
+    beyond = Neighbour(answered_by(OTHER).block)
+    async with caching() as cache, routing(provider, cache=cache, beyond=beyond, limits=PATIENT) as router:
+        told = await ask(router)
+        assert (told.text, told.cache) == ("Cold.", "swarm")
+        assert told.events[-1] == STOP or isinstance(told.events[-1], Finish)
+        assert len(told.events) == 2
+        assert (await ask(router)).text == "Cold."
