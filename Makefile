@@ -25,7 +25,7 @@ run: $(READY)   ## run a node with your own configuration
 	@$(SHOAL) run
 
 test: $(READY) model ## unit, property, two-node and end-to-end tests
-	@$(PYTHON) -m pytest -q -m "not interop" $(ARGS)
+	@$(PYTHON) -m pytest -q -m "not interop and not providers" $(ARGS)
 
 lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
