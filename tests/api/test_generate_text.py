@@ -232,12 +232,12 @@ def test_a_pinned_provider_is_never_swapped(make_deps: Callable[..., RouterDeps]
 def test_the_chain_is_walked_and_each_attempt_has_its_reason(
     make_deps: Callable[..., RouterDeps], upstream: FakeUpstream
 ) -> None:
-    config = desk(upstream, "drop", "first") + desk(upstream, "empty", "second")
+    config = desk(upstream, "s401+listed", "first") + desk(upstream, "empty", "second")
     assert generate_text("x", deps=make_deps(config + desk(upstream, "ok", "third"))) == "ECHO<x>"
     with pytest.raises(GenerationError) as caught:
         generate_text("x", deps=make_deps(config))
     outcomes = [(attempt.provider, attempt.outcome) for attempt in caught.value.route]
-    assert outcomes == [("first", "connection")] * 2 + [("second", "upstream")] * 2
+    assert outcomes == [("first", "auth"), ("second", "upstream"), ("second", "upstream")]
     assert "finished with no text" in caught.value.route[-1].reason
 
 

@@ -7,7 +7,8 @@ The scenario is in the path: http://127.0.0.1:PORT/s/SCENARIO/v1/chat/completion
 with "+": /s/words200+slow5/v1. A path with /api/v1 gets OpenRouter's manners in its errors.
   ok              the reply, in one write           each            every event in a write of its own
   slow, slowN     80 (N) ms before each token       wordsN          the reply is N words
-  s400 ... s529   that status                       s429ra s429date Retry-After: in seconds, as a date
+  s400 ... s529   that status, for GET, too         listed          (with a status) GET works, chats do not
+                                                    s429ra s429date Retry-After: in seconds, as a date
   s402busy        OpenRouter's transient 402        s400ctx s400filter s400model s400echo   a 400 and its reason
   hang            accepted, never answered          hold            2 tokens, the rest after release()
   stall           2 tokens, then silence            cut, reset      2 tokens, then the connection ends (FIN, RST)
@@ -211,7 +212,7 @@ class _Connection:
         if request.method == "POST" and path.endswith("/chat/completions"):
             return await self._chat(request, traits)
         if request.method == "GET":
-            if (status := traits.status) is not None and not path.endswith(("/version", "/metrics")):
+            if (status := traits.status) is not None and "listed" not in traits:
                 return await self._error(status, traits, request)
             if (found := looked_up(path)) is not None:
                 return await self._json(200, found)

@@ -130,4 +130,6 @@ def test_quotes_are_cut_and_cleaned() -> None:
     assert len(quotable("x" * 5000, private=())) == 240
     assert quotable("a\x1b[31mred", private=()) == "a[31mred"
     assert quotable("you said: abracadabra", private=("abracadabra",)) == ""
+    assert quotable("it does not exist", private=("x", "is")) == "it does not exist"
+    assert quotable("the input is 天気は", private=("天気",)) == ""
     assert quotable("fine", private=("", "something quite different")) == "fine"
