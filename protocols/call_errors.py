@@ -16,7 +16,7 @@ MAX_MESSAGE_CHARS = 1000
 MAX_DATA_BYTES = 32 * 1024
 
 
-class SessionLost(Exception):  # noqa: N818 - a state, and the name the protocol uses
+class SessionLost(Exception):
     """The stream ended, the peer fell silent, or the session was closed. The message says which."""
 
 
