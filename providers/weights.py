@@ -32,11 +32,11 @@ class WeightsError(Exception):
     """These weights cannot be used; the message says why and what to do, in one line."""
 
 
-class ModelMissing(WeightsError):  # noqa: N818 - the name is the contract
+class ModelMissing(WeightsError):
     """The weights are not on this machine; the message has the command that brings them."""
 
 
-class WeightsRefused(WeightsError):  # noqa: N818
+class WeightsRefused(WeightsError):
     """The weights are here and must not, or cannot, be loaded."""
 
 
@@ -148,6 +148,13 @@ def install(name_or_path: str, store: Path, progress: Callable[[str, int, int], 
     from . import weights_install  # it needs this module, and nobody else needs what it imports
 
     return weights_install.install(name_or_path, store, progress or (lambda stage, done, total: None))
+
+
+def remove(name: str, store: Path) -> bool:
+    """Delete an installed model; false when it is not there. A folder outside the store is never touched."""
+    from . import weights_install
+
+    return weights_install.remove(name, store)
 
 
 def _installed(name: str, store: Path, add: str) -> WeightsDir:

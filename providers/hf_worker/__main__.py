@@ -34,7 +34,7 @@ def report_fault(kind: type[BaseException], _fault: BaseException, trace: Traceb
     """Where and what kind, but not the message: it may quote what a user wrote."""
     for frame in traceback.extract_tb(trace):
         print(f"  {frame.filename}:{frame.lineno} in {frame.name}", file=sys.stderr)
-    print(f"worker ends by {kind.__name__}", file=sys.stderr, flush=True)
+    print(f"the worker ends by {kind.__name__}", file=sys.stderr, flush=True)
 
 
 def main() -> int:

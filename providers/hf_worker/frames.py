@@ -109,7 +109,7 @@ def to_worker(body: bytes) -> ToWorker:
     """A frame's body as the worker reads it. Raises FrameError."""
     try:
         return _to_worker.decode(body)
-    except msgspec.DecodeError as fault:
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:  # the latter for a tag that is no UTF-8 (msgspec 0.22)
         raise FrameError(str(fault)) from None
 
 
@@ -117,7 +117,7 @@ def from_worker(body: bytes) -> FromWorker:
     """A frame's body as the daemon reads it. Raises FrameError."""
     try:
         return _from_worker.decode(body)
-    except msgspec.DecodeError as fault:
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:  # the latter for a tag that is no UTF-8 (msgspec 0.22)
         raise FrameError(str(fault)) from None
 
 

@@ -32,6 +32,8 @@ LOG_LINE_CHARACTERS = 300
 LOG_LINES = 200
 """Lines of one worker's standard error that are logged; what follows is dropped, so that no log fills a disk."""
 REAP_S = 5.0
+LAST_WORDS = "the worker ends by "
+"""How the line on standard error begins that names the exception it dies of."""
 
 _PASSED_ON = frozenset(
     (
@@ -148,6 +150,8 @@ class WorkerLink:
         self._process: subprocess.Popen[bytes] | None = None
         self._heard = 0.0
         self._why = ""
+        self._log_read = trio.Event()
+        self._last_words = ""
         self.ready = trio.Event()
         self.info: frames.Ready | None = None
         self.rates: frames.Rates | None = None
@@ -227,10 +231,12 @@ class WorkerLink:
                 nursery.start_soon(self._log, errors)
                 nursery.start_soon(self._watch)
                 await self._read(from_it)
-                await _ended(process, 1)  # for its last words, and its exit code
+                with trio.move_on_after(1):  # its last words and its exit code are there, or come in a moment
+                    await self._log_read.wait()
+                    await _ended(process, 1)
                 nursery.cancel_scope.cancel()
         finally:
-            self._lose(self._why or f"the worker of the local model {_end_of(process.poll())}")
+            self._lose(self._why or f"the worker of the local model {_end_of(process.poll(), self._last_words)}")
             process.kill()
             with trio.CancelScope(shield=True):
                 await _ended(process, REAP_S)
@@ -257,8 +263,8 @@ class WorkerLink:
                 self._heard = trio.current_time()
                 for body in splitter.feed(data):
                     self._handle(frames.from_worker(body))
-        except FrameError as fault:
-            self.stop(f"the worker of the local model sent what is no frame ({fault})")
+        except FrameError:
+            self.stop("the worker of the local model sent what is no frame")
         except trio.BrokenResourceError:
             pass
 
@@ -316,8 +322,12 @@ class WorkerLink:
             kept = kept[-LOG_LINE_CHARACTERS:]
             for line in whole:
                 lines += 1
+                text = line[:LOG_LINE_CHARACTERS].decode(errors="replace")
+                if text.startswith(LAST_WORDS):
+                    self._last_words = text.removeprefix(LAST_WORDS)
                 if lines <= LOG_LINES:
-                    log.debug("worker: %s", line[:LOG_LINE_CHARACTERS].decode(errors="replace"))
+                    log.debug("worker: %s", text)
+        self._log_read.set()
 
     def _lose(self, reason: str) -> None:
         if self.lost is not None:
@@ -336,10 +346,10 @@ async def _ended(process: subprocess.Popen[bytes], limit_s: float) -> None:
         await trio.to_thread.run_sync(partial(process.wait, limit_s), abandon_on_cancel=True)
 
 
-def _end_of(code: int | None) -> str:
+def _end_of(code: int | None, last_words: str) -> str:
     if code is None:
         return "was stopped"
     if code < 0:
         reason = f"was killed by signal {-code}"
         return reason + ("; when nobody did that, memory has run out" if code == -9 else "")
-    return f"ended with exit code {code}; the log has its last lines at level debug"
+    return f"ended with exit code {code} ({last_words or 'the log has its last lines at level debug'})"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,9 +42,13 @@ class Model:
     threads: int = 1
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on (affinity; a container's quota is the owner's `threads` setting)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: by affinity, and by a container's quota (cgroup v2, "200000 100000")."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        share, period = quota.read_text().split()
+        cores = min(cores, int(share) // int(period))  # "max" is no number: no quota
+    return max(cores, 1)
 
 
 def _device(asked: str) -> str:

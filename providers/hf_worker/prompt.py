@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..base import ErrorKind, GenerateRequest, Message
 
 
-class PromptRefused(Exception):  # noqa: N818 - it is an answer to a request, not a fault
+class PromptRefused(Exception):
     """This request has no prompt; kind and message go to the caller."""
 
     def __init__(self, kind: ErrorKind, message: str) -> None:

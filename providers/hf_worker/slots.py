@@ -33,7 +33,7 @@ class UnfitModelError(Exception):
     """This architecture cannot be batched here; the message says why."""
 
 
-class _Interrupted(Exception):  # noqa: N818
+class _Interrupted(Exception):
     """The prompt in computation is not wanted any more."""
 
 

@@ -46,6 +46,7 @@ class FakeWorker:
             self.send(frames.Refused(f"the model {load.name} cannot be loaded (too odd)"))
             return
         if self.manner == "crash":
+            os.write(2, b"the worker ends by RuntimeError\n")
             sys.exit(7)
         if self.manner == "ready":
             self.send(frames.Ready(512, "float32", "cpu", 1, 0.1))

@@ -178,7 +178,7 @@ async def test_a_worker_that_keeps_dying_is_not_started_again_and_again(start: S
         assert len(starts(log)) == 2
         status = await provider.probe()
         assert not status.ready
-        assert "exit code 7" in status.reason
+        assert "exit code 7 (RuntimeError)" in status.reason
 
 
 async def test_a_model_that_cannot_be_loaded_is_unavailable_with_the_workers_reason(start: Start) -> None:

@@ -1,0 +1,68 @@
+"""What hardware decides, and folders that cannot be loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from shoal.providers.hf_worker.frames import Load
+from shoal.providers.hf_worker.model import LoadError, load, usable_cores
+
+from tests.providers.tiny_weights import model_folder
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None)]
+)
+def test_a_containers_quota_limits_the_threads(tmp_path: Path, quota: str, cores: int | None) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    assert usable_cores(file) == (cores or len(os.sched_getaffinity(0)))
+
+
+@pytest.fixture
+def threads_kept() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_kept")
+def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="the model odd cannot be loaded") as caught:
+        load(Load("odd", str(model_folder(tmp_path / "odd")), 1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("threads_kept")
+def test_a_folder_that_brings_its_own_program_is_refused_and_the_program_does_not_run(tmp_path: Path) -> None:
+    folder = model_folder(
+        tmp_path / "evil", model_type="evil", auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    )
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(LoadError):
+        load(Load("evil", str(folder), 1))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("threads_kept")
+def test_a_dtype_that_torch_does_not_know_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match='dtype "float99"'):
+        load(Load("m", str(tmp_path), 1, dtype="float99"))
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("threads_kept")
+def test_a_pickle_beside_nothing_else_is_never_opened(models_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for file in (models_dir / "smollm2").iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
+    assert transformers.AutoConfig.from_pretrained(str(folder)).model_type == "llama"
+    with pytest.raises(LoadError):
+        load(Load("pickled", str(folder), 1))
