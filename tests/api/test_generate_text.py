@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,51 +26,11 @@ from shoal import (
     set_default_router_deps,
 )
 from shoal.background import BackgroundLoop
-from shoal.providers import registry
 from shoal.providers.base import ErrorKind, ProviderError
 
 from tests.providers.fake_upstream import FakeUpstream
 
 QUIET = "[providers.local_hf]\nenabled = false\n"
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    for name in registry.registered_names():
-        registry.forget_llm_provider(name)
-
-
-@pytest.fixture
-def make_deps(tmp_path: Path) -> Iterator[Callable[..., RouterDeps]]:
-    made: list[RouterDeps] = []
-
-    def make(config: str = "", environ: dict[str, str] | None = None, **options: Any) -> RouterDeps:
-        file = tmp_path / f"config{len(made)}.toml"
-        file.write_text(QUIET + config)
-        made.append(RouterDeps(config=file, data_dir=tmp_path / "data", environ=environ or {}, **options))
-        return made[-1]
-
-    yield make
-    for deps in made:
-        deps.close()
-
-
-@pytest.fixture
-def deps(make_deps: Callable[..., RouterDeps]) -> RouterDeps:
-    return make_deps()
-
-
-@pytest.fixture
-def upstream_loop() -> Iterator[BackgroundLoop]:
-    loop = BackgroundLoop("upstream")
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
-def upstream(upstream_loop: BackgroundLoop) -> FakeUpstream:
-    return upstream_loop.enter(FakeUpstream()).value
 
 
 def desk(upstream: FakeUpstream, scenario: str = "ok", name: str = "desk") -> str:
@@ -450,62 +407,3 @@ def test_the_default_can_be_set_and_is_used(deps: RouterDeps) -> None:
         set_default_router_deps(before)
     with pytest.raises(TypeError):
         set_default_router_deps("deps")  # type: ignore[arg-type]
-
-
-def test_closing_ends_the_thread_and_the_next_call_starts_anew(deps: RouterDeps) -> None:
-    register_llm_provider("parrot", Parrot)
-    generate_text("x", deps=deps)
-    assert "shoal" in {thread.name for thread in threading.enumerate()}
-    deps.close()
-    assert "shoal" not in {thread.name for thread in threading.enumerate()}
-    assert generate_text("x", deps=deps) == "squawk x"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_has_a_loop_of_its_own(tmp_path: Path) -> None:
-    code = f"""
-import os, sys
-from shoal import RouterDeps, generate_text, register_llm_provider
-class Parrot:
-    def generate(self, prompt, *, model_name=None, **kwargs):
-        return prompt
-register_llm_provider("parrot", Parrot)
-open({str(tmp_path / "c.toml")!r}, "w").write("[providers.local_hf]\\nenabled = false\\n")
-deps = RouterDeps(config={str(tmp_path / "c.toml")!r}, data_dir={str(tmp_path)!r}, environ={{}})
-assert generate_text("parent", deps=deps) == "parent"
-pid = os.fork()
-if pid == 0:
-    os._exit(0 if generate_text("child", deps=deps) == "child" else 1)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
-
-
-async def test_under_trio_it_says_how_to_call_it(deps: RouterDeps) -> None:
-    register_llm_provider("parrot", Parrot)
-    with pytest.raises(RuntimeError, match=r"trio\.to_thread\.run_sync"):
-        generate_text("x", deps=deps)
-    assert await trio.to_thread.run_sync(lambda: generate_text("x", deps=deps)) == "squawk x"
-
-
-# -- the face
-
-
-def test_importing_shoal_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, shoal; shoal.llm_router_available;"
-        "bad = [m for m in ('torch', 'transformers', 'libp2p', 'click', 'rich') if m in sys.modules];"
-        "sys.exit(' '.join(bad) or 0)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    light = "import sys, shoal; sys.exit('trio loaded' if 'trio' in sys.modules else 0)"
-    subprocess.run([sys.executable, "-c", light], check=True, timeout=60)
-
-
-def test_every_name_of_the_public_face_is_there() -> None:
-    for name in shoal.__all__:
-        assert getattr(shoal, name) is not None
-        assert name in dir(shoal)
-    assert shoal.llm_router_available is True
-    with pytest.raises(AttributeError, match="no attribute 'generate_txt'"):
-        shoal.generate_txt  # noqa: B018
