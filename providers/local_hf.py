@@ -145,9 +145,8 @@ class LocalHf(Provider):
         name = weights.canonical(self._settings.model)
         if request.model is not None and weights.canonical(request.model) != name:
             raise ProviderError(ErrorKind.UNAVAILABLE, f'{self.name} serves "{name}" and no other model')
-        if request.max_tokens is None:
-            request = msgspec.structs.replace(request, max_tokens=self._settings.max_tokens)
-        return request
+        max_tokens = self._settings.max_tokens if request.max_tokens is None else request.max_tokens
+        return msgspec.structs.replace(request, max_tokens=max_tokens, extra={}, response_format=None)
 
     async def _prepare(self) -> WorkerLink:
         """The link to a worker that is about to start. Raises ProviderError when there is nothing to load."""

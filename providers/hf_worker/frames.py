@@ -17,6 +17,10 @@ from ..base import ErrorKind, Event, GenerateRequest
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 
+_NO_FRAME = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec 0.22 raises for such bytes: the second for a tag that is no UTF-8, the third for deep nesting."""
+
+
 class FrameError(ValueError):
     """The bytes on the pipe are not frames of this protocol."""
 
@@ -109,7 +113,7 @@ def to_worker(body: bytes) -> ToWorker:
     """A frame's body as the worker reads it. Raises FrameError."""
     try:
         return _to_worker.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:  # the latter for a tag that is no UTF-8 (msgspec 0.22)
+    except _NO_FRAME as fault:
         raise FrameError(str(fault)) from None
 
 
@@ -117,7 +121,7 @@ def from_worker(body: bytes) -> FromWorker:
     """A frame's body as the daemon reads it. Raises FrameError."""
     try:
         return _from_worker.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:  # the latter for a tag that is no UTF-8 (msgspec 0.22)
+    except _NO_FRAME as fault:
         raise FrameError(str(fault)) from None
 
 
