@@ -24,6 +24,10 @@ class Announcer:
             self._stream.write(line + "\n")
             self._stream.flush()
 
+    def _for_people(self, line: str) -> None:
+        if not self._json:
+            self._write(line)
+
     def _say(self, event: str, line: str | None, **facts: Any) -> None:
         if self._json:
             self._write(msgspec.json.encode({"event": event, **facts}).decode())
@@ -38,11 +42,19 @@ class Announcer:
     def rpc(self, url: str, seconds: float) -> None:
         self._say("rpc", f"  RPC       {url}/v1", rpc=url, seconds=seconds)
 
-    def provider(self, name: str, facts: dict[str, Any]) -> None:
-        models = ", ".join(facts["models"]) if facts["models"] else ""
-        state = f"ready{f' ({models})' if models else ''}" if facts["ready"] else f"not ready: {facts['reason']}"
-        shared = ", shared" if facts["share"] else ""
-        self._say("provider", f"  provider  {name}: {state}{shared}", name=name, **facts)
+    def providers(self, providers: dict[str, dict[str, Any]]) -> None:
+        """Each provider, ready or why not; for people, those that share a reason share a line."""
+        reasons: dict[str, list[str]] = {}
+        for name, facts in providers.items():
+            self._say("provider", None, name=name, **facts)
+            if facts["ready"]:
+                models = f" ({', '.join(facts['models'])})" if facts["models"] else ""
+                shared = ", shared with peers" if facts["share"] else ""
+                self._for_people(f"  provider  {name}: ready{models}{shared}")
+            else:
+                reasons.setdefault(facts["reason"], []).append(name)
+        for reason, names in reasons.items():
+            self._for_people(f"  provider  {', '.join(sorted(names))}: not ready: {reason}")
 
     def swarm(self, *, name: str, private: bool, addresses: list[str], opened: bool) -> None:
         line = f"  swarm     {name}{' (private)' if private else ''}"

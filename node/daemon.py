@@ -49,6 +49,7 @@ def run_daemon(
     logs.set_up(config.log.level, config.log.format)
     for warning in loaded.warnings:
         log.warning("%s", warning)
+    os.umask(0o077)  # whatever the parts write in the data directory is its owner's alone
     data = loaded.data_dir
     registry = build_registry(loaded, environ)
     paths.make_data_dir(data)

@@ -179,10 +179,9 @@ class Life:
             models = [model.name for model in status.models]
             share = name in shared
             providers[name] = {"ready": status.ready, "reason": status.reason, "models": models, "share": share}
-        for name, reason in daemon.registry.refused.items():
+        for name, reason in sorted(daemon.registry.refused.items()):
             providers[name] = {"ready": False, "reason": reason, "models": [], "share": False}
-        for name, facts in providers.items():
-            daemon.announce.provider(name, facts)
+        daemon.announce.providers(providers)
         self._seconds["ready"] = _age_s()
         swarm = self.seat.swarm
         daemon.announce.ready(

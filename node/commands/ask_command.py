@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import click
 from .cli import Command, common, trio_run
 from .exit_codes import ExitCode
 from .failures import CommandError
-from .output import duration, print_json, print_text, without_controls
+from .output import duration, in_colour, print_json, print_text, without_controls
 
 if TYPE_CHECKING:
     from ...protocols.http.client import Response
@@ -128,7 +127,9 @@ class Answer:
         """Who answered and from where, in one line."""
         provider, peer, cache = (self.shoal.get(name) for name in ("provider", "peer", "cache"))
         who = str(provider or "unknown")
-        if self.model and self.model != provider:
+        if who.startswith("peer:") and peer:
+            who = self.model or "a model"
+        elif self.model and self.model != provider:
             who += f" ({self.model})"
         if peer and peer != "local":
             who += f" on peer {str(peer)[-6:]}"
@@ -205,6 +206,6 @@ async def relay(response: Response, answer: Answer, *, quiet: bool) -> None:
 def print_dim(line: str) -> None:
     """One line on stderr, dim on a terminal that can."""
     line = without_controls(line).replace("\n", " ")
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+    if in_colour(sys.stderr):
         line = f"\x1b[2m{line}\x1b[0m"
     print(line, file=sys.stderr, flush=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,16 +72,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
 
 
 def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
-    """Names and values, one a line."""
-    from rich.table import Table
-    from rich.text import Text
+    """Names and values, one a line; a value is never broken, so that it can be copied."""
+    rows = [(name, without_controls(str(value)).replace("\n", " ")) for name, value in facts]
+    width = max((len(name) for name, _ in rows), default=0)
+    dim, plain = ("\x1b[2m", "\x1b[0m") if in_colour(sys.stdout) else ("", "")
+    print_text("".join(f"{dim}{name:<{width}}{plain}  {value}\n" for name, value in rows))
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(name, Text(without_controls(str(value))))
-    console().print(table)
+
+def in_colour(stream: TextIO) -> bool:
+    """Whether escape sequences are welcome (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def size(count: int) -> str:

@@ -21,8 +21,8 @@ def command(as_json: bool, data_dir: Path | None) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("peer", "state", "rtt", "models", "hardware", "address")
     rows = [row(peer) for peer in found.get("peers", ())]
+    columns = ("peer", "state", "rtt", "models", "hardware", "note")
     print_table(columns, rows, empty="no peers; get an invite from another node and run `shoal join INVITE`")
 
 
@@ -31,13 +31,12 @@ def row(peer: dict[str, Any]) -> tuple[str, ...]:
     hardware = peer.get("hardware") or {}
     parts = [str(hardware.get("cpu", ""))] if hardware.get("cpu") else []
     parts += [str(gpu.get("name", "")) for gpu in hardware.get("gpus") or ()]
-    rtt = peer.get("rtt_s")
-    addresses = peer.get("addresses") or ()
+    rtt, connected = peer.get("rtt_s"), bool(peer.get("connected"))
     return (
         str(peer.get("peer", "")),
-        "connected" if peer.get("connected") else "away",
+        "connected" if connected else "away",
         duration(rtt) if isinstance(rtt, int | float) else "",
         models,
         ", ".join(parts),
-        str(addresses[0]) if addresses else "",
+        "" if connected else str(peer.get("problem") or ""),
     )

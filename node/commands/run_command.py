@@ -14,7 +14,7 @@ EXAMPLES = """\
 shoal run
 shoal run --config configs/private-swarm.toml
 shoal run --share local_hf --join INVITE
-shoal run --json | head -n 3"""
+shoal run --json --rpc 127.0.0.1:0"""
 
 
 @click.command(cls=Command, examples=EXAMPLES)

@@ -12,7 +12,7 @@ import click
 from .cli import Command, common
 from .exit_codes import ExitCode
 from .failures import CommandError
-from .output import print_json, print_text
+from .output import in_colour, print_json, print_text, without_controls
 
 EXAMPLES = """\
 shoal verify bafyreib3...            a record that the running node has, or can fetch
@@ -68,17 +68,13 @@ def verify_file(name: str, expected: str | None) -> dict[str, Any]:
 
 def print_steps(steps: Iterable[Mapping[str, Any]]) -> None:
     """One line a check, and the verdict."""
-    from rich.text import Text
-
-    from .output import console, without_controls
-
-    out = console()
+    colours = {True: "32", False: "1;31", None: "2"} if in_colour(sys.stdout) else {}
     bad = False
     for step in steps:
         ok = step.get("ok")
         bad = bad or ok is False
-        mark, style = ("ok  ", "green") if ok else ("--  ", "dim") if ok is None else ("BAD ", "red bold")
-        line = Text(mark, style)
-        line.append(without_controls(f"{step.get('name')}: {step.get('sentence')}"), "dim" if ok is None else "")
-        out.print(line)
+        mark = {True: "ok ", False: "BAD", None: "-- "}[ok]
+        before, after = (f"\x1b[{colours[ok]}m", "\x1b[0m") if ok in colours else ("", "")
+        text = without_controls(f"{step.get('name')}: {step.get('sentence')}").replace("\n", " ")
+        print_text(f"{before}{mark}{after}  {text}\n")
     print_text("refused: this is not what its signer said\n" if bad else "verified\n")

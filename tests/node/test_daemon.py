@@ -325,14 +325,17 @@ def test_lines_for_people_hold_the_facts() -> None:
     said = Announcer(as_json=False, stream=out)
     said.start(version="1", peer_id="12D3", data_dir="/d", pid=1, new=True)
     said.rpc("http://127.0.0.1:1", 0.5)
-    said.provider("local_hf", {"ready": True, "reason": "", "models": ["smollm2"], "share": True})
-    said.provider("openrouter", {"ready": False, "reason": "no key", "models": [], "share": False})
+    not_ready = {"ready": False, "models": [], "share": False}
+    ready = {"ready": True, "reason": "", "models": ["smollm2"], "share": True}
+    later = not_ready | {"reason": "comes later"}
+    said.providers({"local_hf": ready, "openrouter": not_ready | {"reason": "no key"}, "b": later, "a": later})
     said.swarm(name="home", private=True, addresses=["/ip4/0.0.0.0/tcp/1"], opened=True)
     said.ready({"invite": "shoal1x"})
     text = out.getvalue()
     assert "peer id   12D3 (new)" in text
     assert "RPC       http://127.0.0.1:1/v1" in text
-    assert "local_hf: ready (smollm2), shared" in text
+    assert "local_hf: ready (smollm2), shared with peers\n" in text
+    assert "a, b: not ready: comes later\n" in text
     assert "openrouter: not ready: no key" in text
     assert "swarm     home (private)" in text
     assert "open on every interface" in text
