@@ -45,8 +45,10 @@ class RpcSection(Section, frozen=True):
     listen: Annotated[str, said("Address and port (0: a free one). Loopback only: there are no tokens yet.")] = (
         "127.0.0.1:8642"
     )
-    max_connections: Annotated[int, said("Connections open at once.", ge=1)] = 1024
-    max_requests_per_connection: Annotated[int, said("Requests on one connection before it is closed.", ge=1)] = 100_000
+    max_connections: Annotated[int, said("Connections open at once.", ge=1)] = 16_384
+    max_requests_per_connection: Annotated[int, said("Requests on one connection before it is closed.", ge=1)] = (
+        1_000_000
+    )
     max_head_bytes: Annotated[int, said("Bytes of request line and headers together.", ge=1024)] = 32_768
     max_headers: Annotated[int, said("Number of headers in a request.", ge=1)] = 100
     max_body_bytes: Annotated[int, said("Bytes of a request's body.", ge=1024)] = 33_554_432

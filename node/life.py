@@ -241,12 +241,12 @@ class Life:
             return {"swarm": moved.name, "private": moved.key is not None, "moving": True}
         swarm = await self.seat.seated()
         before = self.seat.addresses()
-        peer = await swarm.join(parsed)
+        try:
+            peer = await swarm.join(parsed)
+        finally:  # the port is open, whoever was reached
+            opened = [address for address in self.seat.addresses() if address not in before]
+            self._tell_swarm(opened=bool(opened))
         state.remember_swarm(self.daemon.loaded.data_dir, invite)
-        opened = [address for address in self.seat.addresses() if address not in before]
-        if opened:
-            log.warning("the swarm port is open beyond this machine now", extra={"listen": " ".join(opened)})
-        self._tell_swarm(opened=bool(opened))
         return {"swarm": swarm.name, "private": self.membership.key is not None, "moving": False, "peer": peer}
 
     # -- what the swarm asks -----------------------------------------------------------------------------------

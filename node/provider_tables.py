@@ -25,6 +25,8 @@ def build_registry(loaded: Loaded, environ: Mapping[str, str]) -> Registry:
         key = f"providers.{error.provider}" + (f".{error.key}" if error.key else "")
         if error.provider not in config.providers and error.provider in config.router.order:
             raise loaded.blame("router.order", f"{error.provider!r} {error.problem}; {error.remedy}") from None
+        if f"{key}.share" in loaded.origin:  # the table is there because of --share alone
+            key = f"{key}.share"
         raise loaded.blame(key, f"{error.problem}; {error.remedy}") from None
     except VariableError as error:
         raise ConfigError(str(error)) from None

@@ -154,6 +154,12 @@ async def test_config_check_names_file_key_and_remedy(tmp_path: Path, text: str,
     assert done.stderr.count(b"\n") == 1
 
 
+async def test_sharing_a_provider_that_is_none_is_blamed_on_the_option(tmp_path: Path) -> None:
+    done = await shoal("run", "--share", "nobody", "--data-dir", str(tmp_path))
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.startswith(b"shoal: --share nobody: ")
+
+
 async def test_config_show_prints_what_is_in_force(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(f'[swarm]\nkey = "{"ab" * 32}"\n')
     done = await shoal("config", "show", "--data-dir", str(tmp_path))
