@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def test_this_machine_has_a_processor_and_memory() -> None:
 
 
 def test_the_probe_leaves_torch_alone() -> None:
-    hardware.probe()
-    assert "torch" not in sys.modules
+    program = "import sys; from shoal.node import hardware; hardware.probe(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_the_tightest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
