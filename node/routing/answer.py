@@ -45,7 +45,12 @@ class Answer:
 
     async def __aenter__(self) -> Answer:
         self._started = trio.current_time()
-        self._flight = await self._router._join(self._ask)
+        try:
+            self._flight = await self._router._join(self._ask)
+        except NoAnswer as error:
+            for watcher in self._router.watchers:
+                watcher.refused(self._ask, error)
+            raise
         return self
 
     async def __aexit__(

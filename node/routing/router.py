@@ -37,6 +37,7 @@ from .health import Health
 from .limits import RoutingLimits
 from .no_answer import NoAnswer
 from .recording import Cache, Found, Recorder
+from .watcher import Watcher
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Router:
         self.in_flight = 0
         self.counts: Counter[str] = Counter()
         self.notes: deque[RouteNote] = deque(maxlen=self.limits.recent_routes)
+        self.watchers: list[Watcher] = []
         self.recorder: Recorder | None = None
         if cache is not None:
             if signer is None:
@@ -138,7 +140,10 @@ class Router:
         if hit is None:
             return None
         self.counts["memory"] += 1
-        return self.recorder.found(hit)
+        found = self.recorder.found(hit)
+        for watcher in self.watchers:
+            watcher.peeked(ask, found)
+        return found
 
     def answer(self, ask: Ask) -> Answer:
         """The answer as an async context manager; see `Answer`. Entering or reading it raises NoAnswer."""
@@ -204,6 +209,8 @@ class Router:
 
     def _board(self, flight: Flight, ask: Ask) -> Flight:
         flight.join(ask.deadline)
+        for watcher in self.watchers:
+            watcher.boarded(ask, flight)
         return flight
 
     def _left(self, ask: Ask, flight: Flight, ms: float) -> None:
@@ -212,21 +219,22 @@ class Router:
         if flight.failure is not None:
             outcome = str(flight.failure.kind)
         self.counts[flight.cache] += 1
-        self.notes.append(
-            RouteNote(
-                at=time.time(),
-                ms=ms,
-                caller=ask.caller,
-                asked_model=ask.request.model,
-                provider=flight.provider,
-                model=flight.model,
-                peer=flight.peer,
-                cache=flight.cache,
-                cid=flight.response_cid,
-                outcome=outcome,
-                attempts=flight.route,
-            )
+        note = RouteNote(
+            at=time.time(),
+            ms=ms,
+            caller=ask.caller,
+            asked_model=ask.request.model,
+            provider=flight.provider,
+            model=flight.model,
+            peer=flight.peer,
+            cache=flight.cache,
+            cid=flight.response_cid,
+            outcome=outcome,
+            attempts=flight.route,
         )
+        self.notes.append(note)
+        for watcher in self.watchers:
+            watcher.left(ask, flight, note)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
