@@ -89,7 +89,7 @@ class Node:
     def _json(data: bytes) -> Any:
         try:
             return msgspec.json.decode(data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise CommandError("what answered here is not a Shoal node", ExitCode.NO_NODE) from None
 
 
@@ -109,7 +109,7 @@ def error_message(body: bytes | str) -> str | None:
     """`error.message` of OpenAI's error JSON; None when the body is something else."""
     try:
         message = msgspec.json.decode(body)["error"]["message"]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
         return None
     return message if isinstance(message, str) else None
 

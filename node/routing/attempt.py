@@ -40,14 +40,20 @@ def header_safe(text: str, limit: int = 200) -> str:
     return _UNSAFE.sub("_", text[:limit])
 
 
-def route_header(route: Iterable[Attempt]) -> str:
+CACHES = frozenset({"memory", "disk", "swarm"})
+
+
+def route_header(route: Iterable[Attempt], cache: str = "miss") -> str:
     """The route as the value of `x-shoal-route`: `NAME;OUTCOME;MILLISECONDS`, a comma between attempts, oldest first.
 
-    The milliseconds of an attempt whose stream still runs are those until its first event.
+    The milliseconds of an attempt whose stream still runs are those until its first event. An answer out of a cache
+    ends with `cache:TIER;hit;0`.
     """
     entries = []
     for attempt in route:
         ms = attempt.first_token_ms if attempt.first_token_ms is not None and not attempt.ms else attempt.ms
         entries.append(f"{header_safe(attempt.provider)};{attempt.outcome};{ms:.0f}")
+    if cache in CACHES:
+        entries.append(f"cache:{cache};hit;0")
     text = ", ".join(entries)
     return text if len(text) <= MAX_ROUTE_CHARS else text[:MAX_ROUTE_CHARS].rpartition(",")[0]

@@ -19,7 +19,7 @@ from ...cache.record import Record
 from ...protocols.http.message import Header
 from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ..routing.answer import Answer
-from ..routing.attempt import header_safe, route_header
+from ..routing.attempt import CACHES, Attempt, header_safe, route_header
 from ..routing.recording import Found
 from .errors import JSON
 
@@ -204,6 +204,14 @@ def usage_object(usage: Usage | None) -> dict[str, Any] | None:
 # -- where it came from ----------------------------------------------------------------------------------------
 
 
+_HITS = {tier: (Attempt(provider=f"cache:{tier}", outcome="hit"),) for tier in CACHES}
+
+
+def hit_of(tier: str) -> tuple[Attempt, ...]:
+    """The end of a route that led to a cache, as `route_header` writes it; empty for any other."""
+    return _HITS.get(tier, ())
+
+
 def shoal_object(answer: Answer) -> dict[str, Any]:
     return {
         "provider": answer.provider,
@@ -212,7 +220,7 @@ def shoal_object(answer: Answer) -> dict[str, Any]:
         "cache": answer.cache,
         "cid": answer.response_cid,
         "request": answer.request_key,
-        "route": answer.route,
+        "route": [*answer.route, *hit_of(answer.cache)],
     }
 
 
@@ -224,7 +232,7 @@ def shoal_of(found: Found, request: str | None) -> dict[str, Any]:
         "cache": found.tier,
         "cid": found.cid,
         "request": request,
-        "route": [],
+        "route": hit_of(found.tier),
     }
 
 
@@ -237,8 +245,8 @@ def headers_of(answer: Answer, *kind: Header) -> list[Header]:
     headers.append(("x-shoal-cache", answer.cache))
     if answer.response_cid is not None:
         headers.append(("x-shoal-cid", answer.response_cid))
-    if answer.route:
-        headers.append(("x-shoal-route", route_header(answer.route)))
+    if route := route_header(answer.route, answer.cache):
+        headers.append(("x-shoal-route", route))
     return headers
 
 
@@ -249,4 +257,5 @@ def headers_of_record(found: Found) -> list[Header]:
         ("x-shoal-peer", found.peer or "local"),
         ("x-shoal-cache", found.tier),
         ("x-shoal-cid", found.cid),
+        ("x-shoal-route", route_header((), found.tier)),
     ]

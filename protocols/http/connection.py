@@ -164,13 +164,11 @@ class Connection:
         except ClientGone:
             pass
         except Exception as raised:
-            error = _alone(raised)
-            if not isinstance(error, HttpError):
-                logger.error("a handler failed: %s", describe(error))  # noqa: TRY400 (a traceback may quote a user)
+            # Also asked when an answer has begun, for the log: only the renderer knows which errors are expected.
+            status, headers, body = self._owner.on_error(_alone(raised))
             if exchange.headers_sent:
                 return
             try:
-                status, headers, body = self._owner.on_error(error)
                 await exchange.respond(status, body, headers)
             except ValueError as unfit:
                 logger.error("an error's answer is malformed: %s", describe(unfit))  # noqa: TRY400

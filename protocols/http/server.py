@@ -39,8 +39,9 @@ _OVERFULL = HttpError(503, "the server has no room for another connection; try a
 
 
 def plain_error(error: Exception) -> tuple[int, list[Header], bytes]:
-    """Renders an error as plain text; of anything but an HttpError, nothing is told."""
+    """Renders an error as plain text; of anything but an HttpError, nothing is told, and its place is logged."""
     if not isinstance(error, HttpError):
+        logger.error("a handler failed: %s", describe(error))
         error = HttpError(500, "the server failed to answer this request")
     return error.status, [("content-type", "text/plain; charset=utf-8"), *error.headers], error.message.encode()
 
@@ -177,7 +178,7 @@ async def serve(
 
     where: an address, the same as "host:port" ("[::1]:80" for IPv6), or listeners that are open already.
     on_error: gives (status, headers, body) for an HttpError of the protocol or of a handler, and for whatever else a
-    handler raises. tls: a server's context with its certificate; without one the server speaks plain HTTP.
+    handler raises; it logs what it did not expect. It is also told of what ended an answer that had begun. tls: a server's context with its certificate; without one the server speaks plain HTTP.
     """
     server = Server(handler, limits or Limits(), on_error)
     if isinstance(where, str):

@@ -111,9 +111,10 @@ async def test_the_data_directory_is_found_through_the_environment(tmp_path: Pat
         assert (await shoal("status", "--json")).returncode == 0
 
 
-async def test_something_else_on_the_nodes_port_is_no_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [b"<html>", b'{"a": "\xff"}'])
+async def test_something_else_on_the_nodes_port_is_no_traceback(tmp_path: Path, said: bytes) -> None:
     async with fake_node(tmp_path) as node:
-        node.answers["GET /shoal/v1/status"] = b"<html>"
+        node.answers["GET /shoal/v1/status"] = said
         done = await node.shoal("status")
     assert done.returncode == ExitCode.NO_NODE
     assert done.stderr == b"shoal: what answered here is not a Shoal node\n"

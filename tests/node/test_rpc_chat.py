@@ -59,6 +59,10 @@ async def test_a_second_question_is_answered_from_memory() -> None:
     assert found.headers["x-shoal-cache"] == "memory"
     assert found.headers["x-shoal-cid"] == made.headers["x-shoal-cid"] == streamed.headers["x-shoal-cid"]
     assert found.json["choices"] == made.json["choices"]
+    for hit, tier in ((found, "memory"), (streamed, "memory")):
+        assert hit.headers["x-shoal-route"] == f"cache:{tier};hit;0"
+        assert {"x-shoal-provider", "x-shoal-peer", "x-shoal-cache"} <= hit.headers.keys()
+    assert found.json["shoal"]["route"] == [{"provider": "cache:memory", "outcome": "hit"}]
     assert found.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 7
     assert found.json["id"] != made.json["id"]
     assert text_of(streamed.events) == "Cold."

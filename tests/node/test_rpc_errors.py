@@ -14,7 +14,7 @@ from shoal.node.rpc.errors import KINDS, ApiError, render
 from shoal.protocols.http.limits import Limits
 from shoal.providers.base import ErrorKind
 
-from .fakes_router import Scripted, says
+from .fakes_router import Scripted, fails, says
 from .fakes_rpc import door
 
 USER = {"role": "user", "content": "Hot?"}
@@ -236,3 +236,11 @@ async def test_a_page_of_the_nodes_own_origin_is_let_in() -> None:
     async with door(Scripted("first", says("Cold."))) as rpc:
         own = {"origin": f"http://127.0.0.1:{rpc.port}", "sec-fetch-site": "same-origin"}
         assert (await rpc.chat(own)).status == 200
+
+
+async def test_a_refusal_that_has_a_name_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with door(Scripted("first", fails(ErrorKind.BAD_REQUEST, "no"))) as rpc:
+        assert (await rpc.chat()).status == 400
+        assert (await rpc.chat(model="nobody")).status == 404
+        assert (await rpc.ask("POST", "/v1/chat/completions", b"{")).status == 400
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
