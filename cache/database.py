@@ -44,6 +44,21 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX outbox_due ON outbox(due)",
     ),
+    (
+        # Blocks that are made from a stored one when they are asked for (derived.py). Rows are small, so no rowid here.
+        """CREATE TABLE derived (
+            cid BLOB NOT NULL, block INTEGER NOT NULL REFERENCES blocks(id), kind TEXT NOT NULL,
+            PRIMARY KEY (cid, block)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX derived_block ON derived(block)",
+        # What lies at an IPFS daemon, under which pinned root (published.py).
+        """CREATE TABLE published (
+            record BLOB NOT NULL, cid BLOB NOT NULL, root BLOB NOT NULL, top INTEGER NOT NULL,
+            PRIMARY KEY (record, cid)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX published_root ON published(root)",
+        "CREATE INDEX published_cid ON published(cid)",
+    ),
 )
 
 # An unclean end of a file up to this size is followed by a whole check at the next start (about 0.1 s); damage in a

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Literal
 
 from ..providers.base import GenerateRequest
@@ -24,13 +25,16 @@ MIN_HMAC_KEY_BYTES = 16
 
 
 class Key:
-    """A request's name. `cid`: 36 bytes in either mode; `text`: how the mode writes it. Equal when the digests are."""
+    """A request's name. `cid`: 36 bytes in either mode; `text`: how the mode writes it. Equal when the digests are.
 
-    __slots__ = ("_text", "cid", "mode")
+    older: the names that the request had under earlier keys of a private swarm; answers from then are found by them.
+    """
 
-    def __init__(self, cid: bytes, mode: Mode = "cid") -> None:
+    __slots__ = ("_text", "cid", "mode", "older")
+
+    def __init__(self, cid: bytes, mode: Mode = "cid", older: tuple[Key, ...] = ()) -> None:
         codec_of(cid)
-        self.cid, self.mode = cid, mode
+        self.cid, self.mode, self.older = cid, mode, older
         self._text: str | None = None
 
     @property
@@ -67,8 +71,10 @@ def check_mode(mode: str) -> Mode:
     raise ValueError(f'unknown cache key mode {mode!r}: use "cid" or "sha256"')
 
 
-def request_key(request: GenerateRequest, mode: str = "cid", hmac_key: bytes | None = None) -> Key:
-    """The key of a request. hmac_key: the private swarm's, at least 16 bytes.
+def request_key(
+    request: GenerateRequest, mode: str = "cid", hmac_key: bytes | None = None, older_keys: Sequence[bytes] = ()
+) -> Key:
+    """The key of a request. hmac_key: the private swarm's, at least 16 bytes; older_keys: its earlier ones.
 
     CanonicalError when the request has no canonical form; ValueError for an unknown mode or a short hmac_key.
     """
@@ -76,9 +82,14 @@ def request_key(request: GenerateRequest, mode: str = "cid", hmac_key: bytes | N
     data = canonical_bytes(request)
     if hmac_key is None:
         return Key(cid_of(DAG_CBOR, data), checked)
+    older = tuple(Key(_keyed(key, data), checked) for key in older_keys)
+    return Key(_keyed(hmac_key, data), checked, older)
+
+
+def _keyed(hmac_key: bytes, data: bytes) -> bytes:
     if len(hmac_key) < MIN_HMAC_KEY_BYTES:
         raise ValueError(f"the swarm's cache key needs at least {MIN_HMAC_KEY_BYTES} bytes")
-    return Key(cid_of(RAW, hmac.digest(hmac_key, data, hashlib.sha256)), checked)
+    return cid_of(RAW, hmac.digest(hmac_key, data, hashlib.sha256))
 
 
 def parse_key(text: str) -> Key:

@@ -1,82 +1,84 @@
-"""Publishing to an IPFS daemon over its RPC, through ipfshttpclient, beside the requests and never in their way.
+"""Publishing to an IPFS daemon over its RPC, beside the requests and never in their way.
 
 What is to be published waits in the store's outbox, so a daemon that is down, slow or restarted loses nothing, nor does
-a restart of ours. One worker thread at a time talks to the daemon, every call under a timeout, and the CID that the
-daemon answers must be ours. A record's linked block goes first, then the record, then a pin.
+a restart of ours. One worker thread at a time talks to the daemon (kubo_rpc.py), every call under a timeout. Answers go
+in batches: their blocks first, then a root that links them, which is pinned and announced: one pin and one announcement
+for a batch (batch.py). The store notes which root holds what, so that one answer can be taken out again.
 
     publisher = KuboPublisher("/ip4/127.0.0.1/tcp/5001", store)
-
-ipfshttpclient 0.7.0: `connect()` refuses every Kubo since 0.8 (VersionMismatch), so `Client` is made directly; its
-session is not thread-safe, so each batch has its own; `block.put` without options makes a CIDv0 of dag-pb.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import re
-import warnings
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import trio
 from msgspec import Struct
 
-from .cid import DAG_CBOR, CidError, cid_text, codec_of, parse_cid
+from .batch import batch
+from .kubo_rpc import Daemon, DaemonAway, DaemonRefused, Dialects, api_multiaddr
+from .published import Placed
+from .record import RecordRefused, SignedRecord, decode
+from .sealing import Seal
 from .store import OutboxItem, Store, StoreError
+
+__all__ = ["DaemonAway", "DaemonRefused", "KuboPublisher", "PublisherStats", "api_multiaddr"]
 
 log = logging.getLogger("shoal.cache")
 
-BATCH = 32
+BATCH = 64
+LINGER_S = 2.0  # a batch waits so long for more answers to share its root
 FIRST_RETRY_S, LAST_RETRY_S = 5.0, 600.0
 LAST_AWAY_S = 60.0  # an absent daemon is asked at least so often: a refused connection costs next to nothing
 MAX_ATTEMPTS = 20  # of one block that the daemon itself refuses; a daemon that is away is waited for without end
 IDLE_CHECK_S = 60.0
 
-_CODECS = {True: "dag-cbor", False: "raw"}
-# How daemons want to be told the codec: Kubo of today; js-ipfs and Kubo of some years ago; go-ipfs before that.
-# Which one works shows in the CID that comes back, so it is tried, not read out of a version.
-_DIALECTS: tuple[dict[str, dict[str, str]], ...] = (
-    {"dag-cbor": {"cid-codec": "dag-cbor"}, "raw": {"cid-codec": "raw"}},
-    {"dag-cbor": {"format": "dag-cbor", "version": "1"}, "raw": {"format": "raw", "version": "1"}},
-    {"dag-cbor": {"format": "cbor"}, "raw": {"format": "raw"}},
-)
-
 State = Literal["idle", "publishing", "waiting"]
-
-
-class DaemonAway(Exception):  # noqa: N818 - it is a state, and passes
-    """The daemon did not answer; the text says how that showed."""
-
-
-class DaemonRefused(Exception):  # noqa: N818
-    """The daemon answered, and would not take this block, or named it otherwise."""
+Failure = DaemonAway | DaemonRefused
 
 
 class PublisherStats(Struct, frozen=True):
-    """state: "waiting" is for a daemon that is away. refused: blocks given up. queued: what waits on disk."""
+    """state: "waiting" is for a daemon that is away. refused: blocks given up. queued: what waits on disk. roots:
+    batches pinned; provided: of them announced at once."""
 
     state: State
     address: str
+    sealed: bool
     published: int
     withdrawn: int
     refused: int
     queued: int
+    roots: int
+    provided: int
     attempts_failed: int
     last_error: str
 
 
 class _Work(Struct, frozen=True):
+    """One answer to be put there. tops: the CIDs that a root must link to hold all of `blocks`."""
+
     item: OutboxItem
     blocks: list[tuple[bytes, bytes]]
+    tops: list[bytes]
+
+
+class _Done(Struct):
+    """What came of a batch: each item with its error, and what lies at the daemon now."""
+
+    results: list[tuple[OutboxItem, Failure | None]] = []
+    placed: list[Placed] = []
+    provided: bool = False
 
 
 class KuboPublisher:
     """See the module. address: the RPC as a multiaddr or an http URL. timeout_s: for each call to the daemon.
 
-    first_retry_s: the wait after a first failure,
-    which doubles with each further one. ValueError for an address of another form.
+    seal: publish sealed blocks only (a private swarm's). linger_s: how long a batch waits for more answers.
+    first_retry_s: the wait after a first failure, which doubles with each further one. ValueError for an address of
+    another form.
     """
 
     def __init__(
@@ -86,23 +88,27 @@ class KuboPublisher:
         *,
         timeout_s: float = 10.0,
         pin: bool = True,
+        seal: Seal | None = None,
+        linger_s: float = LINGER_S,
         first_retry_s: float = FIRST_RETRY_S,
     ) -> None:
         self.address = api_multiaddr(address)
-        self._store, self._timeout_s, self._pin, self._first_retry_s = store, timeout_s, pin, first_retry_s
+        self.seal = seal
+        self._store, self._timeout_s, self._pin = store, timeout_s, pin
+        self._linger_s, self._first_retry_s = linger_s, first_retry_s
         self._wake = trio.Event()
         self._limiter = trio.CapacityLimiter(1)
-        self._dialect = 0
+        self._dialects = Dialects()
         self._state: State = "idle"
         self._last_error = ""
-        self._published = self._withdrawn = self._refused = self._failed = 0
+        self._published = self._withdrawn = self._refused = self._failed = self._roots = self._provided = 0
 
     def publish(self, cid: bytes) -> bool:
         """Queue a stored record. False when too much waits already."""
         return self._queue(cid, "put")
 
     def withdraw(self, cid: bytes) -> bool:
-        """Queue the removal of a record's pin; the daemon drops the block at its next garbage collection."""
+        """Queue the removal of a record from the daemon: out of its batch's root, and its blocks deleted."""
         return self._queue(cid, "unpin")
 
     def _queue(self, cid: bytes, op: str) -> bool:
@@ -122,10 +128,13 @@ class KuboPublisher:
         return PublisherStats(
             state=self._state,
             address=self.address,
+            sealed=self.seal is not None,
             published=self._published,
             withdrawn=self._withdrawn,
             refused=self._refused,
             queued=self._store.stats().outbox,
+            roots=self._roots,
+            provided=self._provided,
             attempts_failed=self._failed,
             last_error=self._last_error,
         )
@@ -160,22 +169,49 @@ class KuboPublisher:
                 if away_for:
                     await trio.sleep_forever()  # more work is no reason to ask an absent daemon sooner
                 await self._wake.wait()
+                await trio.sleep(self._linger_s)
 
     async def _round(self) -> bool:
         """Do one batch of what is due; whether there was any."""
         items = await self._store.outbox_due(BATCH)
         if not items:
             return False
-        work = [_Work(item, await self._blocks_of(item.cid) if item.op == "put" else []) for item in items]
-        gone = [w.item for w in work if w.item.op == "put" and not w.blocks]  # evicted or forgotten since
-        if gone:
-            await self._store.outbox_done(gone)
-        work = [w for w in work if w.item not in gone]
-        if not work:
-            return True
-        self._state = "publishing"
-        # Abandoned when cancelled: the thread touches nothing of ours and ends with its own timeouts.
-        results = await trio.to_thread.run_sync(self._talk, work, abandon_on_cancel=True, limiter=self._limiter)
+        work: list[_Work] = []
+        for item in items:
+            if item.op != "put":
+                continue
+            one = await self._work_of(item)
+            if one is None or await self._store.under_root_of(item.cid):
+                await self._store.outbox_done([item])  # evicted or forgotten since, or there already
+            else:
+                work.append(one)
+        if work:
+            self._state = "publishing"
+            # Abandoned when cancelled: the thread touches nothing of ours and ends with its own timeouts.
+            done = await trio.to_thread.run_sync(self._put, work, abandon_on_cancel=True, limiter=self._limiter)
+            if done.placed:
+                await self._store.placed(done.placed)
+                self._roots += 1
+                self._provided += done.provided
+            await self._settle(done.results)
+        for item in items:
+            if item.op != "put":
+                await self._withdraw(item)
+        return True
+
+    async def _withdraw(self, item: OutboxItem) -> None:
+        """One at a time, since each may change the root that the next one is under."""
+        placed = await self._store.under_root_of(item.cid)
+        cids = placed[0].blocks if placed else ()
+        spare = await self._store.needed_elsewhere(item.cid, cids)
+        result, moved = await trio.to_thread.run_sync(
+            self._take_out, item, placed, spare, abandon_on_cancel=True, limiter=self._limiter
+        )
+        if result is None:
+            await self._store.placed(moved, gone=[item.cid])
+        await self._settle([(item, result)])
+
+    async def _settle(self, results: Sequence[tuple[OutboxItem, Failure | None]]) -> None:
         away: DaemonAway | None = None
         for item, error in results:
             if error is None:
@@ -193,7 +229,6 @@ class KuboPublisher:
                 await self._refusal(item, error)
         if away is not None:
             raise away
-        return True
 
     async def _refusal(self, item: OutboxItem, error: DaemonRefused) -> None:
         self._failed += 1
@@ -205,12 +240,21 @@ class KuboPublisher:
         else:
             await self._store.outbox_retry(item, self._retry_s(item.attempts))
 
-    async def _blocks_of(self, cid: bytes) -> list[tuple[bytes, bytes]]:
-        found = await self._store.find(cid)
+    async def _work_of(self, item: OutboxItem) -> _Work | None:
+        found = await self._store.find(item.cid)
         if found is None:
-            return []
-        linked = [] if found.extra is None or found.extra_cid is None else [(found.extra_cid, found.extra)]
-        return [*linked, (found.cid, found.block)]
+            return None
+        try:
+            signed = SignedRecord(decode(found.block, found.extra), found.block, found.cid, found.extra)
+        except RecordRefused:
+            return None
+        if self.seal is None:
+            return _Work(item, signed.blocks, [signed.cid])  # it links whatever else there is
+        blocks = [(signed.cid, signed.block)]
+        if signed.extra is not None and signed.extra_cid is not None:
+            blocks.insert(0, (signed.extra_cid, signed.extra))
+        blocks = [self.seal.seal(cid, block) for cid, block in blocks]
+        return _Work(item, blocks, [cid for cid, _ in blocks])
 
     def _retry_s(self, attempts: int) -> float:
         """Seconds before try number `attempts` + 2: 5, 10, 20, ... up to ten minutes."""
@@ -218,96 +262,72 @@ class KuboPublisher:
 
     # -- in the worker thread ---------------------------------------------------------------------------------------
 
-    def _talk(self, work: Sequence[_Work]) -> list[tuple[OutboxItem, DaemonAway | DaemonRefused | None]]:
-        """Hand one batch to the daemon; stops at the first sign that it is away."""
-        import ipfshttpclient  # slow to import (it brings requests), and only who publishes needs it
+    def _daemon(self) -> Daemon:
+        return Daemon(self.address, timeout_s=self._timeout_s, dialects=self._dialects)
 
-        # urllib3 2 says at every call that it ignores a key which 0.7.0 passes.
-        warnings.filterwarnings("ignore", "The 'strict' parameter is no longer needed", FutureWarning)
-        results: list[tuple[OutboxItem, DaemonAway | DaemonRefused | None]] = []
-        client = ipfshttpclient.Client(self.address, timeout=self._timeout_s)
-        # The daemon is where its address says, whatever proxy the environment names (0.7.0 offers no setting).
-        client._client._session_props["trust_env"] = False
-        with client:
+    def _put(self, work: Sequence[_Work]) -> _Done:
+        """Hand one batch to the daemon; stops at the first sign that it is away."""
+        done, there, away = _Done(), list[_Work](), False
+        with self._daemon() as daemon:
             for one in work:
                 try:
-                    if one.item.op == "put":
-                        self._put(client, one)
-                    else:
-                        self._unpin(client, one.item.cid)
-                except DaemonAway as error:
-                    results.append((one.item, error))
-                    break
+                    for cid, data in one.blocks:
+                        daemon.put(cid, data)
                 except DaemonRefused as error:
-                    results.append((one.item, error))
+                    done.results.append((one.item, error))
+                except DaemonAway as error:
+                    done.results.append((one.item, error))
+                    away = True
+                    break
                 else:
-                    results.append((one.item, None))
-        return results
-
-    def _put(self, client: Any, work: _Work) -> None:
-        for cid, data in work.blocks:
-            self._put_block(client, cid, data)
-        if self._pin:
-            # Recursive is safe: a record links only the blocks that went before it (its request is not a link).
-            _call(client.pin.add, cid_text(work.item.cid))
-
-    def _put_block(self, client: Any, cid: bytes, data: bytes) -> None:
-        codec = _CODECS[codec_of(cid) == DAG_CBOR]
-        said: list[str] = []
-        for turn in range(len(_DIALECTS)):
-            dialect = (self._dialect + turn) % len(_DIALECTS)
-            opts = {**_DIALECTS[dialect][codec], "mhtype": "sha2-256"}
+                    there.append(one)
+            if not there or away:
+                # Without its pin nothing is published: what was put is put again, which costs little.
+                return done
             try:
-                answer = _call(client.block.put, io.BytesIO(data), opts=opts)
-                got = parse_cid(str(answer["Key"]))
-            except DaemonRefused as error:
-                said.append(str(error))
-                continue
-            except (CidError, KeyError):
-                said.append("it named the block otherwise")
-                continue
-            if got == cid:
-                self._dialect = dialect
-                return
-            said.append("it named the block otherwise")
-        raise DaemonRefused(f"no way of putting a {codec} block worked: {'; '.join(dict.fromkeys(said))}")
+                tops = list(dict.fromkeys(cid for one in there for cid in one.tops))
+                root = self._hold(daemon, tops) if self._pin else tops[0]
+            except (DaemonAway, DaemonRefused) as error:
+                done.results += [(one.item, error) for one in there]
+                return done
+            done.results += [(one.item, None) for one in there]
+            if self._pin:
+                done.placed += [
+                    Placed(one.item.cid, root, tuple(one.tops), tuple(cid for cid, _ in one.blocks)) for one in there
+                ]
+                done.provided = daemon.provide(root)
+        return done
 
-    def _unpin(self, client: Any, cid: bytes) -> None:
-        with contextlib.suppress(DaemonRefused):  # "not pinned" is what we want
-            _call(client.pin.rm, cid_text(cid))
+    def _hold(self, daemon: Daemon, tops: Sequence[bytes]) -> bytes:
+        """Pin these blocks with all that they link, under one root; the root's CID."""
+        if len(tops) == 1:
+            daemon.pin(tops[0])
+            return tops[0]
+        blocks = batch(tops)
+        for cid, block in blocks:
+            daemon.put(cid, block)
+        root = blocks[-1][0]
+        # Recursive is safe: a record links only the blocks that went before it (its request is not a link).
+        daemon.pin(root)
+        return root
 
-
-def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """One call to the daemon, its many exceptions made into two."""
-    import ipfshttpclient.exceptions as faults
-    import requests
-
-    try:
-        return function(*args, **kwargs)
-    except (faults.ErrorResponse, faults.StatusError, faults.DecodingError) as error:
-        raise DaemonRefused(_short(error)) from error
-    # Timeouts while reading leak from 0.7.0 as requests' own ConnectionError.
-    except (faults.CommunicationError, requests.RequestException, OSError) as error:
-        raise DaemonAway(_short(error)) from error
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
-
-
-def api_multiaddr(address: str) -> str:
-    """A daemon's RPC address as a multiaddr, from one or from "http://127.0.0.1:5001". ValueError for anything else."""
-    if re.fullmatch(r"/(ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/\d{1,5}(/https?)?|/unix/.+", address):
-        return address
-    match = re.fullmatch(r"(https?)://(\[[0-9a-fA-F:]+\]|[^/:@\[\]]+):(\d{1,5})/?", address)
-    if match is None:
-        raise ValueError(
-            f"{address!r} is not the address of an IPFS daemon's RPC: "
-            'write it as "/ip4/127.0.0.1/tcp/5001" or "http://127.0.0.1:5001"'
-        )
-    scheme, host, port = match.groups()
-    if host.startswith("["):
-        kind, host = "ip6", host[1:-1]
-    else:
-        kind = "ip4" if re.fullmatch(r"\d+\.\d+\.\d+\.\d+", host) else "dns"
-    return f"/{kind}/{host}/tcp/{port}/{scheme}"
+    def _take_out(
+        self, item: OutboxItem, placed: Sequence[Placed], spare: set[bytes]
+    ) -> tuple[Failure | None, list[Placed]]:
+        """Take a record out of its root: the others get a new one. spare: blocks that other answers need."""
+        try:
+            with self._daemon() as daemon:
+                if not placed:
+                    daemon.unpin(item.cid)
+                    return None, []
+                own, others = placed[0], placed[1:]
+                tops = [cid for one in others for cid in one.tops]
+                root = self._hold(daemon, list(dict.fromkeys(tops))) if others else None
+                if root != own.root:
+                    daemon.unpin(own.root)
+                for cid in dict.fromkeys((own.root, *own.blocks)):
+                    if cid not in spare and cid != root:
+                        daemon.remove(cid)
+                return None, [Placed(one.record, root or b"", one.tops, one.blocks) for one in others]
+        except (DaemonAway, DaemonRefused) as error:
+            return error, []

@@ -9,26 +9,41 @@ Synchronous and for one thread, so that a hit on the RPC's hot path is a diction
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from msgspec import Struct
 
+from .derived import SEALED, Derived, derive
 from .record import SignedRecord
+from .sealing import Seal
 
 OVERHEAD_BYTES = 1250  # of an entry's Python objects besides its texts and blocks (1,230 by tracemalloc)
 
 
 class Entry(Struct, frozen=True):
-    """An answer at hand. public: served to peers. foreign: signed by another node, so the trust rule applies."""
+    """An answer at hand. public: served to peers. foreign: signed by another node, so the trust rule applies.
+
+    derived: blocks that are made from it when they are asked for.
+    """
 
     signed: SignedRecord
     public: bool
     foreign: bool
     cid_text: str
+    derived: tuple[Derived, ...] = ()
 
     @classmethod
-    def of(cls, signed: SignedRecord, *, public: bool, foreign: bool = False) -> Entry:
+    def of(
+        cls, signed: SignedRecord, *, public: bool, foreign: bool = False, derived: tuple[Derived, ...] = ()
+    ) -> Entry:
         """An entry with its CID written out once (5 us), and not at every hit."""
-        return cls(signed, public, foreign, signed.cid_text)
+        return cls(signed, public, foreign, signed.cid_text, derived)
+
+    @property
+    def cids(self) -> list[bytes]:
+        """Every CID under which something of it can be asked for."""
+        extra = [self.signed.extra_cid] if self.signed.extra_cid is not None else []
+        return [self.signed.cid, *extra, *(one.cid for one in self.derived)]
 
     @property
     def size(self) -> int:
@@ -40,8 +55,9 @@ class Entry(Struct, frozen=True):
 class Memory:
     """Entries by request digest (32 bytes) within `max_bytes`; one too large for a quarter of it is not kept."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, seals: Sequence[Seal] = ()) -> None:
         self.max_bytes = max_bytes
+        self.seals = tuple(seals)
         self.bytes = 0
         self.evicted = 0
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
@@ -62,7 +78,7 @@ class Memory:
             return
         self._entries[digest] = entry
         self.bytes += entry.size
-        for cid, _ in entry.signed.blocks:
+        for cid in entry.cids:
             self._blocks[cid] = digest
         while self.bytes > self.max_bytes:
             self.delete(next(iter(self._entries)))
@@ -73,7 +89,7 @@ class Memory:
         if entry is None:
             return False
         self.bytes -= entry.size
-        for cid, _ in entry.signed.blocks:
+        for cid in entry.cids:
             if self._blocks.get(cid) == digest:
                 del self._blocks[cid]
         return True
@@ -93,4 +109,11 @@ class Memory:
         entry = self.by_cid(cid)
         if entry is None or (public_only and not entry.public):
             return None
-        return next(block for known, block in entry.signed.blocks if known == cid)
+        signed = entry.signed
+        if cid == signed.cid:
+            return signed.block
+        if cid == signed.extra_cid:
+            return signed.extra
+        wanted = next(one for one in entry.derived if one.cid == cid)
+        stored = signed.extra if wanted.kind == SEALED and wanted.of == signed.extra_cid else signed.block
+        return None if stored is None else derive(wanted, stored, self.seals)

@@ -60,7 +60,7 @@ class RecordError(ValueError):
 
 
 class SignedRecord(Struct, frozen=True):
-    """A record with its block. extra: the raw block with the content as UTF-8, when the record links one."""
+    """A record with its block. extra: the raw block with the content as UTF-8, when it is not in the record."""
 
     record: Record
     block: bytes
@@ -78,13 +78,20 @@ class SignedRecord(Struct, frozen=True):
 
     @property
     def extra_cid(self) -> bytes | None:
-        return (self.record.content_cid or self.record.text_cid) if self.extra is not None else None
+        return self.record.content_cid if self.extra is not None else None
 
     @property
     def blocks(self) -> list[tuple[bytes, bytes]]:
-        """(CID, block) of everything there is to store or publish: what is linked first, the record last."""
-        record = (self.cid, self.block)
-        return [record] if self.extra is None or self.extra_cid is None else [(self.extra_cid, self.extra), record]
+        """(CID, block) of everything there is to publish: what is linked first, the record last.
+
+        A linked text is made here from the content, so that nothing is kept twice.
+        """
+        blocks = [(self.cid, self.block)]
+        if self.extra is not None and self.extra_cid is not None:
+            blocks.insert(0, (self.extra_cid, self.extra))
+        elif self.record.text_cid is not None:
+            blocks.insert(0, (self.record.text_cid, self.record.content.encode()))
+        return blocks
 
 
 # -- making ----------------------------------------------------------------------------------------------------
@@ -147,8 +154,8 @@ def sign(
         block = bytes(cbrrr.encode_dag_cbor(form))
     except (ValueError, TypeError) as error:
         raise RecordError(f"the answer does not make a record: {type(error).__name__} in dag-cbor") from None
-    linked = unsigned.content_cid or unsigned.text_cid
-    return SignedRecord(replace(unsigned, sig=sig), block, cid_of(DAG_CBOR, block), raw if linked else None)
+    extra = raw if unsigned.content_cid else None
+    return SignedRecord(replace(unsigned, sig=sig), block, cid_of(DAG_CBOR, block), extra)
 
 
 # -- using -----------------------------------------------------------------------------------------------------
@@ -187,8 +194,7 @@ def rebuild(
         raise RecordRefused("schema", "the record without its content has one")
     block = bytes(cbrrr.encode_dag_cbor(form))
     record = verify(block, cid, request, extra=raw, **checks)
-    linked = record.content_cid or record.text_cid
-    return SignedRecord(record, block, cid_of(DAG_CBOR, block), raw if linked else None)
+    return SignedRecord(record, block, cid_of(DAG_CBOR, block), raw if record.content_cid else None)
 
 
 def decode(block: bytes, extra: bytes | None = None) -> Record:

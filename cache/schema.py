@@ -35,7 +35,7 @@ Reason = Literal[
 ]
 
 
-class RecordRefused(Exception):  # noqa: N818 - the name is the contract's
+class RecordRefused(Exception):
     """A record did not pass a check. reason: a code to count by; sentence: for people, without any of the content."""
 
     def __init__(self, reason: Reason, sentence: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from .derived import Derived
 from .record import SignedRecord
 
 ROW_BYTES = 500  # the file's bytes for an answer besides its blocks: 350 to 650, as records fill the pages
@@ -76,7 +77,13 @@ def count(db: sqlite3.Connection, totals: Totals) -> None:
 
 
 def insert(
-    db: sqlite3.Connection, totals: Totals, signed: SignedRecord, now_ms: int, public: bool, foreign: bool
+    db: sqlite3.Connection,
+    totals: Totals,
+    signed: SignedRecord,
+    now_ms: int,
+    public: bool,
+    foreign: bool,
+    derived: Sequence[Derived] = (),
 ) -> bool:
     """Store an answer; False when the same record is here already (it may become public then)."""
     record, linked = signed.record, None
@@ -109,6 +116,10 @@ def insert(
         totals.bytes += size
     elif public:
         db.execute("UPDATE answers SET public = 1 WHERE block = ?", (block,))
+    db.executemany(
+        "INSERT OR IGNORE INTO derived(cid, block, kind) VALUES (?, ?, ?)",
+        [(one.cid, block if one.of == signed.cid else linked, one.kind) for one in derived],
+    )
     return bool(inserted)
 
 
@@ -151,11 +162,11 @@ def delete(db: sqlite3.Connection, totals: Totals, ids: Sequence[int]) -> int:
     for number in ids:
         block, linked, size = db.execute("SELECT block, linked, size FROM answers WHERE id = ?", (number,)).fetchone()
         db.execute("DELETE FROM answers WHERE id = ?", (number,))
+        db.execute("DELETE FROM derived WHERE block = ?", (block,))
         db.execute("DELETE FROM blocks WHERE id = ?", (block,))
-        if linked is not None:
-            db.execute(
-                "DELETE FROM blocks WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM answers WHERE linked = ?1)", (linked,)
-            )
+        if linked is not None and not db.execute("SELECT 1 FROM answers WHERE linked = ?", (linked,)).fetchone():
+            db.execute("DELETE FROM derived WHERE block = ?", (linked,))
+            db.execute("DELETE FROM blocks WHERE id = ?", (linked,))
         totals.answers -= 1
         totals.bytes -= size
     return len(ids)
@@ -224,15 +235,36 @@ def cids_of(db: sqlite3.Connection, name: bytes) -> list[bytes]:
     return [row[0] for row in rows or db.execute(query + "a.request = ?", (name[-32:],)).fetchall()]
 
 
-def block(db: sqlite3.Connection, cid: bytes, *, public_only: bool) -> bytes | None:
-    query = "SELECT data FROM blocks WHERE cid = ?"
+_IS_PUBLIC = (
+    " AND EXISTS (SELECT 1 FROM answers WHERE public = 1 AND block = blocks.id"
+    " UNION ALL SELECT 1 FROM answers WHERE public = 1 AND linked = blocks.id)"
+)
+
+_DERIVED = "SELECT data, blocks.cid, kind FROM derived JOIN blocks ON blocks.id = derived.block WHERE derived.cid = ?"
+
+
+def block(db: sqlite3.Connection, cid: bytes, *, public_only: bool) -> tuple[bytes, Derived | None] | None:
+    """A stored block; or the one that the block with this CID is derived from, with how. None when there is neither."""
+    stored, derived = "SELECT data FROM blocks WHERE cid = ?", _DERIVED
     if public_only:
-        query += (
-            " AND EXISTS (SELECT 1 FROM answers WHERE public = 1 AND block = blocks.id"
-            " UNION ALL SELECT 1 FROM answers WHERE public = 1 AND linked = blocks.id)"
-        )
-    row = db.execute(query, (cid,)).fetchone()
-    return None if row is None else row[0]
+        stored += _IS_PUBLIC
+        derived += _IS_PUBLIC
+    row = db.execute(stored, (cid,)).fetchone()
+    if row is not None:
+        return row[0], None
+    row = db.execute(derived, (cid,)).fetchone()
+    return None if row is None else (row[0], Derived(cid, row[1], row[2]))
+
+
+def known(db: sqlite3.Connection, cids: Sequence[bytes]) -> set[bytes]:
+    """Which of these records are here."""
+    query = "SELECT 1 FROM answers JOIN blocks ON blocks.id = answers.block WHERE cid = ?"
+    return {cid for cid in cids if db.execute(query, (cid,)).fetchone()}
+
+
+def models(db: sqlite3.Connection) -> list[str]:
+    """The models whose answers are here."""
+    return [row[0] for row in db.execute("SELECT DISTINCT model FROM answers WHERE model IS NOT NULL ORDER BY model")]
 
 
 def page(db: sqlite3.Connection, after: int, since_ms: int, model: str | None, limit: int = 200) -> list[Row]:

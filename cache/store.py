@@ -23,10 +23,14 @@ from typing import Any, TypeVar
 import trio
 from msgspec import Struct
 
+from . import published
 from . import statements as sql
 from .cid import holds
 from .database import StoreError, is_damage, open_reader
+from .derived import Derived, derive
+from .published import Placed
 from .record import SignedRecord
+from .sealing import Seal
 from .statements import Found, OutboxItem, Row, Totals
 from .writer import Job, Writer
 
@@ -62,12 +66,15 @@ class StoreStats(Struct, frozen=True):
 
 class Store:
     """See the module. max_bytes: of answers on disk. queue_bytes: of answers that wait for the writer; more is dropped.
+    seals: the keys under which sealed blocks are made when they are asked for.
 
     All methods are for the trio thread.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int = 1 << 30, queue_bytes: int = 32 << 20) -> None:
-        self.path, self.max_bytes = path, max_bytes
+    def __init__(
+        self, path: Path, *, max_bytes: int = 1 << 30, queue_bytes: int = 32 << 20, seals: Sequence[Seal] = ()
+    ) -> None:
+        self.path, self.max_bytes, self.seals = path, max_bytes, tuple(seals)
         self._totals = Totals()  # changed in the writer's thread, read here
         self._touched: dict[bytes, int] = {}
         self._damaged = 0
@@ -103,11 +110,16 @@ class Store:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def put(self, signed: SignedRecord, *, public: bool, foreign: bool = False) -> bool:
-        """Queue an answer; `flush` waits until it is durable. False when it was not taken (see StoreStats.dropped)."""
+    def put(
+        self, signed: SignedRecord, *, public: bool, foreign: bool = False, derived: Sequence[Derived] = ()
+    ) -> bool:
+        """Queue an answer; `flush` waits until it is durable. False when it was not taken (see StoreStats.dropped).
+
+        derived: the blocks that are to be found by their CIDs, too, and made from this answer's then.
+        """
         now, size = _now_ms(), sql.size_of(signed)
         return self._writer.submit(
-            Job(lambda db: sql.insert(db, self._totals, signed, now, public, foreign), size=size)
+            Job(lambda db: sql.insert(db, self._totals, signed, now, public, foreign, derived), size=size)
         )
 
     async def flush(self) -> None:
@@ -168,9 +180,24 @@ class Store:
         """The record with this CID, or else all records that answer the request with this CID or digest."""
         return await self._read(lambda db: sql.cids_of(db, name), [])
 
+    async def known(self, cids: Sequence[bytes]) -> set[bytes]:
+        """Which of these records are here."""
+        return await self._read(lambda db: sql.known(db, cids), set())
+
+    async def models(self) -> list[str]:
+        """The models whose answers are here."""
+        return await self._read(sql.models, [])
+
     async def block(self, cid: bytes) -> bytes | None:
-        """Any block, of a record or linked by one, by its CID."""
-        data = await self._read(lambda db: sql.block(db, cid, public_only=False), None)
+        """Any block, of a record, linked by one, or derived from either, by its CID."""
+        return self._made(cid, await self._read(lambda db: sql.block(db, cid, public_only=False), None))
+
+    def _made(self, cid: bytes, found: tuple[bytes, Derived | None] | None) -> bytes | None:
+        """The block itself from what the index led to, its hash checked."""
+        if found is None:
+            return None
+        stored, derived = found
+        data = stored if derived is None else derive(derived, stored, self.seals)
         return data if data is not None and holds(cid, data) else None
 
     def public_block(self, cid: bytes) -> bytes | None:
@@ -183,11 +210,11 @@ class Store:
                 if self._own_reader is not None:
                     self._own_reader[1].close()
                 self._own_reader = (self._writer.generation, open_reader(self.path, timeout_s=0))
-            data = sql.block(self._own_reader[1], cid, public_only=True)
+            found = sql.block(self._own_reader[1], cid, public_only=True)
         except sqlite3.Error as error:
             self._report_damage(error, self._writer.generation)
             return None
-        return data if data is not None and holds(cid, data) else None
+        return self._made(cid, found)
 
     def count(self) -> int:
         """Answers on disk."""
@@ -251,6 +278,26 @@ class Store:
         """Try again in `wait_s` seconds, and count the attempt."""
         due = _now_ms() + int(wait_s * 1000)
         await self._ask(lambda db: sql.outbox_retry(db, item, due))
+
+    # -- what lies at the daemon -----------------------------------------------------------------------------------
+
+    async def placed(self, placed: Sequence[Placed], gone: Sequence[bytes] = ()) -> None:
+        """Note what was put and pinned there, and which records (by CID) are there no more."""
+
+        def note(db: sqlite3.Connection) -> None:
+            for record in gone:
+                published.remove(db, record)
+            published.place(db, placed)
+
+        await self._ask(note)
+
+    async def under_root_of(self, record: bytes) -> list[Placed]:
+        """The record, when it is there, and all that share its root, itself first."""
+        return await self._read(lambda db: published.under_root_of(db, record), [])
+
+    async def needed_elsewhere(self, record: bytes, cids: Sequence[bytes]) -> set[bytes]:
+        """Which of these blocks are there for another record, too. When that cannot be read: all of them."""
+        return await self._read(lambda db: published.needed_elsewhere(db, record, cids), set(cids))
 
     # -- within ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -24,10 +24,13 @@ from msgspec import Struct
 from ..protocols.peer_id import PeerId
 from ..providers.base import Event, GenerateRequest
 from .canonical import CanonicalError, why_not_cacheable
+from .derived import Derived, derived_of
 from .key import Key, check_mode, request_key
 from .kubo import KuboPublisher
 from .memory import Entry, Memory
 from .record import Record, RecordRefused, SignedRecord, decode, events, rebuild, verify
+from .schema import read
+from .sealing import Seal, SealError, unseal
 from .store import Store, StoreError
 
 Tier = Literal["memory", "disk", "swarm", "ipfs"]
@@ -58,10 +61,12 @@ class Hit(Struct, frozen=True):
 
 
 class Forgotten(Struct, frozen=True):
-    """What `forget` did. records: removed from memory and disk. withdrawn: queued to be unpinned at the IPFS daemon."""
+    """What `forget` did. records: removed from memory and disk. withdrawn: queued to be taken from the IPFS daemon.
+    shared: of the records those that other nodes could have fetched; what they have cannot be taken back."""
 
     records: int
     withdrawn: int
+    shared: int = 0
 
 
 class AnswerCache:
@@ -69,8 +74,11 @@ class AnswerCache:
 
     own: this node, whose answers need no trust. mode: "cid" or "sha256". trust: whose answers are used: "any",
     "swarm" (those of whom `is_member` says so), or peer ids. ttl_s: answers older than this are not used, and removed.
-    hmac_key: a private swarm's, which keys the request's name. publish: peers may have the answers made here.
-    publisher: hands public answers to an IPFS daemon. ValueError for an unknown mode or trust rule.
+    hmac_key: a private swarm's, which keys the request's name; older_keys: its earlier ones, whose answers stay good.
+    seals: a private swarm's, the current one first: what it publishes is sealed, what it gets is opened with any.
+    publish: peers may have the answers made here. publisher: hands public answers to an IPFS daemon; auto_publish:
+    without being asked for each. on_public: told the CIDs of everything that peers may have from now on.
+    ValueError for an unknown mode or trust rule.
     """
 
     def __init__(
@@ -84,8 +92,12 @@ class AnswerCache:
         is_member: Callable[[PeerId], bool] | None = None,
         ttl_s: float | None = None,
         hmac_key: bytes | None = None,
+        older_keys: Sequence[bytes] = (),
+        seals: Sequence[Seal] = (),
         publish: bool = True,
         publisher: KuboPublisher | None = None,
+        auto_publish: bool = True,
+        on_public: Callable[[list[bytes]], None] | None = None,
     ) -> None:
         if isinstance(trust, str) and trust not in ("any", "swarm"):
             raise ValueError(f'unknown trust rule {trust!r}: use "any", "swarm" or a list of peer ids')
@@ -98,7 +110,11 @@ class AnswerCache:
             self._trust = "any" if trust == "any" else "swarm"
         else:
             self._trust = frozenset(trust)
-        self._ttl_s, self._hmac_key = ttl_s, hmac_key
+        self._ttl_s, self._hmac_key, self._older_keys = ttl_s, hmac_key, tuple(older_keys)
+        self.seals = memory.seals = tuple(seals)
+        if store is not None:
+            store.seals = self.seals
+        self.auto_publish, self.on_public = auto_publish, on_public
         self._hits: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._misses = 0
@@ -127,28 +143,39 @@ class AnswerCache:
         if why_not_cacheable(request) is not None:
             return None
         try:
-            return request_key(request, self.mode, self._hmac_key)
+            return request_key(request, self.mode, self._hmac_key, self._older_keys)
         except CanonicalError:
             return None
 
+    def keys(self, request: GenerateRequest) -> list[Key]:
+        """Every name that the request has or had here, cacheable or not; [] when it has no canonical form."""
+        try:
+            key = request_key(request, self.mode, self._hmac_key, self._older_keys)
+        except CanonicalError:
+            return []
+        return [key, *key.older]
+
     def peek(self, key: Key, max_age: float | None = None) -> Hit | None:
         """The answer, when it is in memory: no waiting, for the hot path. max_age: seconds. A miss is not counted."""
-        entry = self.memory.get(key.digest)
-        if entry is None or not self._usable(entry.signed.record, max_age):
-            return None
-        self._hits["memory"] += 1
-        if self.store is not None:
-            self.store.touch(key.digest)
-        return Hit(entry.signed, "memory", entry.cid_text)
+        for name in (key, *key.older):
+            entry = self.memory.get(name.digest)
+            if entry is not None and self._usable(entry.signed.record, max_age):
+                self._hits["memory"] += 1
+                if self.store is not None:
+                    self.store.touch(name.digest)
+                return Hit(entry.signed, "memory", entry.cid_text)
+        return None
 
     async def get(self, key: Key, max_age: float | None = None) -> Hit | None:
         """The answer from memory or disk. max_age: seconds since it was made."""
         if (hit := self.peek(key, max_age)) is not None:
             return hit
-        if self.store is not None and (entry := await self._from_disk(self.store, key.digest, max_age)) is not None:
-            self._hits["disk"] += 1
-            self.store.touch(key.digest)
-            return Hit(entry.signed, "disk", entry.cid_text)
+        if (store := self.store) is not None:
+            for name in (key, *key.older):
+                if (entry := await self._from_disk(store, name.digest, max_age)) is not None:
+                    self._hits["disk"] += 1
+                    store.touch(name.digest)
+                    return Hit(entry.signed, "disk", entry.cid_text)
         self._misses += 1
         return None
 
@@ -164,9 +191,13 @@ class AnswerCache:
         if not self._usable(record, max_age):
             return None
         signed = SignedRecord(record, found.block, found.cid, found.extra)
-        entry = Entry.of(signed, public=found.public, foreign=found.foreign)
+        derived = self._derived(signed, found.public)
+        entry = Entry.of(signed, public=found.public, foreign=found.foreign, derived=derived)
         self.memory.put(digest, entry)
         return entry
+
+    def _derived(self, signed: SignedRecord, public: bool) -> tuple[Derived, ...]:
+        return derived_of(signed, self.seals[0] if self.seals and public else None)
 
     def _usable(self, record: Record, max_age: float | None) -> bool:
         limit = self._ttl_s if max_age is None else max_age if self._ttl_s is None else min(max_age, self._ttl_s)
@@ -182,12 +213,20 @@ class AnswerCache:
 
     # -- remembering -----------------------------------------------------------------------------------------------
 
-    def remember(self, signed: SignedRecord, *, public: bool | None = None) -> Hit:
+    def remember(self, signed: SignedRecord, *, public: bool | None = None, ipfs: bool | None = None) -> Hit:
         """Take an answer of this node: into memory at once, onto the disk soon, to the IPFS daemon when there is one.
 
-        public: whether others may have it; None is the node's rule.
+        public: whether others may have it; None is the node's rule. ipfs: whether it goes to the daemon, too; None is
+        the rule of the node's owner. What is not public never does.
         """
-        return self._take(signed, self.publish if public is None else public, "memory")
+        return self._take(signed, self.publish if public is None else public, "memory", ipfs)
+
+    def linked_content(self, block: bytes) -> bytes | None:
+        """The CID of the raw block that a record from outside needs before it can be taken; None when it needs none."""
+        try:
+            return read(block)[1].content_cid
+        except RecordRefused:
+            return None  # `remember_foreign` refuses it, and counts why
 
     def remember_foreign(
         self,
@@ -209,7 +248,7 @@ class AnswerCache:
         except RecordRefused as refused:
             self._refused[refused.reason] += 1
             raise
-        linked = extra if record.content_cid or record.text_cid else None
+        linked = extra if record.content_cid else None
         return self._take(SignedRecord.of(record, block, linked), self.publish, tier)
 
     def remember_streamed(self, meta: bytes, content: str, key: Key, *, request: GenerateRequest | None = None) -> Hit:
@@ -225,16 +264,20 @@ class AnswerCache:
             raise
         return self._take(signed, self.publish, "swarm")
 
-    def _take(self, signed: SignedRecord, public: bool, tier: Tier) -> Hit:
+    def _take(self, signed: SignedRecord, public: bool, tier: Tier, ipfs: bool | None = None) -> Hit:
         foreign = signed.record.node != self.own
-        entry = Entry.of(signed, public=public, foreign=foreign)
+        entry = Entry.of(signed, public=public, foreign=foreign, derived=self._derived(signed, public))
         self.memory.put(signed.record.request[-32:], entry)
         self._stored += 1
-        stored = self.store is not None and self.store.put(signed, public=public, foreign=foreign)
-        if (
-            stored and public and not foreign and self.publisher is not None
-        ):  # another's answer is that node's to publish
+        stored = self.store is not None and self.store.put(
+            signed, public=public, foreign=foreign, derived=entry.derived
+        )
+        wanted = self.auto_publish if ipfs is None else ipfs
+        # Another's answer is that node's to publish.
+        if stored and public and wanted and not foreign and self.publisher is not None:
             self.publisher.publish(signed.cid)
+        if public and self.on_public is not None:
+            self.on_public(entry.cids)
         if tier == "swarm" or tier == "ipfs":
             self._hits[tier] += 1
         return Hit(signed, tier, entry.cid_text)
@@ -255,6 +298,12 @@ class AnswerCache:
             data = self.store.public_block(cid)
         return data
 
+    def unseal(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """(CID, block) that was sealed into a block of this private swarm; None when it is no such block."""
+        with contextlib.suppress(SealError):
+            return unseal(self.seals, data)
+        return None
+
     async def public_answer(self, request: bytes) -> SignedRecord | None:
         """The answer to a peer's look-up by request CID (36 bytes) or digest (32 bytes), when it may have it."""
         digest = request[-32:]
@@ -268,21 +317,37 @@ class AnswerCache:
     async def forget(self, name: bytes) -> Forgotten:
         """Remove a record by its CID, or all answers to a request by its CID or digest, from memory and disk.
 
-        A copy at the configured IPFS daemon is unpinned when the daemon can be reached. What other nodes have fetched
-        already cannot be taken back. StoreError when the disk would not do it.
+        A copy at the configured IPFS daemon is taken from there when the daemon can be reached. What other nodes have
+        fetched already cannot be taken back. StoreError when the disk would not do it.
         """
         entry = self.memory.by_cid(name)
-        cids = [] if entry is None else [entry.signed.cid]
-        self.memory.delete(name[-32:] if entry is None else entry.signed.record.request[-32:])
-        removed = len(cids)
-        if self.store is not None:
-            await self.store.settle()  # an answer of a moment ago may still be on its way to the disk
-            cids = await self.store.cids_of(name)
-            removed = 0
-            for cid in cids:
-                removed += await self.store.delete(cid)
-        withdrawn = sum(self.publisher.withdraw(cid) for cid in cids) if self.publisher is not None else 0
-        return Forgotten(removed, withdrawn)
+        if entry is not None and name not in (entry.signed.cid, entry.signed.record.request):
+            name = entry.signed.cid  # the CID of its text, or of a sealed block
+        digest = name[-32:] if entry is None else entry.signed.record.request[-32:]
+        held = entry or self.memory.get(digest)
+        self.memory.delete(digest)
+        if self.store is None:
+            return Forgotten(int(held is not None), 0, int(held is not None and held.public))
+        await self.store.settle()  # an answer of a moment ago may still be on its way to the disk
+        removed = withdrawn = shared = 0
+        for cid in await self.store.cids_of(name):
+            found = await self.store.find(cid)
+            if await self.store.delete(cid):
+                removed += 1
+                shared += found is not None and found.public
+            if self.publisher is not None:
+                withdrawn += self.publisher.withdraw(cid)
+        return Forgotten(removed, withdrawn, shared)
+
+    async def pin(self, name: bytes, pinned: bool = True) -> int:
+        """Keep a record, or all answers to a request, whatever the size bound says, or no longer; how many there are.
+
+        StoreError when the disk would not do it.
+        """
+        if self.store is None:
+            return 0
+        await self.store.settle()
+        return sum([await self.store.pin(cid, pinned) for cid in await self.store.cids_of(name)])
 
     async def clear(self) -> int:
         """Remove every answer that is not pinned; how many were on disk. StoreError when the disk would not do it."""
@@ -296,6 +361,7 @@ class AnswerCache:
         memory = self.memory
         return {
             "mode": self.mode,
+            "sealed": bool(self.seals),
             "hits": {tier: self._hits[tier] for tier in ("memory", "disk", "swarm", "ipfs")},
             "misses": self._misses,
             "remembered": self._stored,

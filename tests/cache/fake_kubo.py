@@ -28,6 +28,7 @@ class FakeKubo:
         self.kind = kind
         self.blocks: dict[str, bytes] = {}
         self.pins: set[str] = set()
+        self.provided: list[str] = []
         self.calls: list[str] = []
         self.refuse_puts = 0
         self.wrong_cids = False
@@ -60,6 +61,12 @@ class FakeKubo:
         if path == "/api/v0/pin/add" and options.get("arg") in self.blocks:
             self.pins.add(options["arg"])
             return 200, {"Pins": [options["arg"]]}
+        if path == "/api/v0/block/rm" and options.get("arg") in self.blocks:
+            del self.blocks[options["arg"]]
+            return 200, {"Hash": options["arg"]}
+        if path == f"/api/v0/{'dht' if self.kind == 'go-ipfs' else 'routing'}/provide" and self.kind != "js-ipfs":
+            self.provided.append(options["arg"])
+            return 200, {"ID": "", "Type": 4}
         if path == "/api/v0/pin/rm" and options.get("arg") in self.pins:
             self.pins.discard(options["arg"])
             return 200, {"Pins": [options["arg"]]}

@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 async def publishing(path: Path, address: str, **options: Any) -> AsyncIterator[AnswerCache]:
     """Alice's cache with a publisher that is quick to try again."""
     store = Store(path)
-    publisher = KuboPublisher(address, store, **{"first_retry_s": 0.02, "timeout_s": 2.0, **options})
+    publisher = KuboPublisher(address, store, **{"first_retry_s": 0.02, "timeout_s": 2.0, "linger_s": 0.0, **options})
     cache = AnswerCache(ALICE.peer_id, memory=Memory(1 << 20), store=store, publisher=publisher)
     async with cache.running():
         yield cache
@@ -69,7 +69,7 @@ async def test_a_public_answer_reaches_the_daemon_under_our_cid_and_is_pinned(pa
             before = len(kubo.calls)
             cache.remember(answer(ask("again")))  # now it knows how this daemon wants to be told
             await until(lambda: figures(cache).published == 2)
-            assert kubo.calls[before:] == ["/api/v0/block/put", "/api/v0/pin/add"]
+            assert kubo.calls[before : before + 2] == ["/api/v0/block/put", "/api/v0/pin/add"]
 
 
 async def test_private_and_foreign_answers_stay_here(path: Path) -> None:

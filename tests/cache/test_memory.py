@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from shoal.cache.derived import derived_of
 from shoal.cache.memory import Entry, Memory
 
 from .answers import answer, ask, key_of
@@ -25,11 +26,12 @@ def test_an_answer_is_found_by_its_request_and_its_block_by_its_cid() -> None:
 def test_a_linked_block_is_found_too_and_leaves_with_its_record() -> None:
     memory = Memory(10 * SIZE)
     signed = answer(link_text=True)
-    memory.put(key_of().digest, Entry.of(signed, public=True))
-    assert signed.extra_cid is not None
-    assert memory.block(signed.extra_cid) == b"Cold."
+    memory.put(key_of().digest, Entry.of(signed, public=True, derived=derived_of(signed)))
+    text_cid = signed.record.text_cid
+    assert text_cid is not None
+    assert memory.block(text_cid) == b"Cold."
     memory.delete(key_of().digest)
-    assert memory.block(signed.extra_cid) is None
+    assert memory.block(text_cid) is None
     assert (memory.bytes, len(memory)) == (0, 0)
 
 
