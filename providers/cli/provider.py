@@ -1,0 +1,275 @@
+"""A command-line tool as a provider: one process a request, gone with it.
+
+First-token and idle limits are the router's, which leaves the context when one is reached; whatever the reason for
+leaving it, the tool and all that it started are ended, and its home is removed, before the context is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ..base import (
+    Capabilities,
+    ErrorKind,
+    Event,
+    GenerateRequest,
+    ModelInfo,
+    Provider,
+    ProviderError,
+    Status,
+)
+from ..gate import Gate
+from . import options, prompt
+from .home import Homes
+from .process import LineTooLong, ToolProcess
+from .talk import Asked, Fault, Talk
+from .tool import Command, Place, Tool, environ_of_call
+
+log = logging.getLogger("shoal.providers.cli")
+
+PROBE_S = 5.0
+"""Seconds for which a probe's finding is kept."""
+VERSION_S = 30.0
+"""Seconds that a tool may take to say its version (copilot unpacks itself first)."""
+VERSION_WAIT_S = 4.0
+"""Seconds that a probe waits for it; it goes on behind the probe."""
+
+
+class CliProvider(Provider):
+    """See the module. data_dir: the node's; homes are made below it."""
+
+    def __init__(self, name: str, tool: Tool, data_dir: Path) -> None:
+        self.name = name
+        self._tool = tool
+        self._settings = tool.settings
+        self._homes = Homes(data_dir / "cli")
+        self._gate = Gate(name, running=self._settings.max_concurrent, waiting=self._settings.max_queue)
+        self._nursery: trio.Nursery | None = None
+        self._probed: tuple[float, Status] | None = None
+        self._version_of: tuple[object, ...] | None = None
+        self._version = ""
+        self._version_fault = ""
+        self._version_known = trio.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        try:
+            await trio.to_thread.run_sync(self._homes.open)
+        except OSError as error:
+            log.warning("%s cannot make homes for its calls (%s)", self.name, error.strerror)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    yield
+                finally:
+                    self._nursery = None
+                    nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._homes.close)
+
+    # -- the probe ---------------------------------------------------------------------------------------------
+
+    async def probe(self) -> Status:
+        """Program, credential, version. Runs the tool for its version only, once for each program."""
+        now = trio.current_time()
+        if self._probed is None or now >= self._probed[0]:
+            status = await self._look()
+            self._probed = (now + PROBE_S, status)
+        return self._probed[1]
+
+    async def _look(self) -> Status:
+        program = await trio.to_thread.run_sync(self._tool.found)
+        if program is None:
+            return Status(ready=False, reason=self._tool.not_found())
+        await self._learn_version(program)
+        if self._version_fault:
+            return Status(ready=False, reason=self._version_fault, version=self._version)
+        try:
+            self._tool.key()
+        except ProviderError as error:
+            return Status(ready=False, reason=error.message, version=self._version)
+        names = dict.fromkeys((*filter(None, (self._settings.model,)), *self._settings.models))
+        models = tuple(ModelInfo(name, None, Capabilities()) for name in names)
+        return Status(
+            ready=True,
+            models=models,
+            default_model=next(iter(names), None),
+            any_model=self._settings.any_model,
+            version=self._version,
+        )
+
+    async def _learn_version(self, program: Path) -> None:
+        facts = program.stat()
+        identity = (program, facts.st_mtime_ns, facts.st_size)
+        if self._version_of != identity and self._nursery is not None:
+            self._version_of, self._version, self._version_fault = identity, "", ""
+            self._version_known = trio.Event()
+            self._nursery.start_soon(self._ask_version, program, self._version_known)
+        if self._version_of is not None:
+            with trio.move_on_after(VERSION_WAIT_S):
+                await self._version_known.wait()
+
+    async def _ask_version(self, program: Path, known: trio.Event) -> None:
+        argv = self._tool.version_argv(program)
+        lines: list[bytes] = []
+        code: int | None = None
+        try:
+            with trio.move_on_after(VERSION_S):
+                place = await self._place(Command(argv=argv, environ={}))
+                async with self._process(Command(argv=argv, environ={}), place) as process:
+                    process.say_no_more()
+                    while (line := await process.line()) is not None:
+                        lines.append(line)
+                    code = await process.ended()
+        except (ProviderError, LineTooLong, OSError):
+            code = None
+        said = next((line.decode(errors="replace").strip() for line in lines if line.strip()), "")
+        if code == 0:
+            self._version = "".join(c for c in said[:60] if c.isprintable())
+        else:
+            how = "does not say its version" if code is None else f"ends with exit code {code}"
+            self._version_fault = f"{program.name} {how}; {self._tool.install}"
+        self._probed = None
+        known.set()
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[AsyncIterator[Event]]:
+        dropped = options.dropped(request, self._tool.honours, self._settings.unsupported, self.name)
+        asked = self._asked(request)
+        program = self._tool.found()
+        if program is None:
+            raise ProviderError(ErrorKind.UNAVAILABLE, self._tool.not_found())
+        if dropped:
+            log.debug("%s leaves out %s", self.name, ", ".join(name for name in dropped if name.isidentifier()))
+        async with self._gate:
+            place = await self._place(None)
+            try:
+                command = self._tool.command(program, asked, place)
+                await trio.to_thread.run_sync(self._homes.fill, place.home, command.files, command.links)
+            except BaseException:
+                await self._remove(place)
+                raise
+            talk = self._tool.talk(self.name, asked, place)
+            async with self._process(command, place) as process:
+                yield Events(process, talk, dropped, self._settings.exit_s)
+
+    def _asked(self, request: GenerateRequest) -> Asked:
+        """The request as the tool gets it. Raises ProviderError for what it cannot take at all."""
+        system, text = prompt.texts_of(request, self.name)
+        honours = self._tool.honours
+        form = request.response_format or {}
+        schema = form.get("json_schema") if "response_format" in honours else None
+        return Asked(
+            prompt=text,
+            system=system,
+            model=request.model or self._settings.model or next(iter(self._settings.models), None),
+            max_tokens=request.max_tokens if "max_tokens" in honours else None,
+            temperature=request.temperature if "temperature" in honours else None,
+            top_p=request.top_p if "top_p" in honours else None,
+            stop=request.stop,
+            schema=schema.get("schema") if isinstance(schema, dict) else None,
+            key=self._tool.key(),
+        )
+
+    async def _place(self, command: Command | None) -> Place:
+        try:
+            home = await trio.to_thread.run_sync(self._homes.make, command.files if command else {})
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} cannot make a home for a call ({why})") from None
+        except RuntimeError:
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} is not running") from None
+        return Place(home, self._homes.cache)
+
+    async def _remove(self, place: Place) -> None:
+        with trio.CancelScope(shield=True):
+            if not await trio.to_thread.run_sync(self._homes.remove, place.home):
+                log.warning("%s: something of a call was not removed; the next start will", self.name)
+
+    @contextlib.asynccontextmanager
+    async def _process(self, command: Command, place: Place) -> AsyncGenerator[ToolProcess]:
+        """The tool while it runs. Leaving ends it and removes its home."""
+        nursery = self._nursery
+        process = ToolProcess(command.argv, environ_of_call(self._tool.environ, place, command), place.work)
+        try:
+            if nursery is None:
+                raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} is not running")
+            try:
+                process.start()
+            except OSError as error:
+                raise ProviderError(
+                    ErrorKind.UNAVAILABLE,
+                    f"{Path(command.argv[0]).name} cannot be started ({error.strerror}); {self._tool.install}",
+                ) from None
+            nursery.start_soon(process.serve)
+            yield process
+        finally:
+            await process.kill()
+            await self._remove(place)
+
+
+class Events:
+    """The events of one call. Reads only as the caller takes them, so a slow caller slows the tool down.
+
+    dropped: the names of the request's options that the tool cannot honour and that were left out, sorted.
+    """
+
+    def __init__(self, process: ToolProcess, talk: Talk[Any], dropped: tuple[str, ...], exit_s: float) -> None:
+        self.dropped = dropped
+        self._process, self._talk, self._exit_s = process, talk, exit_s
+        self._ready: deque[Event] = deque()
+        self._over = False
+        process.say(talk.opening())
+        if talk.ends_input:
+            process.say_no_more()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            if self._over:
+                raise StopAsyncIteration
+            await self._read()
+        return self._ready.popleft()
+
+    async def _read(self) -> None:
+        process, talk = self._process, self._talk
+        if talk.over:
+            return await self._end()
+        try:
+            line = await process.line()
+        except LineTooLong:
+            talk.failed(Fault(kind=ErrorKind.UPSTREAM, said="it wrote a line that is too long for any event"), cut=True)
+            return None
+        if line is None:
+            return await self._end()
+        talk.hear(line)
+        for reply in talk.replies():
+            process.say(reply)
+        if talk.says_no_more:
+            process.say_no_more()
+        self._ready.extend(talk.take())
+        return None
+
+    async def _end(self) -> None:
+        """The tool has said how it ends, or has closed its output."""
+        self._over = True
+        code: int | None = None
+        if not self._talk.cut:
+            with trio.move_on_after(self._exit_s):
+                while await self._process.line() is not None:
+                    pass  # nothing that comes after the end counts, but a full pipe would keep the tool from ending
+                code = await self._process.ended()
+        self._ready.extend(self._talk.exited(code, self._process.stderr))
