@@ -218,6 +218,7 @@ class Life:
                 "name": swarm.name if swarm is not None else self.membership.name,
                 "private": private,
                 "peers": swarm.stats()["peers"] if swarm is not None else 0,
+                "counts": swarm.stats() if swarm is not None else {},
                 "addresses": self.seat.addresses(),
                 "invite": "" if private else self.seat.invite(),
             },

@@ -158,11 +158,12 @@ def verified(wire: Any, *, swarm: str, now: float) -> Advert:
 
 
 class AdvertBook:
-    """The newest advert of each peer. refused: counts by reason."""
+    """The newest advert of each peer. taken: how many held; refused: counts by reason."""
 
     def __init__(self, swarm: str, *, clock: Callable[[], float] = time.time) -> None:
         self.swarm = swarm
         self.refused: Counter[str] = Counter()
+        self.taken = 0
         self._clock = clock
         self._held: dict[PeerId, Advert] = {}
 
@@ -181,6 +182,7 @@ class AdvertBook:
             self.refused[refused.reason] += 1
             raise
         self._held[advert.peer] = advert
+        self.taken += 1
         return advert
 
     def get(self, peer: PeerId) -> Advert | None:

@@ -77,6 +77,8 @@ class Links:
         self.peers: dict[PeerId, Peer] = {}
         self._host, self._me, self._owner, self._limits = host, me, owner, limits
         self._nursery: trio.Nursery | None = None
+        self.begun = 0  # sessions
+        self._frames_of_ended = 0
 
     @property
     def open(self) -> bool:
@@ -109,6 +111,11 @@ class Links:
 
     def _all(self) -> list[Session]:
         return [session for peer in self.peers.values() for session in peer.sessions]
+
+    @property
+    def frames_received(self) -> int:
+        """On all sessions since the start."""
+        return self._frames_of_ended + sum(session.frames_in for session in self._all())
 
     def sessions(self) -> list[Session]:
         """The one in use with each connected peer."""
@@ -209,6 +216,7 @@ class Links:
             return
         peer = self._owner.peer(session.remote_peer)
         peer.sessions.append(session)
+        self.begun += 1
         old = peer.session
         if old is None or not old.usable:
             peer.use(session)
@@ -230,6 +238,7 @@ class Links:
         if peer is None or session not in peer.sessions:
             return
         peer.sessions.remove(session)
+        self._frames_of_ended += session.frames_in
         if peer.session is session:
             others = [other for other in peer.sessions if other.usable]
             peer.use(others[0] if others else None)

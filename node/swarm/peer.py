@@ -6,6 +6,7 @@ import random
 import time
 from typing import Any
 
+import msgspec
 import trio
 from msgspec import Struct
 
@@ -32,7 +33,8 @@ class PeerView(Struct, frozen=True, kw_only=True):
     """One peer for `shoal peers` and the dashboard.
 
     since, last_good: Unix time in seconds. rtt_s: seconds there and back when last measured. calls: in flight, both
-    ways. problem: why it is not connected, where that is known.
+    ways. load, told_at: how busy it said it was, and when it said all this (Unix time in seconds, by its clock).
+    problem: why it is not connected, where that is known.
     """
 
     peer: PeerId
@@ -48,6 +50,8 @@ class PeerView(Struct, frozen=True, kw_only=True):
     providers: tuple[str, ...] = ()
     hardware: dict[str, Any] = {}
     limits: dict[str, Any] = {}
+    load: dict[str, Any] = {}
+    told_at: float | None = None
     addresses: tuple[str, ...] = ()
     problem: str = ""
 
@@ -122,6 +126,8 @@ class Peer:
             providers=tuple(p.name for p in advert.providers) if advert is not None else (),
             hardware=advert.hardware if advert is not None else {},
             limits=advert.limits if advert is not None else {},
+            load=msgspec.to_builtins(advert.load) if advert is not None else {},
+            told_at=advert.created if advert is not None else None,
             addresses=self.addresses,
             problem=(session.leaving or "") if session is not None else self.problem,
         )

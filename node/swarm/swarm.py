@@ -254,7 +254,14 @@ class Swarm:
     def stats(self) -> dict[str, Any]:
         """Figures for the status: JSON-compatible."""
         connected = sum(peer.usable for peer in self._links.peers.values())
-        return {"swarm": self.name, "peers": connected, "adverts_refused": dict(self._adverts.refused)}
+        return {
+            "swarm": self.name,
+            "peers": connected,
+            "adverts_taken": self._adverts.taken,
+            "adverts_refused": dict(self._adverts.refused),
+            "sessions_begun": self._links.begun,
+            "frames_received": self._links.frames_received,
+        }
 
     async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
         """Blocks that peers offer as the answer to a request, in the order they came; unverified. timeout: seconds.
