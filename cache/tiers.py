@@ -251,9 +251,18 @@ class AnswerCache:
         linked = extra if record.content_cid else None
         return self._take(SignedRecord.of(record, block, linked), self.publish, tier)
 
-    def remember_streamed(self, meta: bytes, content: str, key: Key, *, request: GenerateRequest | None = None) -> Hit:
+    def remember_streamed(
+        self,
+        meta: bytes,
+        content: str,
+        key: Key,
+        *,
+        request: GenerateRequest | None = None,
+        public: bool | None = None,
+    ) -> Hit:
         """Take an answer that a peer streamed: its record without the content, and the text that was relayed.
 
+        public: whether others may have it from here; None is the node's rule.
         RecordRefused, and counted, unless they make exactly the block that the peer signed for this request.
         """
         try:
@@ -262,7 +271,7 @@ class AnswerCache:
         except RecordRefused as refused:
             self._refused[refused.reason] += 1
             raise
-        return self._take(signed, self.publish, "swarm")
+        return self._take(signed, self.publish if public is None else public, "swarm")
 
     def _take(self, signed: SignedRecord, public: bool, tier: Tier, ipfs: bool | None = None) -> Hit:
         foreign = signed.record.node != self.own
@@ -281,6 +290,16 @@ class AnswerCache:
         if tier == "swarm" or tier == "ipfs":
             self._hits[tier] += 1
         return Hit(signed, tier, entry.cid_text)
+
+    def take_in(self, signed: SignedRecord, *, public: bool | None = None) -> None:
+        """Store an answer that came in a file and was verified, whoever signed it. `Store.flush` waits for the disk."""
+        public = self.publish if public is None else public
+        if self.store is None:
+            return
+        derived = self._derived(signed, public)
+        self.store.put(signed, public=public, foreign=signed.record.node != self.own, derived=derived)
+        if public and self.on_public is not None:
+            self.on_public([signed.cid, *(one.cid for one in derived)])
 
     # -- blocks ----------------------------------------------------------------------------------------------------
 

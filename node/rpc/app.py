@@ -18,7 +18,11 @@ from ..routing.ask import Ask
 from ..routing.candidates import NodeCandidates, Providers
 from ..routing.router import Router
 from .access import Access
+from .cache_api import CacheApi
+from .dashboard import Dashboard
 from .errors import JSON, NO_RETRY, ApiError, render
+from .ipfs_gateway import Gateway
+from .metrics_node import Telemetry
 from .models import Models
 from .node_api import Node, NodeApi
 from .openai_chat import KEEP_ALIVE_S, ChatCompletions
@@ -71,7 +75,13 @@ class Rpc:
         chat = ChatCompletions(router, keep_alive_s=keep_alive_s)
         models = Models(source, node)
         api = NodeApi(node, router, _Providers(source, registry), cache)
+        keeping, gateway = CacheApi(cache, source), Gateway(node, cache)
+        dashboard = Dashboard()
+        self.telemetry = Telemetry(router, node, _Providers(source, registry), models, cache)
         self._exact: dict[str, dict[str, Handler]] = {
+            "/": {"GET": dashboard.page},
+            "/metrics": {"GET": self.telemetry.metrics},
+            "/shoal/v1/events": {"GET": self.telemetry.feed},
             "/v1/chat/completions": {"POST": chat},
             "/v1/models": {"GET": models.get_all},
             "/healthz": {"GET": self._healthz},
@@ -80,15 +90,21 @@ class Rpc:
             "/shoal/v1/peers": {"GET": api.peers},
             "/shoal/v1/providers": {"GET": api.providers},
             "/shoal/v1/cache": {"GET": api.cache},
+            "/shoal/v1/cache/pin": {"POST": keeping.pin},
+            "/shoal/v1/cache/forget": {"POST": keeping.forget},
+            "/shoal/v1/cache/export": {"GET": keeping.export},
+            "/shoal/v1/cache/import": {"POST": keeping.import_},
             "/shoal/v1/join": {"POST": api.join},
             "/shoal/v1/route/last": {"GET": api.last_route},
             "/v1/completions": {"POST": _later},
             "/v1/embeddings": {"POST": _later},
         }
         self._items: tuple[tuple[str, dict[str, ItemHandler]], ...] = (
+            ("/assets/", {"GET": dashboard.file}),
             ("/v1/models/", {"GET": models.get_one}),
             ("/shoal/v1/cache/", {"GET": api.cached}),
             ("/shoal/v1/verify/", {"GET": api.verify}),
+            ("/ipfs/", {"GET": gateway.get}),
         )
 
     async def __call__(self, exchange: Exchange) -> None:
