@@ -24,7 +24,7 @@ from rich.console import Console
 SHOAL = str(Path(sys.executable).with_name("shoal"))
 QUESTION = "What is the opposite of hot?"
 MODEL = "smollm2"
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def step(text: str) -> None:
@@ -49,9 +49,8 @@ class Node:
             sys.exit(f"{name} did not start: {(self.data_dir / 'log.txt').read_text()}")
         self.rpc, self.peer_id, self.invite = facts["rpc"], facts["peer_id"], facts["invite"]
         console.print(f"  {name}: process {self.process.pid}, peer {self.peer_id}\n    RPC {self.rpc}/v1")
-        for provider, status in facts["providers"].items():
-            state = "[green]ready[/]" if status["ready"] else f"not ready: {status['reason']}"
-            console.print(f"    provider {provider}: {state}")
+        ready = [f"{provider} ({', '.join(s['models'])})" for provider, s in facts["providers"].items() if s["ready"]]
+        console.print(f"    providers that are ready: {', '.join(ready) or 'none'}")
 
     def shoal(self, *args: str) -> str:
         command = [SHOAL, *args, "--data-dir", str(self.data_dir)]
@@ -75,12 +74,11 @@ class Node:
                 console.print(f"[green]{text}[/]", end="")
             cid = (getattr(chunk, "shoal", None) or {}).get("cid") or cid
         headers = raw.headers
-        where = f"peer {headers['x-shoal-peer']}" if headers.get("x-shoal-peer") else "this node"
         console.print(
-            f"\n  [dim]provider {headers['x-shoal-provider']} on {where}, cache {headers['x-shoal-cache']}, "
-            f"first token after {first or 0:.3f} s, in all {time.monotonic() - began:.3f} s[/]"
+            f"\n  [dim]provider {headers['x-shoal-provider']}, peer {headers['x-shoal-peer']}, "
+            f"cache {headers['x-shoal-cache']}, route {headers['x-shoal-route']}\n"
+            f"  first token after {first or 0:.3f} s, in all {time.monotonic() - began:.3f} s[/]"
         )
-        console.print(f"  [dim]route {headers['x-shoal-route']}[/]")
         if cid is None:
             sys.exit("the answer carried no CID")
         console.print(f"  [dim]cid {cid}[/]")

@@ -41,7 +41,7 @@ fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "setup: installing Shoal and its tools into $venv (pinned by constraints.txt)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "setuptools>=77"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,test,lint]'
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check pip==26.3 setuptools==84.2.1
+PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,test,lint]'
 touch "$venv/.ready"
 echo "setup: ready; \`. $venv/bin/activate\` puts the shoal command on your PATH"
