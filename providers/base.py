@@ -133,6 +133,15 @@ class ToolCallDelta(Struct, frozen=True, array_like=True, tag="c"):
     arguments: str = ""
 
 
+class Logprobs(Struct, frozen=True, array_like=True, tag="l"):
+    """Log probabilities of the tokens of the text before, in OpenAI's shape: {"token", "logprob", "bytes", ...}.
+
+    Only for requests that ask for them in `extra` ("logprobs"), from providers that have them.
+    """
+
+    tokens: tuple[dict[str, Any], ...]
+
+
 class Usage(Struct, frozen=True, array_like=True, tag="u"):
     """Tokens as the provider counted them; cost in US dollars when the provider says it."""
 
@@ -154,7 +163,16 @@ class Finish(Struct, frozen=True, array_like=True, tag="f"):
     model: str | None = None
 
 
-Event = TextDelta | ReasoningDelta | ToolCallDelta | Usage | Finish
+class Dropped(Struct, frozen=True, array_like=True, tag="d"):
+    """The names of the request's options that the provider cannot honour and left out, sorted; told before any text.
+
+    It is about the attempt, not of the answer: the router notes it in the route and hands it to nobody.
+    """
+
+    options: tuple[str, ...]
+
+
+Event = TextDelta | ReasoningDelta | ToolCallDelta | Logprobs | Usage | Finish | Dropped
 
 # -- errors ----------------------------------------------------------------------------------------------------
 
@@ -281,6 +299,10 @@ class Provider(abc.ABC):
     @abc.abstractmethod
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Start generating. Raises ProviderError on entry or from the iterator; the last event is Finish."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else there is to know now, for its owner: load, latency, credit. JSON-compatible; no prompt, no key."""
+        return {}
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """The provider's life: whatever it keeps (processes, pooled connections, checks) lives inside this context."""

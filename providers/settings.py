@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
+
+Unsupported = Literal["drop", "refuse"]
 
 
 class ProviderSettings(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -18,6 +21,9 @@ class ProviderSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     """Requests that run at once."""
     max_queue: int = 64
     """Requests that may wait for their turn; one more is refused as overloaded."""
+    unsupported: Unsupported = "drop"
+    """Options of a request that the provider cannot honour: "drop" leaves them out and says so in the route, "refuse"
+    leaves the request to another provider."""
 
 
 class BuildContext(Struct, frozen=True):

@@ -158,7 +158,7 @@ class Answer:
         return self._pending.pop()
 
     def result(self) -> dict[str, Any]:
-        """What a peer is told at the end, in msgpack's types: {provider, model, cache, peer, record}.
+        """What a peer is told at the end, in msgpack's types: {provider, model, cache, peer, record, dropped}.
 
         record: the signed record without its content, from which the peer rebuilds and verifies it, or None.
         """
@@ -170,4 +170,5 @@ class Answer:
             "cache": flight.cache,
             "peer": flight.peer,
             "record": record.without_content() if record is not None else None,
+            "dropped": list(flight.route[-1].dropped) if flight.route else [],
         }

@@ -19,7 +19,8 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
     """One entry of a route.
 
     outcome: ANSWERED, SKIPPED (not asked, `reason` says why), LOST, or the ErrorKind of the failure. ms: milliseconds
-    from the start of the attempt to its end; first_token_ms: to its first event, None when there was none.
+    from the start of the attempt to its end; first_token_ms: to its first event, None when there was none. dropped: the
+    options of the request that the provider could not honour and left out.
     """
 
     provider: str
@@ -29,6 +30,7 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
     ms: float = 0.0
     first_token_ms: float | None = None
     reason: str = ""
+    dropped: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """`openrouter: rate_limited (its limit is reached)`, for a message to the caller."""
@@ -45,6 +47,7 @@ CACHES = frozenset({"memory", "disk", "swarm"})
 
 def route_header(route: Iterable[Attempt], cache: str = "miss") -> str:
     """The route as the value of `x-shoal-route`: `NAME;OUTCOME;MILLISECONDS`, a comma between attempts, oldest first.
+    Where options were left out, `;dropped=NAME+NAME` follows.
 
     The milliseconds of an attempt whose stream still runs are those until its first event. An answer out of a cache
     ends with `cache:TIER;hit;0`.
@@ -52,7 +55,8 @@ def route_header(route: Iterable[Attempt], cache: str = "miss") -> str:
     entries = []
     for attempt in route:
         ms = attempt.first_token_ms if attempt.first_token_ms is not None and not attempt.ms else attempt.ms
-        entries.append(f"{header_safe(attempt.provider)};{attempt.outcome};{ms:.0f}")
+        left_out = f";dropped={header_safe('+'.join(attempt.dropped))}" if attempt.dropped else ""
+        entries.append(f"{header_safe(attempt.provider)};{attempt.outcome};{ms:.0f}{left_out}")
     if cache in CACHES:
         entries.append(f"cache:{cache};hit;0")
     text = ", ".join(entries)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from ...providers.base import ErrorKind, Event, ProviderError, Usage
+from ...providers.base import Dropped, ErrorKind, Event, ProviderError, Usage
 from .alarm import Alarms
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
@@ -34,6 +34,8 @@ _FINAL = frozenset({ErrorKind.CONTENT_FILTER, ErrorKind.DEADLINE, ErrorKind.CANC
 
 MAX_NAME_CHARS = 256
 """Characters of a name that a peer may tell."""
+MAX_DROPPED = 32
+"""Names of options that a peer may tell."""
 
 LookUp = Callable[[], Awaitable[Found | None]]
 
@@ -200,6 +202,8 @@ class Generation:
                             if said.bytes > self._limits.max_answer_bytes:
                                 error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} writes without end")
                                 break
+                        elif type(event) is Dropped:
+                            attempt.dropped = event.options
                         elif said.finish is not None:
                             watch.set(min(trio.current_time() + AFTER_FINISH_S, flight.deadline))
         except ProviderError as caught:
@@ -234,7 +238,10 @@ class Generation:
         result = getattr(events, "result", None) if candidate.peer is not None else None
         flight.model = finish.model or _told(result, "model") or flight.model
         flight.provider = _told(result, "provider") or flight.provider
-        if self._recorder is not None:
+        dropped = flight.route[-1].dropped or _options(result)
+        flight.route[-1].dropped = dropped
+        # Kept under the request's key, an answer made without some of its options would pass for one made with them.
+        if self._recorder is not None and not dropped:
             hit = self._recorder.record(self._ask, candidate, said, flight.model, result)
             if hit is not None:
                 flight.record, flight.response_cid = hit.record, hit.cid_text
@@ -255,6 +262,14 @@ def _told(result: object, name: str) -> str | None:
     """A name in what a peer says of its answer."""
     value = result.get(name) if isinstance(result, dict) else None
     return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS else None
+
+
+def _options(result: object) -> tuple[str, ...]:
+    """The options that a peer's provider left out, as the peer tells them."""
+    names = result.get("dropped") if isinstance(result, dict) else None
+    if not isinstance(names, list | tuple):
+        return ()
+    return tuple(name for name in names[:MAX_DROPPED] if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS)
 
 
 async def _only_model(candidate: Candidate) -> str | None:
