@@ -20,6 +20,7 @@ from .base import (
     Finish,
     FinishReason,
     GenerateRequest,
+    Logprobs,
     ProviderError,
     ReasoningDelta,
     TextDelta,
@@ -83,11 +84,16 @@ class _Delta(Struct):
     tool_calls: list[_ToolCall] | None = None
 
 
+class _Logprobs(Struct):
+    content: tuple[dict[str, Any], ...] | None = None
+
+
 class _Choice(Struct):
     index: int = 0
     delta: _Delta | None = None
     message: _Delta | None = None  # where an upstream answers whole although it was asked to stream
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _PromptDetails(Struct):
@@ -222,6 +228,8 @@ class ChatAnswer:
             delta = choice.delta or choice.message
             if delta is not None:
                 self._take_delta(delta, out)
+            if choice.logprobs is not None and choice.logprobs.content:
+                out.append(Logprobs(choice.logprobs.content))
             if choice.finish_reason is not None:
                 if choice.finish_reason == "error":
                     self._fail(ErrorKind.UPSTREAM, "the upstream says that its model failed")

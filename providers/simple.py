@@ -29,6 +29,7 @@ from .base import (
     Finish,
     GenerateRequest,
     ImagePart,
+    Logprobs,
     Message,
     ModelInfo,
     Provider,
@@ -43,7 +44,7 @@ from .gate import Gate
 from .quoting import quotable
 from .settings import ProviderSettings
 
-_EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Usage, Finish)
+_EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Logprobs, Usage, Finish)
 _END = object()
 _CLOSE_S = 1.0
 

@@ -1,18 +1,18 @@
 """What one generation has said so far: the text, and whether it may be moved, stored or called whole.
 
-This is what continuation will resume from, and what a record is made of.
+This is what continuation.py resumes from, and what a record is made of.
 """
 
 from __future__ import annotations
 
-from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
+from ...providers.base import Event, Finish, Logprobs, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 
 EVENT_BYTES = 64
 """What an event costs beside its text, roughly."""
 
 
 class Transcript:
-    """The events of an attempt, summed up as they pass; `Usage` and `Finish` are kept back until the end.
+    """The events of an answer, summed up as they pass; `Usage` and `Finish` are kept back until the end.
 
     bytes: what the events so far cost in memory, roughly.
     """
@@ -51,6 +51,9 @@ class Transcript:
             self.tools = True
             self.bytes += len(event.arguments) + EVENT_BYTES
             return True
+        if type(event) is Logprobs:
+            self.bytes += EVENT_BYTES * len(event.tokens)
+            return True
         return False
 
     @property
@@ -58,6 +61,11 @@ class Transcript:
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         return self._parts[0] if self._parts else ""
+
+    @property
+    def texted(self) -> bool:
+        """Whether text has gone to the caller."""
+        return bool(self._parts)
 
     @property
     def said(self) -> bool:

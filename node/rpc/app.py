@@ -19,13 +19,15 @@ from ..routing.candidates import NodeCandidates, Providers
 from ..routing.router import Router
 from .access import Access
 from .cache_api import CacheApi
+from .completions import Completions
 from .dashboard import Dashboard
 from .errors import JSON, NO_RETRY, ApiError, render
 from .ipfs_gateway import Gateway
 from .metrics_node import Telemetry
 from .models import Models
 from .node_api import Node, NodeApi
-from .openai_chat import KEEP_ALIVE_S, ChatCompletions
+from .openai_chat import ChatCompletions
+from .relay import KEEP_ALIVE_S, Relay
 
 Handler = Callable[[Exchange, Mapping[str, str]], Awaitable[None]]
 """Takes the exchange, and its headers as a mapping."""
@@ -72,7 +74,8 @@ class Rpc:
     ) -> None:
         self._access = Access(hosts)
         self._source = source
-        chat = ChatCompletions(router, keep_alive_s=keep_alive_s)
+        relay = Relay(router, keep_alive_s=keep_alive_s)
+        chat = ChatCompletions(relay)
         models = Models(source, node)
         api = NodeApi(node, router, _Providers(source, registry), cache)
         keeping, gateway = CacheApi(cache, source), Gateway(node, cache)
@@ -96,7 +99,7 @@ class Rpc:
             "/shoal/v1/cache/import": {"POST": keeping.import_},
             "/shoal/v1/join": {"POST": api.join},
             "/shoal/v1/route/last": {"GET": api.last_route},
-            "/v1/completions": {"POST": _later},
+            "/v1/completions": {"POST": Completions(relay)},
             "/v1/embeddings": {"POST": _later},
         }
         self._items: tuple[tuple[str, dict[str, ItemHandler]], ...] = (

@@ -17,11 +17,12 @@ import msgspec
 
 from ...cache.record import Record
 from ...protocols.http.message import Header
-from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
+from ...providers.base import Event, Finish, Logprobs, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ..routing.answer import Answer
 from ..routing.attempt import CACHES, Attempt, header_safe, route_header
+from ..routing.no_answer import NoAnswer
 from ..routing.recording import Found
-from .errors import JSON
+from .errors import JSON, stream_error
 
 STREAM: Header = ("content-type", "text/event-stream; charset=utf-8")
 DONE = b"data: [DONE]\n\n"
@@ -29,19 +30,21 @@ KEEP_ALIVE = b": keep-alive\n\n"
 AT_THE_END: Header = ("cache-control", "no-cache")
 
 _encode = msgspec.json.Encoder().encode
-_ids = (f"chatcmpl-{secrets.token_hex(6)}{i:08x}" for i in itertools.count(1))
+_ids = (f"{secrets.token_hex(6)}{i:08x}" for i in itertools.count(1))
 
 
-def new_id() -> str:
-    """A completion's id, unlike any other: random for each start of the node, then counted."""
-    return next(_ids)
+def new_id(kind: str = "chatcmpl") -> str:
+    """An answer's id, unlike any other: a random part and a counted one."""
+    return f"{kind}-{next(_ids)}"
 
 
 # -- streams ---------------------------------------------------------------------------------------------------
 
 
 class Chunks:
-    """Writes the chunks of one stream. Usage and the end go together into the last piece, by `end`."""
+    """Writes the chunks of one stream (`relay.Writer`). Usage and the end go together into the last piece, by `end`."""
+
+    keep_alive = KEEP_ALIVE
 
     def __init__(self, completion_id: str, model: str | None, *, include_usage: bool) -> None:
         shared = {
@@ -51,41 +54,61 @@ class Chunks:
             "model": model or "unknown",
         }
         self._object = _encode(shared)[:-1]
-        self._before = b"data: " + self._object + b',"choices":[{"index":0,"delta":'
-        usage = b',"usage":null' if include_usage else b""
-        self._after = b',"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
-        self._usage_after, self._include_usage = usage, include_usage
-        self._first = True
+        self._usage_after = b',"usage":null' if include_usage else b""
+        self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_after + b"}\n\n"
+        self._include_usage = include_usage
+        self._before: dict[int, bytes] = {}
 
-    def begin(self) -> bytes:
-        """The chunk that names the role; it goes with the first delta."""
-        return self._before + b'{"role":"assistant","content":""}' + self._after
-
-    def write(self, events: Iterable[Event]) -> bytes:
-        """The deltas among `events`, a chunk each."""
-        before, after = self._before, self._after
+    def write(self, index: int, events: Iterable[Event]) -> bytes:
+        """The deltas among `events`, a chunk each; before a choice's first one, the chunk that names the role."""
+        after = self._after
         parts: list[bytes] = []
-        if self._first:
-            self._first = False
-            parts.append(self.begin())
+        before = self._before.get(index)
+        if before is None:
+            before = self._before[index] = self._object_of(index)
+            parts += (b"data: ", before, b'{"role":"assistant","content":""}', after)
         for event in events:
             if type(event) is TextDelta:
-                parts += (before, b'{"content":', _encode(event.text), b"}", after)
+                parts += (b"data: ", before, b'{"content":', _encode(event.text), b"}", after)
             elif type(event) is ReasoningDelta:
-                parts += (before, b'{"reasoning_content":', _encode(event.text), b"}", after)
+                parts += (b"data: ", before, b'{"reasoning_content":', _encode(event.text), b"}", after)
             elif type(event) is ToolCallDelta:
-                parts += (before, b'{"tool_calls":[', _encode(_tool_delta(event)), b"]}", after)
+                parts += (b"data: ", before, b'{"tool_calls":[', _encode(_tool_delta(event)), b"]}", after)
+            elif type(event) is Logprobs:
+                counted = b'},"logprobs":' + _encode({"content": event.tokens, "refusal": None})
+                if len(parts) > 1 and parts[-1] is after and parts[-4] == b'{"content":':
+                    parts[-2:] = (counted, _NO_REASON, self._usage_after, b"}\n\n")  # they speak of this text
+                else:
+                    parts += (b"data: ", before, b'{"content":""', counted, _NO_REASON, self._usage_after, b"}\n\n")
         return b"".join(parts)
 
-    def end(self, finish: Finish, usage: Usage | None, shoal: dict[str, Any]) -> bytes:
+    def finish(self, index: int, finish: Finish) -> bytes:
+        """The finish of a choice that is not the last one."""
+        return self._finish(index, finish) + b"}\n\n"
+
+    def end(self, index: int, finish: Finish, usage: Usage | None, shoal: dict[str, Any]) -> bytes:
         """The finish, the usage where it was asked for, and the mark after which nothing comes."""
-        reason = b',"logprobs":null,"finish_reason":' + _encode(finish.reason) + b"}]"
         about = b',"shoal":' + _encode(shoal) + b"}\n\n"
-        last = self._before + b"{}" + reason + self._usage_after
+        last = self._finish(index, finish)
         if not self._include_usage:
             return last + about + DONE
         counted = b',"usage":' + _encode(usage_object(usage))
         return last + b"}\n\ndata: " + self._object + b',"choices":[]' + counted + about + DONE
+
+    def fail(self, error: NoAnswer) -> bytes:
+        """The reason, and no end mark."""
+        return event_bytes(stream_error(error))
+
+    def _finish(self, index: int, finish: Finish) -> bytes:
+        before = self._before.get(index) or self._object_of(index)
+        reason = b'{},"logprobs":null,"finish_reason":' + _encode(finish.reason) + b"}]"
+        return b"data: " + before + reason + self._usage_after
+
+    def _object_of(self, index: int) -> bytes:
+        return self._object + b',"choices":[{"index":%d,"delta":' % index
+
+
+_NO_REASON = b',"finish_reason":null}]'
 
 
 def _tool_delta(event: ToolCallDelta) -> dict[str, Any]:
@@ -112,6 +135,7 @@ class Whole:
 
     def __init__(self) -> None:
         self._text: list[str] = []
+        self._logprobs: list[Any] = []
         self._reasoning: list[str] = []
         self._tools: dict[int, dict[str, Any]] = {}
         self.usage: Usage | None = None
@@ -129,6 +153,8 @@ class Whole:
                 self._reasoning.append(event.text)
             elif type(event) is ToolCallDelta:
                 self._take_tool(event)
+            elif type(event) is Logprobs:
+                self._logprobs.extend(event.tokens)
 
     def _take_tool(self, event: ToolCallDelta) -> None:
         call = self._tools.setdefault(
@@ -138,21 +164,44 @@ class Whole:
         call["function"]["name"] = event.name or call["function"]["name"]
         call["function"]["arguments"] += event.arguments
 
-    def body(self, completion_id: str, model: str | None, shoal: dict[str, Any]) -> bytes:
-        text = "".join(self._text)
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """In OpenAI's shape, in the order of their indices."""
+        return [self._tools[i] for i in sorted(self._tools)]
+
+    @property
+    def reason(self) -> str:
+        return self.finish.reason if self.finish else "stop"
+
+    @property
+    def logprobs(self) -> dict[str, Any] | None:
+        return {"content": self._logprobs, "refusal": None} if self._logprobs else None
+
+    def choice(self, index: int) -> dict[str, Any]:
+        """This answer as one choice of a chat completion."""
+        text = self.text
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not self._tools else None}
         if self._reasoning:
-            message["reasoning_content"] = "".join(self._reasoning)
+            message["reasoning_content"] = self.reasoning
         if self._tools:
-            message["tool_calls"] = [self._tools[i] for i in sorted(self._tools)]
-        return _body(completion_id, model, message, self.finish.reason if self.finish else "stop", self.usage, shoal)
+            message["tool_calls"] = self.tool_calls
+        return {"index": index, "message": message, "logprobs": self.logprobs, "finish_reason": self.reason}
 
 
 def body_of_record(completion_id: str, found: Found, request: str | None) -> bytes:
     """The whole answer out of a record: the short way of a cache hit."""
     record = found.record
     message = {"role": "assistant", "content": record.content}
-    return _body(completion_id, record.model, message, record.finish, _cached_usage(record), shoal_of(found, request))
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": record.finish}
+    return completion(completion_id, record.model, [choice], _cached_usage(record), shoal_of(found, request))
 
 
 def _cached_usage(record: Record) -> Usage | None:
@@ -164,21 +213,22 @@ def _cached_usage(record: Record) -> Usage | None:
     return Usage(usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens, usage.reasoning_tokens, cost)
 
 
-def _body(
+def completion(
     completion_id: str,
     model: str | None,
-    message: dict[str, Any],
-    reason: str,
+    choices: list[dict[str, Any]],
     usage: Usage | None,
     shoal: dict[str, Any],
+    kind: str = "chat.completion",
 ) -> bytes:
+    """The body of a whole answer."""
     return _encode(
         {
             "id": completion_id,
-            "object": "chat.completion",
+            "object": kind,
             "created": int(time.time()),
             "model": model or "unknown",
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
+            "choices": choices,
             "usage": usage_object(usage),
             "shoal": shoal,
         }

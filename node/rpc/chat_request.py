@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -30,26 +30,31 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class ChatBody(Struct):
-    """The typed part of the body. Types and bounds are OpenAI's; None is the same as absent."""
+class Options(Struct, kw_only=True):
+    """What chat and text completions share. Types and bounds are OpenAI's; None is the same as absent."""
 
-    messages: Annotated[tuple[Message, ...], Meta(min_length=1)]
     model: str | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     stop: str | tuple[str, ...] | None = None
     seed: Annotated[int, _INT64] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    tools: tuple[dict[str, Any], ...] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     provider: str | dict[str, Any] | None = None
     fallback: bool | None = None
     timeout: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+
+
+class ChatBody(Options, kw_only=True):
+    """The typed part of a chat completion's body."""
+
+    messages: Annotated[tuple[Message, ...], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
 
 
 KNOWN = frozenset(ChatBody.__struct_fields__)
@@ -69,41 +74,55 @@ class ChatCall(Struct, frozen=True):
 def read_call(body: bytes, headers: Mapping[str, str]) -> ChatCall:
     """The call in a body and its headers (lower-case names). Raises ApiError."""
     raw = decode_object(body)
-    typed = _typed(raw)
-    extra = {k: v for k, v in raw.items() if k not in KNOWN and v is not None} if not raw.keys() <= KNOWN else {}
+    typed = typed_as(raw, ChatBody)
+    extra = others(raw, KNOWN)
+    _check_messages(typed.messages)
+    if typed.tools:
+        _check_tools(typed.tools)
+    if (form := typed.response_format) is not None and not isinstance(form.get("type"), str):
+        raise bad_request("Missing required parameter: 'response_format.type'.", "response_format.type")
+    return call_of(
+        typed,
+        headers,
+        extra,
+        messages=typed.messages,
+        max_tokens=typed.max_completion_tokens or typed.max_tokens,
+        tools=typed.tools or (),
+        tool_choice=typed.tool_choice,
+        response_format=form,
+    )
+
+
+def others(raw: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """The fields that are not typed here, for upstreams that may know them."""
+    return {k: v for k, v in raw.items() if k not in known and v is not None} if not raw.keys() <= known else {}
+
+
+def call_of(typed: Options, headers: Mapping[str, str], extra: dict[str, Any], **request: Any) -> ChatCall:
+    """The call that the shared options, the headers and the rest of the request make. Raises ApiError."""
     provider = typed.provider
     if isinstance(provider, dict):
         extra["provider"] = provider
         provider = None
-    _check_messages(typed.messages)
-    if typed.tools:
-        _check_tools(typed.tools)
     stop = typed.stop or ()
     if "" in (stop := (stop,) if isinstance(stop, str) else stop):
         raise bad_request("A stop text must not be empty.", "stop")
-    if (form := typed.response_format) is not None and not isinstance(form.get("type"), str):
-        raise bad_request("Missing required parameter: 'response_format.type'.", "response_format.type")
-    request = GenerateRequest(
-        messages=typed.messages,
-        model=None if typed.model in ANY_MODEL else typed.model,
-        provider=provider or headers.get("x-shoal-provider") or None,
-        max_tokens=typed.max_completion_tokens or typed.max_tokens,
-        temperature=typed.temperature,
-        top_p=typed.top_p,
-        stop=stop,
-        seed=typed.seed,
-        n=typed.n or 1,
-        tools=typed.tools or (),
-        tool_choice=typed.tool_choice,
-        response_format=form,
-        extra=extra,
-    )
     options = typed.stream_options
     return ChatCall(
-        request,
+        GenerateRequest(
+            model=None if typed.model in ANY_MODEL else typed.model,
+            provider=provider or headers.get("x-shoal-provider") or None,
+            temperature=typed.temperature,
+            top_p=typed.top_p,
+            stop=stop,
+            seed=typed.seed,
+            n=typed.n or 1,
+            extra=extra,
+            **request,
+        ),
         stream=bool(typed.stream),
         include_usage=options is not None and bool(options.include_usage),
-        timeout_s=typed.timeout or _timeout_header(headers.get("x-shoal-timeout-ms")),
+        timeout_s=typed.timeout or timeout_header(headers),
         allow_fallback=typed.fallback is not False,
         cache_control=CacheControl.parse(headers.get("cache-control")),
     )
@@ -122,14 +141,18 @@ def decode_object(body: bytes) -> dict[str, Any]:
     return raw
 
 
-def _typed(raw: dict[str, Any]) -> ChatBody:
+Body = TypeVar("Body", bound=Struct)
+
+
+def typed_as(raw: dict[str, Any], kind: type[Body]) -> Body:
+    """The typed part of a body. Raises ApiError 400 that names the field."""
     try:
-        return msgspec.convert(raw, ChatBody)
+        return msgspec.convert(raw, kind)
     except msgspec.ValidationError:
         pass
     try:
         # Clients send back what they got, with null for each field that does not apply.
-        return msgspec.convert(_without_nulls(raw), ChatBody)
+        return msgspec.convert(_without_nulls(raw), kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise field_error(error) from None
 
@@ -178,7 +201,9 @@ def _check_tools(tools: tuple[dict[str, Any], ...]) -> None:
                 raise bad_request(f"Missing required parameter: '{where}'.", where)
 
 
-def _timeout_header(text: str | None) -> float | None:
+def timeout_header(headers: Mapping[str, str]) -> float | None:
+    """The header x-shoal-timeout-ms in seconds. Raises ApiError."""
+    text = headers.get("x-shoal-timeout-ms")
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and 0 < int(text[:12]) <= MAX_TIMEOUT_S * 1000):

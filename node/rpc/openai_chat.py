@@ -1,107 +1,84 @@
 """`POST /v1/chat/completions`: the way of a question through the RPC.
 
-A hit in memory is answered without waiting for anything. Else the answer's first event is awaited before the head is
-sent, so that a failure has its own status; a long silence is bridged by comments, and then an error is an event.
+A hit in memory is answered without waiting for anything. Several choices are several generations at once, each with a
+seed of its own where a seed was given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+
+import msgspec
 
 from ...protocols.http.exchange import Exchange
-from ...providers.base import Event, Finish, Usage
+from ...providers.base import GenerateRequest
 from ..routing.answer import Answer
-from ..routing.no_answer import NoAnswer
+from ..routing.ask import Ask
 from ..routing.recording import request_text
 from ..routing.router import Router
-from .chat_answer import (
-    AT_THE_END,
-    KEEP_ALIVE,
-    STREAM,
-    Chunks,
-    Whole,
-    body_of_record,
-    event_bytes,
-    headers_of,
-    headers_of_record,
-    new_id,
-    shoal_object,
-)
+from .chat_answer import Chunks, Whole, body_of_record, completion, headers_of_record, new_id, shoal_object
 from .chat_request import ChatCall, read_call
-from .errors import JSON, stream_error
+from .grant import grant_of
+from .relay import Relay, spent
 
-KEEP_ALIVE_S = 15.0
-"""Seconds of silence after which a stream gets a comment, so that nobody between takes it for dead."""
+_SEEDS = 2**63
 
 
 class ChatCompletions:
-    """The handler. keep_alive_s: seconds of silence between two comments in a stream."""
+    """The handler."""
 
-    def __init__(self, router: Router, *, keep_alive_s: float = KEEP_ALIVE_S) -> None:
-        self._router, self._keep_alive_s = router, keep_alive_s
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
 
     async def __call__(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
         call = read_call(exchange.body, headers)
-        ask = self._router.ask(
-            call.request,
-            timeout_s=call.timeout_s,
-            cache_control=call.cache_control,
-            allow_fallback=call.allow_fallback,
-        )
-        if not call.stream:
-            found = self._router.peek(ask)
+        relay = self._relay
+        asks = asks_of(relay.router, call)
+        if call.stream:
+            await relay.stream(exchange, asks, partial(self._writer, call))
+            return
+        if len(asks) == 1:
+            found = relay.router.peek(asks[0])
             if found is not None:
-                body = body_of_record(new_id(), found, request_text(ask.key))
+                body = body_of_record(new_id(), found, request_text(asks[0].key))
+                grant = grant_of(exchange, asks)
+                if grant is not None:
+                    grant.used(None)
                 await exchange.respond(200, body, headers_of_record(found))
                 return
-        async with self._router.answer(ask) as answer:
-            if call.stream:
-                await self._stream(exchange, call, answer)
-            else:
-                await self._whole(exchange, call, answer)
+        await relay.whole(exchange, asks, partial(self._render, call, asks))
 
-    async def _whole(self, exchange: Exchange, call: ChatCall, answer: Answer) -> None:
-        whole = Whole()
-        while events := await answer.more():
-            whole.take(events)
-        body = whole.body(new_id(), answer.model or call.request.model, shoal_object(answer))
-        await exchange.respond(200, body, headers_of(answer, JSON))
+    @staticmethod
+    def _writer(call: ChatCall, answer: Answer) -> Chunks:
+        return Chunks(new_id(), answer.model or call.request.model, include_usage=call.include_usage)
 
-    async def _stream(self, exchange: Exchange, call: ChatCall, answer: Answer) -> None:
-        events = await self._next(answer)
-        chunks = Chunks(new_id(), answer.model or call.request.model, include_usage=call.include_usage)
-        async with exchange.stream(200, headers_of(answer, STREAM, AT_THE_END)) as send:
-            usage: Usage | None = None
-            try:
-                while True:
-                    if events is None:
-                        await send(KEEP_ALIVE)
-                    else:
-                        usage, finish = _ending(events, usage)
-                        data = chunks.write(events)
-                        if finish is not None:
-                            await send(data + chunks.end(finish, usage, shoal_object(answer)), last=True)
-                            return
-                        await send(data)
-                    events = await self._next(answer)
-            except NoAnswer as error:
-                # The head is sent and perhaps text, too: the caller gets the reason, and no end mark.
-                await send(event_bytes(stream_error(error)), last=True)
-
-    async def _next(self, answer: Answer) -> list[Event] | None:
-        """What is ready next; None when there was nothing for a while."""
-        try:
-            return await answer.more(within=self._keep_alive_s)
-        except TimeoutError:
-            return None
+    @staticmethod
+    def _render(call: ChatCall, asks: list[Ask], wholes: list[Whole], answer: Answer) -> bytes:
+        choices = [whole.choice(index) for index, whole in enumerate(wholes)]
+        usage = spent({index: whole.usage for index, whole in enumerate(wholes)}, asks)
+        return completion(new_id(), answer.model or call.request.model, choices, usage, shoal_object(answer))
 
 
-def _ending(events: list[Event], usage: Usage | None) -> tuple[Usage | None, Finish | None]:
-    """The usage and the finish, which are the last events when they are there at all."""
-    finish = None
-    for event in events[-2:]:
-        if type(event) is Finish:
-            finish = event
-        elif type(event) is Usage:
-            usage = event
-    return usage, finish
+def asks_of(router: Router, call: ChatCall) -> list[Ask]:
+    """An ask for each choice of a call. Several choices are made now: out of a cache they would all be the same."""
+    control = call.cache_control
+    if call.request.n > 1:
+        control = msgspec.structs.replace(control, no_store=True)
+    return [
+        router.ask(request, timeout_s=call.timeout_s, cache_control=control, allow_fallback=call.allow_fallback)
+        for request in apart(call.request)
+    ]
+
+
+def apart(request: GenerateRequest) -> list[GenerateRequest]:
+    """A request for n choices as n requests for one; with one seed they would be one text n times."""
+    if request.n == 1:
+        return [request]
+    seed = request.seed
+    return [
+        msgspec.structs.replace(
+            request, n=1, seed=None if seed is None else (seed + i + _SEEDS) % (2 * _SEEDS) - _SEEDS
+        )
+        for i in range(request.n)
+    ]

@@ -48,7 +48,7 @@ class Owner(Protocol):
         """The connection waits for its client."""
 
 
-class ClientGone(Exception):  # noqa: N818
+class ClientGone(Exception):
     """Sending failed in a shielded part of a handler; elsewhere a handler whose client left is cancelled."""
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
+from typing import Any
 
 from .message import Header, Headers, date_line, find_header, status_line, write_head
 from .request import Request
@@ -26,7 +27,7 @@ class Exchange:
     """`path` and `query` are percent-encoded as sent; `body` is whole; `client` is the other side's host and port."""
 
     __slots__ = ("_bodyless", "_keep", "_request", "_send", "answered", "body", "client", "headers", "headers_sent",
-                 "method", "path", "query")  # fmt: skip
+                 "method", "note", "path", "query")  # fmt: skip
 
     def __init__(self, request: Request, client: tuple[str, int], send: Send, keep_alive: bool) -> None:
         self.method, self.path, self.query = request.method, request.path, request.query
@@ -37,6 +38,8 @@ class Exchange:
         """Whether an answer has begun; from then on an error can only cut it."""
         self.answered = False
         """Whether the answer is whole."""
+        self.note: Any = None
+        """The handler's own; nothing here looks at it."""
         self._request = request
         self._send = send
         self._keep = keep_alive

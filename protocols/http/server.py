@@ -178,7 +178,8 @@ async def serve(
 
     where: an address, the same as "host:port" ("[::1]:80" for IPv6), or listeners that are open already.
     on_error: gives (status, headers, body) for an HttpError of the protocol or of a handler, and for whatever else a
-    handler raises; it logs what it did not expect. It is also told of what ended an answer that had begun. tls: a server's context with its certificate; without one the server speaks plain HTTP.
+    handler raises; it logs what it did not expect. It is also told of what ended an answer that had begun.
+    tls: a server's context with its certificate; without one the server speaks plain HTTP.
     """
     server = Server(handler, limits or Limits(), on_error)
     if isinstance(where, str):

@@ -143,7 +143,6 @@ def test_an_unexpected_exception_tells_nothing_of_its_words(caplog: pytest.LogCa
         ("GET", "/nowhere", 404, None),
         ("POST", "/v1/responses", 404, None),
         ("GET", "/v1/models/", 404, None),
-        ("POST", "/v1/completions", 501, None),
         ("POST", "/v1/embeddings", 501, None),
     ],
 )

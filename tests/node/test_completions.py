@@ -1,0 +1,148 @@
+"""`/v1/completions`, and several choices at once in both shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from shoal.providers.base import ErrorKind, Logprobs, Usage
+
+from .fakes_router import STOP, Pause, Scripted, fails, says
+from .fakes_rpc import door
+from .test_openai_shape import HOT, with_client
+
+TOKEN = {"token": "Cold", "logprob": -0.5, "bytes": None, "top_logprobs": [{"token": "Cold", "logprob": -0.5}]}
+
+
+async def test_a_prompt_becomes_a_users_message_and_the_answer_text() -> None:
+    provider = Scripted("first", says("Cold.", model="m1", usage=Usage(7, 2)))
+    async with door(provider) as rpc:
+        answer = await with_client(rpc, lambda c: c.completions.create(model="m1", prompt="Hot?", max_tokens=9))
+    assert answer.object == "text_completion"
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("Cold.", "stop")
+    assert answer.usage.total_tokens == 9
+    assert provider.calls[0].messages[0].text == "Hot?"
+    assert provider.calls[0].max_tokens == 9
+
+
+async def test_a_stream_of_text() -> None:
+    def work(client: openai.OpenAI) -> Any:
+        return list(
+            client.completions.create(
+                model="m1", prompt="Hot? ", stream=True, echo=True, stream_options={"include_usage": True}
+            )
+        )
+
+    async with door(Scripted("first", says("Co", "ld.", usage=Usage(7, 2)))) as rpc:
+        chunks = await with_client(rpc, work)
+    assert [c.choices[0].text for c in chunks[:-1]] == ["Hot? ", "Co", "ld.", ""]
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage.total_tokens == 9
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_prompts_are_several_choices_in_their_order(stream: bool) -> None:
+    provider = Scripted("first", says("a", usage=Usage(5, 1)))
+    async with door(provider) as rpc:
+        body = {"model": "m1", "prompt": ["one", "two"], "n": 2, "temperature": 1, "stream": stream}
+        reply = await rpc.ask("POST", "/v1/completions", {**body, "stream_options": {"include_usage": True}})
+    assert sorted(call.messages[0].text for call in provider.calls) == ["one", "one", "two", "two"]
+    if not stream:
+        assert [c["index"] for c in reply.json["choices"]] == [0, 1, 2, 3]
+        usage = reply.json["usage"]
+    else:
+        *chunks, last, _ = reply.events
+        assert sorted(c["choices"][0]["index"] for c in chunks if c["choices"][0]["finish_reason"]) == [0, 1, 2, 3]
+        usage = last["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (10, 4), "each prompt is counted once"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": [[1, 2]]}, "prompt"),
+        ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": "x", "best_of": 2}, "best_of"),
+        ({"prompt": "x", "stop": [""]}, "stop"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(body: dict[str, Any], param: str) -> None:
+    async with door(Scripted("first", says("x"))) as rpc:
+        reply = await rpc.ask("POST", "/v1/completions", body)
+    assert (reply.status, reply.error["param"]) == (400, param)
+
+
+async def test_n_choices_are_n_generations_each_with_its_own_seed() -> None:
+    provider = Scripted(
+        "first", says("a", usage=Usage(7, 1)), says("b", usage=Usage(7, 1)), says("c", usage=Usage(7, 1))
+    )
+    async with door(provider) as rpc:
+        reply = await rpc.chat(model="m1", n=3, seed=2**63 - 2)
+    assert sorted(c["message"]["content"] for c in reply.json["choices"]) == ["a", "b", "c"]
+    assert [c["index"] for c in reply.json["choices"]] == [0, 1, 2]
+    assert len({call.seed for call in provider.calls}) == 3
+    assert all(call.n == 1 for call in provider.calls)
+    assert (reply.json["usage"]["prompt_tokens"], reply.json["usage"]["completion_tokens"]) == (7, 3)
+
+
+async def test_choices_do_not_come_out_of_the_cache() -> None:
+    provider = Scripted("first", says("a"), says("b"), says("c"), says("d"))
+    async with door(provider) as rpc:
+        await rpc.chat(model="m1", n=2)
+        await rpc.chat(model="m1", n=2)
+    assert len(provider.calls) == 4
+
+
+async def test_streamed_choices_run_beside_each_other_and_openais_client_tells_them_apart() -> None:
+    def work(client: openai.OpenAI) -> Any:
+        texts = {0: "", 1: ""}
+        reasons = {}
+        for chunk in client.chat.completions.create(model="m1", messages=HOT, n=2, stream=True):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+                reasons[choice.index] = choice.finish_reason
+        return texts, reasons
+
+    scripts = (["a", Pause(0.05), "b", STOP], ["c", Pause(0.02), "d", STOP])
+    async with door(Scripted("first", *scripts), keep_alive_s=0.01) as rpc:
+        texts, reasons = await with_client(rpc, work)
+    assert sorted(texts.values()) == ["ab", "cd"]
+    assert reasons == {0: "stop", 1: "stop"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_choice_that_fails_fails_the_whole_before_anything_was_sent(stream: bool) -> None:
+    provider = Scripted("first", fails(ErrorKind.BAD_REQUEST, "no"))
+    async with door(provider) as rpc:
+        reply = await rpc.chat(model="m1", n=3, stream=stream)
+        assert reply.status == 400
+        assert reply.error["message"] == "no"
+        assert provider.open == 0
+
+
+async def test_a_choice_that_breaks_off_ends_the_stream_with_an_error() -> None:
+    provider = Scripted("first", ["a", Pause(0.05), *fails(ErrorKind.CONNECTION, "reset")], ["b", Pause(60), STOP])
+    async with door(provider) as rpc:
+        reply = await rpc.chat(model="m1", n=2, stream=True)
+        assert "error" in reply.events[-1]
+        assert provider.open == 0, "the other generation was cancelled"
+
+
+async def test_logprobs_are_passed_on_where_a_provider_has_them() -> None:
+    provider = Scripted("first", ["Cold", Logprobs((TOKEN,)), STOP])
+    async with door(provider) as rpc:
+        whole = await with_client(rpc, lambda c: c.chat.completions.create(model="m1", messages=HOT, logprobs=True))
+        chunks = await with_client(
+            rpc, lambda c: list(c.chat.completions.create(model="m1", messages=HOT, logprobs=True, stream=True))
+        )
+        text = await with_client(rpc, lambda c: c.completions.create(model="m1", prompt="x", logprobs=1))
+    assert whole.choices[0].logprobs.content[0].logprob == -0.5
+    told = [c.choices[0] for c in chunks if c.choices[0].logprobs]
+    assert [c.logprobs.content[0].token for c in told] == ["Cold"]
+    assert text.choices[0].logprobs.token_logprobs == [-0.5]
+    assert text.choices[0].logprobs.top_logprobs == [{"Cold": -0.5}]
+    assert provider.calls[0].extra == {"logprobs": True}
