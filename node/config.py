@@ -76,6 +76,10 @@ class SwarmSection(Section, frozen=True):
         str | None,
         said("Key of a private swarm, 64 hex digits. Who lacks it cannot even open a connection."),
     ] = None
+    old_keys: Annotated[
+        tuple[str, ...],
+        said("Keys that this swarm had before, the last one first: answers from then are still found and opened."),
+    ] = ()
 
 
 class RouterSection(Section, frozen=True):
@@ -122,6 +126,14 @@ class IpfsSection(Section, frozen=True):
         str | None, said('Kubo\'s RPC, for example "/ip4/127.0.0.1/tcp/5001". Unset: nothing is published.')
     ] = None
     timeout_s: Annotated[float, said("Seconds for one call to Kubo.", gt=0)] = 10.0
+    publish: Annotated[
+        Literal["always", "asked"],
+        said('Which answers go to Kubo: all that may, or those whose request says "x-shoal-publish: ipfs".'),
+    ] = "always"
+    private_swarms: Annotated[
+        tuple[str, ...],
+        said("Names of private swarms whose answers may go there, sealed with the swarm's key. Unnamed ones: never."),
+    ] = ()
 
 
 class LogSection(Section, frozen=True):
@@ -165,7 +177,7 @@ def check_kubo(address: str) -> None:
         addresses.check_tcp(re.sub(r"/https?$", "", api_multiaddr(address)))
 
 
-SECRETS = frozenset({"swarm.key"})
+SECRETS = frozenset({"swarm.key", "swarm.old_keys"})
 """Keys whose values are never shown; in [providers.*] every key that speaks of a key, token, secret or password."""
 
 
@@ -202,6 +214,9 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
             yield f"swarm.peers[{index}]", str(error)
     if config.swarm.key is not None and not addresses.is_swarm_key(config.swarm.key):
         yield "swarm.key", "wants 64 hex digits (32 bytes); make one with: openssl rand -hex 32"
+    for index, text in enumerate(config.swarm.old_keys):
+        if not addresses.is_swarm_key(text):
+            yield f"swarm.old_keys[{index}]", "wants 64 hex digits (32 bytes), a key that the swarm had"
     if not isinstance(config.cache.trust, str):
         for index, text in enumerate(config.cache.trust):
             if not addresses.is_peer_id(text):

@@ -261,7 +261,7 @@ def effective(config: Config) -> dict[str, dict[str, Any]]:
         if section == "providers":
             continue
         shown[section] = {
-            name: "(hidden)" if is_secret(f"{section}.{name}") else value
+            name: "(hidden)" if value and is_secret(f"{section}.{name}") else value
             for name, value in values.items()
             if value is not None
         }

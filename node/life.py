@@ -21,6 +21,7 @@ import trio
 
 from ..cache.kubo import KuboPublisher
 from ..cache.memory import Memory
+from ..cache.sealing import Seal
 from ..cache.store import Store
 from ..cache.tiers import AnswerCache
 from ..protocols.http.limits import Limits
@@ -64,6 +65,8 @@ class Life:
             find_blocks=self._find_blocks,
             public_block=self.cache.public_block if self.cache is not None else None,
         )
+        if self.cache is not None:
+            self.cache.on_public = self.seat.announce
         self.source = NodeCandidates(
             daemon.registry,
             self.seat,
@@ -293,10 +296,12 @@ def build_cache(
         return None
     store = Store(paths.answers_file(loaded.data_dir), max_bytes=section.disk_bytes)
     publisher = None
-    if ipfs.kubo_api is not None and membership.key is not None:
-        log.warning("answers of a private swarm are not published to IPFS")
+    seals = [Seal(key) for key in membership.seal_keys]
+    if ipfs.kubo_api is not None and seals and membership.name not in ipfs.private_swarms:
+        log.warning("answers of this private swarm do not go to IPFS; ipfs.private_swarms allows it, sealed")
     elif ipfs.kubo_api is not None:
-        publisher = KuboPublisher(ipfs.kubo_api, store, timeout_s=ipfs.timeout_s)
+        seal = seals[0] if seals else None
+        publisher = KuboPublisher(ipfs.kubo_api, store, timeout_s=ipfs.timeout_s, seal=seal)
     return AnswerCache(
         identity.peer_id,
         memory=Memory(section.memory_bytes),
@@ -306,8 +311,11 @@ def build_cache(
         is_member=is_member,
         ttl_s=section.ttl_s or None,
         hmac_key=membership.cache_key,
+        older_keys=membership.old_cache_keys,
+        seals=seals,
         publish=section.publish,
         publisher=publisher,
+        auto_publish=ipfs.publish == "always",
     )
 
 

@@ -28,6 +28,8 @@ EVERYWHERE_PORT = 4642
 class Membership(Struct, frozen=True, kw_only=True):
     """name, key (32 bytes or None): of the swarm. listen: multiaddrs. invites: where to look for it.
 
+    old_keys: those that the swarm had before, the last one first; what was stored under them stays readable here.
+
     chosen: whether the owner set `listen`; otherwise a port that is taken may be replaced by another.
     opened: whether this listens beyond the machine because of an invite. notes: what the owner should know, in lines.
     """
@@ -39,14 +41,29 @@ class Membership(Struct, frozen=True, kw_only=True):
     opened: bool = False
     invites: tuple[Invite, ...] = ()
     notes: tuple[str, ...] = ()
+    old_keys: tuple[bytes, ...] = ()
 
     @property
     def cache_key(self) -> bytes | None:
         """What keys the names of requests in a private swarm, so that outsiders cannot test guesses; else None."""
-        return hmac.digest(self.key, b"shoal cache key v1", "sha256") if self.key is not None else None
+        return _derived(self.key, b"shoal cache key v1") if self.key is not None else None
+
+    @property
+    def old_cache_keys(self) -> list[bytes]:
+        """The same of the swarm's earlier keys, under which answers may still be stored here."""
+        return [_derived(key, b"shoal cache key v1") for key in self.old_keys] if self.key is not None else []
+
+    @property
+    def seal_keys(self) -> list[bytes]:
+        """What published blocks are sealed with in a private swarm, the current one first (cache/sealing.py)."""
+        return [_derived(key, b"shoal seal key v1") for key in (self.key, *self.old_keys)] if self.key else []
 
     def __repr__(self) -> str:
         return f"Membership({self.name!r}, {'private' if self.key else 'open'}, {len(self.invites)} invites)"
+
+
+def _derived(key: bytes, purpose: bytes) -> bytes:
+    return hmac.digest(key, purpose, "sha256")
 
 
 def decide(
@@ -81,10 +98,26 @@ def with_invites(
     invites = tuple(invite for invite in (*last, *configured) if invite.swarm in (None, name))
     if len(invites) < len(last) + len(configured):
         notes.append(f"invites to other swarms than {name!r} are passed over; a node is in one swarm at a time")
+    old = tuple(bytes.fromhex(text) for text in section.old_keys) if name == section.name else ()
     if section.listen:
-        return Membership(name=name, key=key, listen=section.listen, chosen=True, invites=invites, notes=tuple(notes))
+        return Membership(
+            name=name,
+            key=key,
+            listen=section.listen,
+            chosen=True,
+            invites=invites,
+            notes=tuple(notes),
+            old_keys=old,
+        )
     beyond = any(not addresses.is_local_multiaddr(addr) for invite in invites for addr in invite.addrs)
     listen = (EVERYWHERE.format(ports.everywhere or EVERYWHERE_PORT) if beyond else LOOPBACK.format(ports.loopback),)
     return Membership(
-        name=name, key=key, listen=listen, chosen=False, opened=beyond, invites=invites, notes=tuple(notes)
+        name=name,
+        key=key,
+        listen=listen,
+        chosen=False,
+        opened=beyond,
+        invites=invites,
+        notes=tuple(notes),
+        old_keys=old,
     )

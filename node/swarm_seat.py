@@ -165,6 +165,12 @@ class SwarmSeat:
         except (BlockNotFound, ValueError):
             return None
 
+    def announce(self, cids: list[bytes]) -> None:
+        """Blocks that peers may have from now on: who has asked for one over bitswap before gets it."""
+        if self.bitswap is not None:
+            for cid in cids:
+                self.bitswap.announce(cid)
+
     def peers(self) -> list[dict[str, Any]]:
         """Every peer as a table."""
         return [msgspec.to_builtins(view) for view in self.swarm.peers()] if self.swarm is not None else []

@@ -55,7 +55,13 @@ class Cache(Protocol):
 
     def remember(self, signed: SignedRecord, /) -> Hit: ...
 
-    def remember_foreign(self, block: bytes, key: Key, *, request: GenerateRequest | None = None) -> Hit:
+    def linked_content(self, block: bytes) -> bytes | None:
+        """The CID of the raw block that a record from another node needs beside it; None: it is whole."""
+        ...
+
+    def remember_foreign(
+        self, block: bytes, key: Key, *, extra: bytes | None = None, request: GenerateRequest | None = None
+    ) -> Hit:
         """Verifies a block from another node; RecordRefused, counted, when it is no trusted answer to `key`."""
         ...
 
@@ -134,6 +140,7 @@ class Recorder:
             finish=said.finish.reason,
             usage=said.usage,
             aliases=aliases,
+            link_text=True,  # a gateway shows it in a browser; made when it is asked for, so it costs no room
         )
         return self.cache.remember(signed)
 

@@ -22,6 +22,7 @@ import msgspec
 import trio
 from msgspec import Struct, UnsetType
 
+from ...cache.cid import cid_text
 from ...cache.key import Key
 from ...cache.record import RecordRefused, SignedRecord
 from ...protocols.peer_id import Identity, PeerId
@@ -42,6 +43,8 @@ from .watcher import Watcher
 _log = logging.getLogger(__name__)
 
 
+LINKED_S = 2.0
+"""Seconds for the content of an answer that was found and is too long for its record."""
 LOOK_UP_GRACE_S = 0.05
 """Seconds that a look-up may take longer than it was given, before it is cancelled."""
 
@@ -51,6 +54,10 @@ class Beyond(Protocol):
 
     async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
         """Blocks that other nodes offer as answers, unverified; [] when there is none. timeout in seconds."""
+        ...
+
+    async def fetch(self, cid: str) -> bytes | None:
+        """A block by its CID, its hash checked; None when nobody gives it."""
         ...
 
 
@@ -311,8 +318,12 @@ class Router:
         with trio.move_on_after(self.limits.swarm_wait_s + LOOK_UP_GRACE_S):
             blocks = await self._beyond.find(key.cid, self.limits.swarm_wait_s)
         for block in blocks:
+            extra = None
+            if (linked := self._cache.linked_content(block)) is not None:
+                with trio.move_on_after(LINKED_S):
+                    extra = await self._beyond.fetch(cid_text(linked))
             try:
-                hit = self._cache.remember_foreign(block, key, request=request)
+                hit = self._cache.remember_foreign(block, key, extra=extra, request=request)
             except RecordRefused:
                 continue  # counted by the cache
             return msgspec.structs.replace(self.recorder.found(hit), tier="swarm")
