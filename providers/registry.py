@@ -55,13 +55,20 @@ ORDER = (
 )
 """The built-in order. Providers under names of the owner's own choice come between the first two."""
 
-BUILT_IN = {"openai_compat": ".openai_compat", "openrouter": ".openrouter", "local_hf": ".local_hf"}
+CLIS = {
+    "codex_cli": ".cli.codex",
+    "copilot_cli": ".cli.copilot",
+    "copilot_sdk": ".cli.copilot_sdk",
+    "gemini_cli": ".cli.gemini",
+    "claude_code": ".cli.claude",
+}
+BUILT_IN = {"openai_compat": ".openai_compat", "openrouter": ".openrouter", "local_hf": ".local_hf", **CLIS}
 """Type -> module of this package."""
 
 LATER = frozenset(ORDER) - frozenset(BUILT_IN)
 """Names that are known and come in a later version."""
 
-UNASKED = ("openrouter", "local_hf")
+UNASKED = ("openrouter", "local_hf", *CLIS)
 """Built without a table of their own: each finds out by itself whether it can work."""
 
 
@@ -196,9 +203,10 @@ class Registry:
         for name, point in plugins.items():
             if not registry._placed(name):
                 registry._built[name] = _plugged(name, point, ProviderSettings(), context), ProviderSettings()
-        for name in LATER:
+        for name in ORDER:
             if not registry._placed(name):
-                registry.refused[name] = _LATER_REASON
+                missing = f"is not set up here; add [providers.{name}] to the configuration"
+                registry.refused[name] = _LATER_REASON if name in LATER else missing
         registry._arrange()
         registry._check_order()
         return registry

@@ -33,12 +33,35 @@ _KEY_VARIABLE = "SHOAL_CODEX_KEY"
 _OFF_OR_FAIL = ("shell_tool", "unified_exec")
 """Switched off by argument: a version that does not know these names refuses to start, and that is as it should be."""
 
-_OFF = (
-    """apps auth_elicitation browser_use browser_use_external code_mode_host collaboration_modes computer_use
-    daemon_auto_start goals guardian_approval hooks image_generation in_app_browser memories multi_agent plugin_sharing
-    plugins remote_plugin shell_snapshot skill_mcp_dependency_install skill_search sleep_tool tool_call_mcp_elicitation
-    tool_suggest unbounded_connection_retries view_image workspace_dependencies"""
-).split()
+_OFF = [
+    "apps",
+    "auth_elicitation",
+    "browser_use",
+    "browser_use_external",
+    "code_mode_host",
+    "collaboration_modes",
+    "computer_use",
+    "daemon_auto_start",
+    "goals",
+    "guardian_approval",
+    "hooks",
+    "image_generation",
+    "in_app_browser",
+    "memories",
+    "multi_agent",
+    "plugin_sharing",
+    "plugins",
+    "remote_plugin",
+    "shell_snapshot",
+    "skill_mcp_dependency_install",
+    "skill_search",
+    "sleep_tool",
+    "tool_call_mcp_elicitation",
+    "tool_suggest",
+    "unbounded_connection_retries",
+    "view_image",
+    "workspace_dependencies",
+]
 
 
 class Settings(CliSettings, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +129,7 @@ class Codex(Tool):
         if own:
             lines["model_provider"] = "shoal"
         tables: dict[str, dict[str, object]] = {
-            "features": {name: False for name in _OFF},
+            "features": dict.fromkeys(_OFF, False),
             "analytics": {"enabled": False},
             "feedback": {"enabled": False},
             "history": {"persistence": "none"},

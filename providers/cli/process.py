@@ -141,13 +141,13 @@ class ToolProcess:
     # -- its end -----------------------------------------------------------------------------------------------
 
     async def ended(self) -> int:
-        """Waits for the end of the tool itself; its exit code, negative for a signal. Its last words are in `stderr`."""
+        """Waits for the end of the tool itself; its exit code, negative for a signal."""
         assert self._process is not None
         await self._over()
         with trio.move_on_after(0.05):  # a child of it may hold stderr open
             await self._stderr_over.wait()
         # The code without reaping: until `kill`, the process group keeps its number.
-        status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
+        status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)  # noqa: ASYNC222
         if status is None:
             return 0
         return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
@@ -223,5 +223,5 @@ def _start_of(pid: int) -> str | None:
 async def _gone(family: dict[int, str]) -> None:
     """Waits until the kernel has ended them; they are not our children, so nobody tells us."""
     end = time.monotonic() + REAP_S
-    while any(_start_of(pid) == started for pid, started in family.items()) and time.monotonic() < end:
+    while any(_start_of(pid) == started for pid, started in family.items()) and time.monotonic() < end:  # noqa: ASYNC110
         await trio.sleep(0.002)

@@ -13,10 +13,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
+from .. import options
 from ..base import (
     Capabilities,
+    Dropped,
     ErrorKind,
     Event,
     GenerateRequest,
@@ -26,7 +29,7 @@ from ..base import (
     Status,
 )
 from ..gate import Gate
-from . import options, prompt
+from . import prompt
 from .home import Homes
 from .process import LineTooLong, ToolProcess
 from .talk import Asked, Fault, Talk
@@ -108,7 +111,7 @@ class CliProvider(Provider):
         )
 
     async def _learn_version(self, program: Path) -> None:
-        facts = program.stat()
+        facts = await trio.Path(program).stat()
         identity = (program, facts.st_mtime_ns, facts.st_size)
         if self._version_of != identity and self._nursery is not None:
             self._version_of, self._version, self._version_fault = identity, "", ""
@@ -150,8 +153,6 @@ class CliProvider(Provider):
         program = self._tool.found()
         if program is None:
             raise ProviderError(ErrorKind.UNAVAILABLE, self._tool.not_found())
-        if dropped:
-            log.debug("%s leaves out %s", self.name, ", ".join(name for name in dropped if name.isidentifier()))
         async with self._gate:
             place = await self._place(None)
             try:
@@ -220,15 +221,11 @@ class CliProvider(Provider):
 
 
 class Events:
-    """The events of one call. Reads only as the caller takes them, so a slow caller slows the tool down.
-
-    dropped: the names of the request's options that the tool cannot honour and that were left out, sorted.
-    """
+    """The events of one call. Reads only as the caller takes them, so a slow caller slows the tool down."""
 
     def __init__(self, process: ToolProcess, talk: Talk[Any], dropped: tuple[str, ...], exit_s: float) -> None:
-        self.dropped = dropped
         self._process, self._talk, self._exit_s = process, talk, exit_s
-        self._ready: deque[Event] = deque()
+        self._ready: deque[Event] = deque([Dropped(dropped)] if dropped else ())
         self._over = False
         process.say(talk.opening())
         if talk.ends_input:
@@ -272,4 +269,7 @@ class Events:
                 while await self._process.line() is not None:
                     pass  # nothing that comes after the end counts, but a full pipe would keep the tool from ending
                 code = await self._process.ended()
+            if self._talk.report is not None:
+                with contextlib.suppress(OSError, msgspec.DecodeError):  # without it the usage is not known
+                    self._talk.on_report(await trio.Path(self._talk.report).read_bytes())
         self._ready.extend(self._talk.exited(code, self._process.stderr))

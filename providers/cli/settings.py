@@ -5,15 +5,13 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
 from ..credential import Credential
 from ..faults import SettingsError
 from ..settings import ProviderSettings
-
-Unsupported = Literal["drop", "refuse"]
 
 
 class CliSettings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
@@ -33,8 +31,6 @@ class CliSettings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """The environment variable that holds the key. Unset: the vendor's own names."""
     api_key_file: str | None = None
     """A file that holds the key; it may change while the node runs."""
-    unsupported: Unsupported = "drop"
-    """Options of a request that the tool cannot honour: "drop" leaves them out and says so, "refuse" is an error."""
     max_concurrent: int = 2
     """Each running tool takes 160 to 400 MB of memory."""
     exit_s: Annotated[float, Meta(gt=0)] = 5.0

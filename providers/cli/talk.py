@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -78,6 +79,8 @@ class Talk(abc.ABC, Generic[L]):
         self.cut = False
         """The answer is known to be over before the tool knows: it is ended and its exit code means nothing."""
         self.says_no_more = False
+        self.report: Path | None = None
+        """A file that the tool writes at its end."""
 
     # -- what the tools say ------------------------------------------------------------------------------------
 
@@ -88,6 +91,9 @@ class Talk(abc.ABC, Generic[L]):
     @abc.abstractmethod
     def on(self, line: L) -> None:
         """One line of output. Calls `text`, `done`, `failed`, `reply`; sets `model` and `usage`."""
+
+    def on_report(self, data: bytes) -> None:
+        """What the file `report` holds at the end. May raise msgspec.DecodeError."""
 
     def on_exit(self, code: int, stderr: str) -> Fault | None:
         """What the exit code and stderr say about an end that the output did not explain."""

@@ -112,8 +112,19 @@ def find(program: str, environ: Mapping[str, str]) -> Path | None:
 
 
 _PASSED_ON = frozenset(
-    """PATH LANG LANGUAGE TZ HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_FILE SSL_CERT_DIR
-    NODE_EXTRA_CA_CERTS""".split()
+    [
+        "PATH",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "NODE_EXTRA_CA_CERTS",
+    ]
 )
 
 

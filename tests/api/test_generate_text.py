@@ -128,7 +128,7 @@ def test_unknown_not_configured_and_failed_are_three_errors(make_deps: Callable[
     ):
         with pytest.raises(UnknownProviderError, match=r"no provider 'dekc'.*did you mean desk"):
             use("dekc")
-        with pytest.raises(NotConfiguredError, match="codex_cli: comes in a later version"):
+        with pytest.raises(NotConfiguredError, match="codex_cli: codex is not on PATH"):
             use("codex")
         with pytest.raises(NotConfiguredError, match="set OPENROUTER_API_KEY"):
             use("openrouter")

@@ -115,7 +115,7 @@ def test_the_environment_of_the_caller_counts(node: Running, tmp_path: Path) -> 
 def test_the_three_errors_are_the_same_as_without_a_node(node: Running, deps: RouterDeps) -> None:
     with pytest.raises(UnknownProviderError, match="desc"):
         generate_text("x", provider="desc", deps=deps)
-    with pytest.raises(NotConfiguredError, match="later version"):
+    with pytest.raises(NotConfiguredError, match="not set up here"):
         generate_text("x", provider="codex", deps=deps)
     with pytest.raises(UnknownProviderError, match="desk, limited"):
         get_llm_provider("desc", deps=deps)

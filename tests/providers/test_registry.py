@@ -15,7 +15,16 @@ import trio
 from shoal.providers import registry as module
 from shoal.providers.base import ErrorKind, Event, GenerateRequest, Provider, ProviderError, Status, TextDelta
 from shoal.providers.faults import NotConfiguredError, RegistryError, UnknownProviderError
-from shoal.providers.registry import LATER, ORDER, Registry, canonical, forget_llm_provider, register_llm_provider
+from shoal.providers.registry import (
+    CLIS,
+    LATER,
+    ORDER,
+    UNASKED,
+    Registry,
+    canonical,
+    forget_llm_provider,
+    register_llm_provider,
+)
 from shoal.providers.settings import BuildContext, ProviderSettings
 
 DESK = {"type": "openai_compat", "base_url": "http://127.0.0.1:9/v1"}
@@ -75,6 +84,17 @@ def test_names_of_later_versions_are_known_and_say_so(name: str) -> None:
     with pytest.raises(NotConfiguredError, match="comes in a later version"):
         registry.get(name)
     assert build({name: {"anything": 1}}).refused[name] == "comes in a later version"
+
+
+@pytest.mark.parametrize("name", sorted(CLIS))
+def test_a_tool_that_is_not_installed_says_what_to_type(name: str) -> None:
+    reason = build({}, environ={"PATH": "/nonexistent"}, unasked=UNASKED).refused[name]
+    assert "is not on PATH; run `npm install -g @" in reason
+
+
+def test_a_known_provider_without_a_table_is_not_configured_and_says_which_table() -> None:
+    with pytest.raises(NotConfiguredError, match=r"add \[providers.claude_code\]"):
+        build({}).get("claude")
 
 
 def test_an_unknown_name_is_another_error_and_guesses() -> None:
