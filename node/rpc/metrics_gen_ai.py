@@ -1,0 +1,110 @@
+"""What requests cost in time and tokens, under OpenTelemetry's names for generative AI.
+
+Names, attributes and bucket bounds are those of the semantic conventions (gen-ai/gen-ai-metrics, version 1.37); what
+is Shoal's own has its own prefix. Of a request nothing is kept but who answered, how long and how many tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...providers.base import Usage
+from ..routing.ask import Ask
+from ..routing.attempt import ANSWERED, Attempt
+from ..routing.flight import Flight
+from ..routing.no_answer import NoAnswer
+from ..routing.recording import Found
+from ..routing.router import RouteNote
+from .metrics import Counter, Histogram, Metric
+
+REQUEST_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+TOKENS = tuple(float(4**power) for power in range(14))
+
+WHO = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.response.model", "shoal.from")
+"""shoal.from: "here", "peer", or the cache's tier."""
+
+
+class GenAi:
+    """A watcher of the router (routing/watcher.py), and the metrics that it keeps."""
+
+    def __init__(self) -> None:
+        self._duration = Histogram(
+            "gen_ai.server.request.duration", "s", "Time of a request, from its arrival to its end.",
+            REQUEST_S, (*WHO, "error.type"),
+        )  # fmt: skip
+        self._first_token = Histogram(
+            "gen_ai.server.time_to_first_token", "s", "Time to the first token, failed attempts included.",
+            FIRST_TOKEN_S, WHO,
+        )  # fmt: skip
+        self._per_token = Histogram(
+            "gen_ai.server.time_per_output_token", "s", "Time of a token after the first.", PER_TOKEN_S, WHO
+        )
+        self._tokens = Histogram(
+            "gen_ai.client.token.usage", "{token}", "Tokens of a request, as the provider counted them.",
+            TOKENS, (*WHO, "gen_ai.token.type"),
+        )  # fmt: skip
+        self._attempts = Counter(
+            "shoal.attempts", "Tries at a provider or peer, by outcome.", ("gen_ai.provider.name", "shoal.outcome")
+        )
+        self._refused = Counter("shoal.requests.refused", "Questions that nobody was asked.", ("error.type",))
+
+    def metrics(self) -> Iterator[Metric]:
+        for kept in (
+            *(self._duration, self._first_token, self._per_token, self._tokens),
+            *(self._attempts, self._refused),
+        ):
+            yield kept.metric()
+
+    # -- what the router tells -----------------------------------------------------------------------------------
+
+    def boarded(self, ask: Ask, flight: Flight) -> None:
+        """Counted when it ends."""
+
+    def peeked(self, ask: Ask, found: Found) -> None:
+        """An answer from memory: its time is below what the buckets tell apart."""
+        self._duration.observe(0.0, ("chat", found.provider, found.model or "", "memory", ""))
+
+    def refused(self, ask: Ask, why: NoAnswer) -> None:
+        self._refused.add((why.code or str(why.kind),))
+
+    def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
+        where = note.cache if note.cache not in ("miss", "bypass") else "peer" if note.peer else "here"
+        who = ("chat", note.provider or "none", note.model or "", where)
+        ok = note.outcome == ANSWERED
+        self._duration.observe(note.ms / 1000, (*who, "" if ok else note.outcome))
+        if where not in ("here", "peer"):
+            return
+        self._observe_tokens(note, flight, who, whole=ok)
+        if flight.readers == 0:  # the attempts are the flight's, not each caller's
+            for attempt in note.attempts:
+                ended = attempt.ms > 0 or flight.ended or attempt is not note.attempts[-1]
+                self._attempts.add((attempt.provider, attempt.outcome if ended else "cancelled"))
+
+    def _observe_tokens(self, note: RouteNote, flight: Flight, who: tuple[str, ...], *, whole: bool) -> None:
+        last = note.attempts[-1] if note.attempts else None
+        if last is None or last.first_token_ms is None:
+            return
+        self._first_token.observe(first_token_ms(note.attempts) / 1000, who)
+        usage = usage_of(flight)
+        if not whole or usage is None:
+            return
+        self._tokens.observe(usage.prompt_tokens, (*who, "input"))
+        self._tokens.observe(usage.completion_tokens, (*who, "output"))
+        if usage.completion_tokens > 1 and last.ms > last.first_token_ms:
+            self._per_token.observe((last.ms - last.first_token_ms) / 1000 / (usage.completion_tokens - 1), who)
+
+
+def first_token_ms(attempts: list[Attempt]) -> float:
+    """Milliseconds from the first attempt's start to the last one's first token."""
+    return sum(attempt.ms for attempt in attempts[:-1]) + (attempts[-1].first_token_ms or 0.0)
+
+
+def usage_of(flight: Flight) -> Usage | None:
+    """The token counts of an answer that has ended, where its provider gave them: they stand before the Finish."""
+    if flight.ended:
+        for event in flight.events[-2:]:
+            if type(event) is Usage:
+                return event
+    return None

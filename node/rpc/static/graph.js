@@ -1,0 +1,78 @@
+// The swarm as this node sees it: itself in the middle, its peers around, a line for each session.
+
+import { shortPeer, span, svg } from "./dom.js";
+
+const MANY = 40;
+const SHOWN = 80;
+
+// Places on one ellipse, or two when there are many; the first stands at the upper right, and the top stays free.
+export function places(number, width, height, narrow) {
+  const marginX = narrow ? 54 : 118;
+  const marginY = 54;
+  const rx = Math.max(40, width / 2 - marginX);
+  const ry = Math.max(40, height / 2 - marginY);
+  const rings = number > (narrow ? 8 : 14) ? 2 : 1;
+  return Array.from({ length: number }, (_, index) => {
+    const angle = -Math.PI / 2 + ((index + 0.5) * 2 * Math.PI) / number;
+    const reach = rings === 2 && index % 2 ? 0.6 : 1;
+    return { x: width / 2 + rx * reach * Math.cos(angle), y: height / 2 + ry * reach * Math.sin(angle), angle };
+  });
+}
+
+function label(place, lines, narrow) {
+  const sideways = !narrow && Math.abs(Math.sin(place.angle)) < 0.5;
+  const right = Math.cos(place.angle) > 0;
+  const above = Math.sin(place.angle) < 0;
+  const x = sideways ? place.x + (right ? 17 : -17) : place.x;
+  let y = sideways ? place.y - (lines.length - 1) * 7.5 + 4 : above ? place.y - 18 - (lines.length - 1) * 15 : place.y + 27;
+  return svg("text", { class: "label", "text-anchor": sideways ? (right ? "start" : "end") : "middle" },
+    lines.map((line, index) => svg("tspan", { x, y: y + index * 15, class: index ? "dim" : "name" }, line)));
+}
+
+const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+
+export function summary(peers) {
+  const models = peer => (peer.models ?? []).map((model) => model.name);
+  const lines = peers.map((peer) => `${shortPeer(peer.peer)} ${peer.connected ? "connected" : "away"}${models(peer).length ? `, offers ${models(peer).slice(0, 3).join(", ")}` : ""}`);
+  return `This node and ${peers.length} ${peers.length === 1 ? "peer" : "peers"}. ${lines.join(". ")}`;
+}
+
+// Draw into `box`. busy: peer id -> number of live requests there. chosen: a peer id. choose: called with one.
+export function draw(box, { peers, busy, chosen, choose }) {
+  const width = Math.max(280, box.clientWidth);
+  const narrow = width < 520;
+  const shown = peers.slice(0, SHOWN);
+  const height = shown.length ? (narrow ? 300 : 380) : narrow ? 150 : 220;
+  const middle = { x: width / 2, y: height / 2 };
+  const spots = places(shown.length, width, height, narrow);
+  const lines = [];
+  const nodes = [];
+  shown.forEach((peer, index) => {
+    const spot = spots[index];
+    const calls = busy.get(peer.peer) ?? 0;
+    const away = !peer.connected;
+    const length = Math.hypot(spot.x - middle.x, spot.y - middle.y);
+    const ux = (spot.x - middle.x) / length;
+    const uy = (spot.y - middle.y) / length;
+    const kind = `${away ? "away" : ""} ${calls ? "busy" : ""} ${peer.peer === chosen ? "chosen" : ""}`;
+    lines.push(svg("line", { class: `edge ${kind}`, x1: middle.x + ux * 32, y1: middle.y + uy * 32, x2: spot.x - ux * 13, y2: spot.y - uy * 13 }));
+    if (!away && peer.rtt_s && shown.length <= 14 && length > 130) {
+      lines.push(svg("text", { class: "rtt", "text-anchor": "middle", x: middle.x + ux * length * 0.56, y: middle.y + uy * length * 0.56 + 4 }, span(peer.rtt_s * 1000)));
+    }
+    const names = [...new Set((peer.models ?? []).map((model) => String(model.name)))];
+    const offer = names.length ? clipped(names[0].split("/").pop(), 20) + (names.length > 1 ? ` +${names.length - 1}` : "") : away ? "away" : "shares nothing";
+    const text = shown.length > MANY ? [] : narrow ? [shortPeer(peer.peer)] : [shortPeer(peer.peer), offer];
+    const gpu = (peer.hardware?.gpus ?? []).length > 0;
+    nodes.push(svg("g", { class: `node ${kind}`, onclick: () => choose(peer.peer) },
+      svg("title", {}, `${peer.peer}\n${offer}`),
+      svg("circle", { class: "reach", cx: spot.x, cy: spot.y, r: 20 }),
+      gpu && svg("circle", { class: "gpu", cx: spot.x, cy: spot.y, r: 12 }),
+      svg("circle", { class: "body", cx: spot.x, cy: spot.y, r: 8 }),
+      text.length > 0 && label(spot, text, narrow)));
+  });
+  const me = svg("g", { class: `node me ${chosen === "me" ? "chosen" : ""}`, onclick: () => choose("me") },
+    svg("circle", { class: "halo", cx: middle.x, cy: middle.y, r: 26 }),
+    svg("circle", { class: "body", cx: middle.x, cy: middle.y, r: 17 }),
+    svg("path", { class: "mark", d: `M${middle.x - 8} ${middle.y - 5}h6m4 0h6M${middle.x - 5} ${middle.y}h8m4 0h2M${middle.x - 7} ${middle.y + 5}h5m4 0h5` }));
+  box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": summary(shown) }, lines, me, nodes));
+}

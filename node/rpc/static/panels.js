@@ -1,0 +1,137 @@
+// Figures, requests, providers, cache.
+
+import { byId, bytes, clock, count, el, keyed, percent, setText, shortPeer, span } from "./dom.js";
+
+// -- the figures at the top
+
+export function showFigures({ requests, peers }) {
+  if (peers) {
+    const near = peers.filter((peer) => peer.connected).length;
+    setText(byId("f-peers"), count(near));
+    setText(byId("f-peers-aside"), peers.length > near ? `${count(peers.length - near)} away` : near ? "all connected" : "none yet");
+  }
+  if (requests) {
+    setText(byId("f-live"), count(requests.live));
+    const joined = requests.live - requests.in_flight;
+    setText(byId("f-live-aside"), joined > 0 ? `${count(joined)} sharing an answer` : requests.live ? "" : "quiet");
+    setText(byId("f-rate"), requests.tokens_per_s ? count(requests.tokens_per_s) : "0");
+    setText(byId("f-rate-aside"), requests.output_tokens ? `${count(requests.output_tokens)} since the start` : "none yet");
+    const answers = Object.values(requests.by_cache).reduce((sum, value) => sum + value, 0);
+    const cached = ["memory", "disk", "swarm", "ipfs"].reduce((sum, tier) => sum + (requests.by_cache[tier] ?? 0), 0);
+    setText(byId("f-cache"), percent(cached, answers));
+    setText(byId("f-cache-aside"), answers ? `of ${count(answers)} ${answers === 1 ? "answer" : "answers"}` : "no answers yet");
+  }
+}
+
+// -- requests
+
+const TIERS = { memory: "from memory", disk: "from disk", swarm: "from the swarm", ipfs: "from IPFS" };
+const WORDS = { ok: "answered", cancelled: "caller left", live: "" };
+
+const where = (row) => (row.peer ? `peer ${shortPeer(row.peer)}` : "");
+const outcome = (text) => (WORDS[text] ?? String(text).replaceAll("_", " "));
+
+function step(attempt) {
+  const failed = attempt.outcome !== "ok" && attempt.outcome !== "live";
+  return el("li", { class: failed ? "failed" : attempt.outcome, title: attempt.reason || false },
+    el("span", { class: "step" }, attempt.provider),
+    failed && el("span", { class: "why" }, outcome(attempt.outcome)),
+    attempt.ms ? el("span", { class: "ms" }, span(attempt.ms)) : null);
+}
+
+function line(row, had) {
+  const text = JSON.stringify(row);
+  if (had?.dataset.text === text) return had;
+  const live = row.state === "live";
+  const ok = row.state === "ok";
+  const tier = TIERS[row.cache];
+  const by = tier ? `${tier}, by ${row.provider ?? "unknown"}` : row.provider ?? "nobody";
+  const route = row.route ?? [];
+  const told = route.length > 1 || route.some((attempt) => attempt.outcome !== "ok" && attempt.outcome !== "live");
+  const speed = row.tokens_per_s ? `${count(row.tokens_per_s)} tok/s` : "";
+  const tokens = row.tokens ? `${count(row.tokens)} tokens` : "";
+  const item = el("li", { class: `request ${live ? "live" : ok ? "ok" : "bad"}` },
+    el("span", { class: "time" }, live ? "now" : clock(row.at)),
+    el("span", { class: "model" }, row.model ?? "any model"),
+    el("span", { class: "by" }, [by, where(row) && !String(by).startsWith("peer:") ? where(row) : "", row.caller !== "local" ? `for ${shortPeer(row.caller)}` : ""].filter(Boolean).join(" · ")),
+    el("span", { class: "speed" }, [tokens, speed].filter(Boolean).join(" · ")),
+    el("span", { class: "took" }, live || ok ? span(row.ms) : outcome(row.state)),
+    told ? el("ol", { class: "route", "aria-label": "Route" }, route.map(step)) : null);
+  item.dataset.text = text;
+  return item;
+}
+
+export function showRequests(found) {
+  const list = byId("requests");
+  setText(byId("requests-note"), found.live ? `${count(found.live)} live` : "");
+  if (!found.requests.length) {
+    list.replaceChildren(el("li", { class: "none" }, "Nothing asked yet. Use the box above, or point a client at ", el("code", {}, `${location.origin}/v1`), "."));
+    return;
+  }
+  list.querySelector(":scope > .none")?.remove();
+  keyed(list, found.requests.slice(0, 30), (row) => row.id, line);
+}
+
+// -- providers
+
+function provider(row, had) {
+  const text = JSON.stringify(row);
+  if (had?.dataset.text === text) return had;
+  const names = (row.models ?? []).map((model) => model.name);
+  const item = el("li", {},
+    el("span", { class: `dot ${row.ready ? (row.failures ? "warn" : "on") : row.configured ? "bad" : "off"}` }),
+    el("span", { class: "name" }, row.name),
+    el("span", { class: "state" }, row.ready ? (row.share ? "ready, shared" : "ready") : row.configured ? "not ready" : ""),
+    el("span", { class: "what" }, row.ready ? names.slice(0, 4).join(", ") + (names.length > 4 ? ` and ${names.length - 4} more` : "") : row.reason),
+    row.failures ? el("span", { class: "what" }, `${count(row.failures)} ${row.failures === 1 ? "failure" : "failures"} since the start`) : null);
+  item.dataset.text = text;
+  return item;
+}
+
+export function showProviders(rows) {
+  const used = rows.filter((row) => row.configured);
+  const unset = rows.filter((row) => !row.configured);
+  const ready = used.filter((row) => row.ready).length;
+  setText(byId("providers-note"), used.length ? `${ready} of ${used.length} ready` : "");
+  keyed(byId("providers"), used, (row) => row.name, provider);
+  byId("unset").hidden = !unset.length;
+  setText(byId("unset-title"), `${unset.length} more not set up`);
+  keyed(byId("unset-list"), unset, (row) => row.name, provider);
+}
+
+// -- cache
+
+const SHADES = [["memory", "Memory"], ["disk", "Disk"], ["swarm", "Swarm"], ["ipfs", "IPFS"]];
+
+function meter(name, tier) {
+  const part = tier.max_bytes ? Math.min(1, tier.bytes / tier.max_bytes) : 0;
+  const fill = el("span", {});
+  fill.style.setProperty("width", `${Math.max(part * 100, tier.bytes ? 0.8 : 0)}%`);
+  return el("div", { class: "meter" },
+    el("div", { class: "legend" }, el("span", {}, name), el("span", { class: "dim" }, `${count(tier.answers)} ${tier.answers === 1 ? "answer" : "answers"}, ${bytes(tier.bytes)} of ${bytes(tier.max_bytes)}`)),
+    el("div", { class: "track", role: "meter", "aria-label": name, "aria-valuemin": 0, "aria-valuemax": tier.max_bytes, "aria-valuenow": tier.bytes, "aria-valuetext": `${bytes(tier.bytes)} of ${bytes(tier.max_bytes)}` }, fill));
+}
+
+export function showCache(found) {
+  const box = byId("cache");
+  if (!found.enabled) {
+    setText(byId("cache-note"), "off");
+    box.replaceChildren(el("p", { class: "dim" }, "This node keeps no answers; set cache.enabled = true."));
+    return;
+  }
+  const hits = SHADES.map(([tier, name]) => [tier, name, found.hits[tier] ?? 0]).filter(([, , number]) => number);
+  const all = hits.reduce((sum, [, , number]) => sum + number, 0) + found.misses;
+  setText(byId("cache-note"), all ? `${percent(all - found.misses, all)} found` : "");
+  const segments = [...hits, ["miss", "Missed", found.misses]].filter(([, , number]) => number).map(([tier, name, number]) => {
+    const part = el("span", { class: `seg ${tier}`, title: `${name}: ${count(number)}` });
+    part.style.setProperty("flex-grow", number);
+    return part;
+  });
+  const refused = Object.values(found.refused ?? {}).reduce((sum, number) => sum + number, 0);
+  box.replaceChildren(
+    ...(all ? [el("div", { class: "stack", role: "img", "aria-label": hits.map(([, name, number]) => `${name} ${number}`).concat(`missed ${found.misses}`).join(", ") }, segments),
+      el("ul", { class: "keys" }, [...hits, ["miss", "Missed", found.misses]].filter(([, , number]) => number).map(([tier, name, number]) => el("li", {}, el("i", { class: `seg ${tier}` }), name, " ", el("b", {}, count(number)))))] : []),
+    meter("Memory", found.memory),
+    ...(found.disk ? [meter("Disk", found.disk)] : []),
+    ...(refused ? [el("p", { class: "what" }, `${count(refused)} ${refused === 1 ? "record" : "records"} from elsewhere refused: ${Object.entries(found.refused).map(([why, number]) => `${why} ${number}`).join(", ")}`)] : []));
+}

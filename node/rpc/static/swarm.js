@@ -1,0 +1,114 @@
+// The list beside the graph: this node and its peers, each with what it has and says of itself.
+
+import { age, bytes, byId, copy, count, el, keyed, shortPeer, span } from "./dom.js";
+import { draw } from "./graph.js";
+
+const state = { me: null, peers: [], busy: new Map(), chosen: null, models: [] };
+
+function machine(hardware) {
+  const parts = [];
+  for (const gpu of hardware?.gpus ?? []) parts.push(gpu.memory_bytes ? `${gpu.name}, ${bytes(gpu.memory_bytes)}` : gpu.name);
+  if (hardware?.cores_usable) parts.push(`${Math.round(hardware.cores_usable * 10) / 10} cores`);
+  if (hardware?.memory_bytes) parts.push(bytes(hardware.memory_bytes));
+  return parts.join(" · ");
+}
+
+function rows(node) {
+  const { hardware, load } = node;
+  const working = [];
+  if (load?.running) working.push(`${count(load.running)} running`);
+  if (load?.queued) working.push(`${count(load.queued)} waiting`);
+  const cpu = load?.cpu ?? (load?.cpu_percent !== undefined ? load.cpu_percent / 100 : undefined);
+  if (typeof cpu === "number") working.push(`CPU ${Math.round(cpu * 100)} %`);
+  if (load?.memory_available_bytes) working.push(`${bytes(load.memory_available_bytes)} free`);
+  const named = (model) => [model.name, model.context_length ? `${count(model.context_length)} context` : "", model.decode_tps ? `${count(model.decode_tps)} tokens/s` : ""].filter(Boolean).join(", ");
+  return [
+    ["Processor", hardware?.cpu],
+    ["GPU", (hardware?.gpus ?? []).map((gpu) => gpu.name + (gpu.memory_bytes ? `, ${bytes(gpu.memory_bytes)}` : "")).join("; ")],
+    ["Machine", [hardware?.cores_usable ? `${hardware.cores_usable} cores` : "", hardware?.memory_bytes ? bytes(hardware.memory_bytes) : "", hardware?.os].filter(Boolean).join(" · ")],
+    ["Load", working.join(" · ")],
+    ["Models", (node.models ?? []).map(named).join("; ")],
+    ["Shares", (node.providers ?? []).join(", ")],
+    ["Round trip", node.rtt_s ? span(node.rtt_s * 1000) : ""],
+    ["Told", node.told_at ? age(node.told_at) : ""],
+    ["Version", node.version],
+    ["Problem", node.connected === false ? node.problem : ""],
+    ["Address", node.addresses?.[0]],
+  ].filter(([, value]) => value);
+}
+
+function entry(node, had) {
+  const key = node.me ? "me" : node.peer;
+  const open = state.chosen === key;
+  const names = [...new Set((node.models ?? []).map((model) => String(model.name)))];
+  const line = node.connected === false ? `away${node.last_good ? `, seen ${age(node.last_good)}` : ""}`
+    : names.length ? names.slice(0, 2).join(", ") + (names.length > 2 ? ` +${names.length - 2}` : "") : "shares nothing";
+  const busy = node.me ? 0 : state.busy.get(node.peer) ?? 0;
+  const running = busy || node.load?.running || 0;
+  const item = had ?? el("li", {},
+    el("button", { type: "button", class: "row", onclick: () => choose(key) },
+      el("span", { class: "dot" }), el("span", { class: "who" }), el("span", { class: "offer" }), el("span", { class: "load" })),
+    el("div", { class: "facts" }));
+  const [button, facts] = item.children;
+  const [dot, who, offer, load] = button.children;
+  dot.className = `dot ${node.connected === false ? "off" : running ? "busy" : "on"}`;
+  who.textContent = node.me ? "This node" : shortPeer(node.peer);
+  who.className = node.me ? "who" : "who mono";
+  offer.textContent = [line, node.connected === false ? "" : machine(node.hardware)].filter(Boolean).join("\n");
+  load.textContent = running ? `${running} running` : node.connected === false ? "" : node.told_at ? age(node.told_at) : "";
+  button.setAttribute("aria-expanded", String(open));
+  item.className = open ? "open" : "";
+  if (open) {
+    const list = rows(node);
+    const text = JSON.stringify(list) + node.peer;
+    if (facts.dataset.text !== text) {
+      facts.dataset.text = text;
+      facts.replaceChildren(el("dl", {}, list.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+        el("p", { class: "id" }, el("code", {}, node.peer), el("button", { type: "button", class: "quiet text", onclick: (event) => copy(node.peer, event.currentTarget) }, "Copy id")));
+    }
+  } else if (facts.firstChild) {
+    facts.replaceChildren();
+    delete facts.dataset.text;
+  }
+  return item;
+}
+
+function choose(key) {
+  state.chosen = state.chosen === key ? null : key;
+  render();
+}
+
+function render() {
+  const me = state.me && { me: true, ...state.me, models: state.models };
+  keyed(byId("peers"), [...(me ? [me] : []), ...state.peers], (node) => (node.me ? "me" : node.peer), entry);
+  draw(byId("graph"), { peers: state.peers, busy: state.busy, chosen: state.chosen, choose });
+}
+
+export function showNode(node) {
+  state.me = { peer: node.peer_id, hardware: node.hardware, load: node.load, version: node.version, addresses: node.swarm?.addresses };
+  const button = byId("invite");
+  const invite = node.swarm?.invite;
+  button.hidden = !invite;
+  button.onclick = () => copy(`shoal join ${invite}`, button);
+  render();
+}
+
+export function showPeers(peers) {
+  state.peers = peers;
+  render();
+}
+
+export function showOwnModels(providers) {
+  state.models = providers.filter((provider) => provider.ready).flatMap((provider) => provider.models ?? []);
+  render();
+}
+
+export function showBusy(requests) {
+  const busy = new Map();
+  for (const request of requests) if (request.state === "live" && request.peer) busy.set(request.peer, (busy.get(request.peer) ?? 0) + 1);
+  const same = busy.size === state.busy.size && [...busy].every(([peer, calls]) => state.busy.get(peer) === calls);
+  state.busy = busy;
+  if (!same) render();
+}
+
+new ResizeObserver(render).observe(byId("graph"));
