@@ -6,6 +6,7 @@ ask = Ask(request=GenerateRequest.of("What is the opposite of hot?"), deadline=t
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -17,13 +18,21 @@ LOCAL = "local"
 """The caller of a request that came from this machine; any other caller is a peer id."""
 
 
+Publish = Literal["none", "swarm", "ipfs"]
+
+
 class CacheControl(Struct, frozen=True, kw_only=True):
-    """How the caller wants the cache used (RFC 9111, section 5.2.1; `only_if_cached` without an answer is an error)."""
+    """How the caller wants the cache used (RFC 9111, section 5.2.1; `only_if_cached` without an answer is an error).
+
+    publish: how far the answer may go: "none" keeps it to this node, "swarm" lets peers fetch it, "ipfs" hands it to
+    the IPFS daemon, too, when there is one. None: the rules of the configuration.
+    """
 
     no_cache: bool = False
     no_store: bool = False
     max_age: float | None = None
     only_if_cached: bool = False
+    publish: Publish | None = None
 
     @property
     def fresh(self) -> bool:
@@ -31,13 +40,13 @@ class CacheControl(Struct, frozen=True, kw_only=True):
         return self.no_cache or self.no_store or self.max_age == 0
 
     @classmethod
-    def parse(cls, header: str | None) -> CacheControl:
+    def parse(cls, header: str | None, publish: Publish | None = None) -> CacheControl:
         """The directives of a Cache-Control header. Unknown ones are ignored, as the RFC asks.
 
         A max-age that is not a number of seconds counts as 0: what cannot be read must not hand out something stale.
         """
         if not header:
-            return ANYTHING
+            return ANYTHING if publish is None else cls(publish=publish)
         named = {}
         for part in header.lower().split(","):
             name, _, value = part.strip().partition("=")
@@ -51,6 +60,7 @@ class CacheControl(Struct, frozen=True, kw_only=True):
             no_store="no-store" in named,
             max_age=max_age,
             only_if_cached="only-if-cached" in named,
+            publish=publish,
         )
 
 

@@ -53,7 +53,9 @@ class Cache(Protocol):
         """What is in memory or on disk."""
         ...
 
-    def remember(self, signed: SignedRecord, /) -> Hit: ...
+    def remember(self, signed: SignedRecord, /, *, public: bool | None = None, ipfs: bool | None = None) -> Hit:
+        """public: whether peers may have it. ipfs: whether the IPFS daemon gets it. None: the node's rules."""
+        ...
 
     def linked_content(self, block: bytes) -> bytes | None:
         """The CID of the raw block that a record from another node needs beside it; None: it is whole."""
@@ -65,7 +67,15 @@ class Cache(Protocol):
         """Verifies a block from another node; RecordRefused, counted, when it is no trusted answer to `key`."""
         ...
 
-    def remember_streamed(self, meta: bytes, content: str, key: Key, *, request: GenerateRequest | None = None) -> Hit:
+    def remember_streamed(
+        self,
+        meta: bytes,
+        content: str,
+        key: Key,
+        *,
+        request: GenerateRequest | None = None,
+        public: bool | None = None,
+    ) -> Hit:
         """The same for a record without its content, and the text that a peer streamed."""
         ...
 
@@ -111,9 +121,9 @@ class Recorder:
             return None
         try:
             if candidate.peer is None:
-                hit: Hit | None = self._own(ask.request, key, candidate, said, model)
+                hit: Hit | None = self._own(ask, key, candidate, said, model)
             else:
-                hit = self._peers(ask.request, key, candidate, said, result)
+                hit = self._peers(ask, key, candidate, said, result)
         except RecordError as error:
             _log.debug("an answer of %s is not stored: %s", candidate.name, error)
             return None
@@ -124,9 +134,8 @@ class Recorder:
             self._on_record(hit.signed)
         return hit
 
-    def _own(
-        self, request: GenerateRequest, key: Key, candidate: Candidate, said: Transcript, model: str | None
-    ) -> Hit:
+    def _own(self, ask: Ask, key: Key, candidate: Candidate, said: Transcript, model: str | None) -> Hit:
+        request, publish = ask.request, ask.cache_control.publish
         if said.finish is None:
             raise RecordError("the answer is not whole")
         aliases = (model,) if model is not None and request.model and stands_for(model, request.model) else ()
@@ -142,11 +151,12 @@ class Recorder:
             aliases=aliases,
             link_text=True,  # a gateway shows it in a browser; made when it is asked for, so it costs no room
         )
-        return self.cache.remember(signed)
+        if publish is None:
+            return self.cache.remember(signed)
+        return self.cache.remember(signed, public=publish != "none", ipfs=publish == "ipfs")
 
-    def _peers(
-        self, request: GenerateRequest, key: Key, candidate: Candidate, said: Transcript, result: Any
-    ) -> Hit | None:
+    def _peers(self, ask: Ask, key: Key, candidate: Candidate, said: Transcript, result: Any) -> Hit | None:
+        request, publish = ask.request, ask.cache_control.publish
         meta = result.get("record") if isinstance(result, dict) else None
         if not isinstance(meta, bytes):
             return None  # the peer keeps no record of this answer
@@ -154,7 +164,8 @@ class Recorder:
         asked_key = key if asked is request else self.cache.key(asked)
         if asked_key is None:
             return None
-        return self.cache.remember_streamed(meta, said.text, asked_key, request=asked)
+        public = None if publish is None else publish != "none"
+        return self.cache.remember_streamed(meta, said.text, asked_key, request=asked, public=public)
 
 
 @functools.lru_cache(maxsize=4096)

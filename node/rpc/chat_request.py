@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...providers.base import GenerateRequest, Message
-from ..routing.ask import CacheControl
+from ..routing.ask import CacheControl, Publish
 from .errors import ApiError, bad_request
 
 ANY_MODEL = frozenset({"", "auto"})
@@ -124,7 +124,7 @@ def call_of(typed: Options, headers: Mapping[str, str], extra: dict[str, Any], *
         include_usage=options is not None and bool(options.include_usage),
         timeout_s=typed.timeout or timeout_header(headers),
         allow_fallback=typed.fallback is not False,
-        cache_control=CacheControl.parse(headers.get("cache-control")),
+        cache_control=CacheControl.parse(headers.get("cache-control"), publish_header(headers.get("x-shoal-publish"))),
     )
 
 
@@ -199,6 +199,12 @@ def _check_tools(tools: tuple[dict[str, Any], ...]) -> None:
             if not isinstance(function, dict) or not isinstance(function.get("name"), str):
                 where = f"tools[{i}].function.name"
                 raise bad_request(f"Missing required parameter: '{where}'.", where)
+
+
+def _publish(text: str | None) -> Publish | None:
+    if text is None or text == "none" or text == "swarm" or text == "ipfs":
+        return text
+    raise bad_request("The header x-shoal-publish wants none, swarm or ipfs.", "x-shoal-publish")
 
 
 def timeout_header(headers: Mapping[str, str]) -> float | None:
