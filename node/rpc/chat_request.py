@@ -201,7 +201,7 @@ def _check_tools(tools: tuple[dict[str, Any], ...]) -> None:
                 raise bad_request(f"Missing required parameter: '{where}'.", where)
 
 
-def _publish(text: str | None) -> Publish | None:
+def publish_header(text: str | None) -> Publish | None:
     if text is None or text == "none" or text == "swarm" or text == "ipfs":
         return text
     raise bad_request("The header x-shoal-publish wants none, swarm or ipfs.", "x-shoal-publish")
