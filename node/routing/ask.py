@@ -86,6 +86,8 @@ class Ask(Struct, kw_only=True):
     caller: str = LOCAL
     allow_fallback: bool = True
 
+    asked: GenerateRequest | None = None
+    """The request as the caller wrote it, before routes and defaults; the router fills it in."""
     key: Key | UnsetType | None = UNSET
     """The request's cache key, or None when it has none; the router computes it once and keeps it here."""
 

@@ -20,7 +20,8 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
 
     outcome: ANSWERED, SKIPPED (not asked, `reason` says why), LOST, or the ErrorKind of the failure. ms: milliseconds
     from the start of the attempt to its end; first_token_ms: to its first event, None when there was none. dropped: the
-    options of the request that the provider could not honour and left out.
+    options of the request that the provider could not honour and left out. way: how it went on from what an earlier
+    attempt had said ("prefix", "replay", "restart"); empty when it began.
     """
 
     provider: str
@@ -31,6 +32,7 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
     first_token_ms: float | None = None
     reason: str = ""
     dropped: tuple[str, ...] = ()
+    way: str = ""
 
     def sentence(self) -> str:
         """`openrouter: rate_limited (its limit is reached)`, for a message to the caller."""

@@ -19,7 +19,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """One provider with the model to ask it for.
 
     name: what headers and routes show. model: None leaves it to the provider. peer: set when another node answers.
-    context_length: tokens, where known.
+    context_length: tokens, where known. continues: it takes a prefix. asks: the request that a route makes of the
+    caller's for this candidate.
     """
 
     provider: Provider
@@ -27,6 +28,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     model: str | None = None
     peer: PeerId | None = None
     context_length: int | None = None
+    continues: bool = False
+    asks: GenerateRequest | None = None
 
     def open(
         self, request: GenerateRequest, ask: Ask, *, deadline_s: float
@@ -39,11 +42,19 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
     def request_of(self, request: GenerateRequest) -> GenerateRequest:
         """The request as this candidate gets it: a pin of a peer is fulfilled here and would mislead over there."""
+        if self.asks is not None:
+            prefix = request.prefix
+            request = self.asks if self.asks.prefix == prefix else msgspec.structs.replace(self.asks, prefix=prefix)
         if self.peer is not None:
             return request if request.provider is None else msgspec.structs.replace(request, provider=None)
         if self.model is None or request.model == self.model:
             return request
         return msgspec.structs.replace(request, model=self.model)
+
+    @property
+    def place(self) -> tuple[str, str | None, PeerId | None]:
+        """What tells one candidate of a request from another."""
+        return self.name, self.model, self.peer
 
 
 @runtime_checkable

@@ -7,21 +7,21 @@ nodes' caches against the first attempt. What a finished answer leaves behind (r
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
 import trio
 
-from ...providers.base import Dropped, ErrorKind, Event, ProviderError, Usage
-from .alarm import Alarms
+from ...providers.base import Dropped, ErrorKind, Event, ProviderError
+from .alarm import Alarms, Watch
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
 from .candidate import Candidate, CandidateSource
+from .continuation import Continuation, Diverged, Plan, Splice, Way, prefixed
 from .flight import Flight
 from .health import Health
 from .limits import RoutingLimits
 from .no_answer import NoAnswer
 from .recording import Found, Recorder
-from .transcript import Transcript
 from .walk import Step, Walk, nothing_said
 
 _log = logging.getLogger(__name__)
@@ -58,11 +58,13 @@ class Generation:
         self._flight, self._ask = flight, ask
         self._source, self._health, self._alarms, self._limits = source, health, alarms, limits
         self._recorder, self._look_up = recorder, look_up
+        self._answer_so_far = Continuation(ask.request)
         self._walk_scope = trio.CancelScope()
         self._look_up_scope = trio.CancelScope()
         self._looked = trio.Event()
         self._won_elsewhere = False
         self._trying: tuple[Attempt, float] | None = None
+        self._way = Way.FRESH
 
     async def run(self) -> None:
         """Ends with the flight: finished, or failed with the reason."""
@@ -99,19 +101,27 @@ class Generation:
         if not candidates:
             await self._give_up(self._source.why_none(request, self._ask))
             return
-        walk = Walk(candidates, health=self._health, limits=self._limits, allow_fallback=self._ask.allow_fallback)
-        while True:
-            now = trio.current_time()
-            step = walk.step(now, self._flight.deadline)
-            self._note_skipped(walk)
-            if step is None:
-                break
-            if step.at > now:
-                await trio.sleep_until(step.at)
+        walk = Walk(
+            candidates,
+            health=self._health,
+            limits=self._limits,
+            allow_fallback=self._ask.allow_fallback,
+            unfit=self._unfit,
+        )
+        while (step := await self._next(walk)) is not None:
+            before = len(self._flight.events)
             error = await self._attempt(step)
             if error is None:
                 return
-            walk.failed(step, error, trio.current_time())
+            added = len(self._flight.events) > before
+            begun = self._answer_so_far.begun
+            walk.failed(step, error, trio.current_time(), begun=begun, added=added and begun)
+            if self._rejected_prefix(step.candidate, error, added=added):
+                walk.once_more(step.candidate)
+            if self._answer_so_far.said.bytes > self._limits.max_answer_bytes:
+                break
+            if begun:
+                walk.offer(self._source.candidates(request, self._ask), prefer=self._answer_so_far.model)
         last = walk.error or ProviderError(ErrorKind.UNAVAILABLE, "No provider could be asked.")
         await self._give_up(NoAnswer.after(last, self._flight.route))
 
@@ -121,20 +131,58 @@ class Generation:
             await self._looked.wait()
         self._flight.fail(failure)
 
+    async def _next(self, walk: Walk) -> Step | None:
+        """The next step, when its time has come; None when there is none that fits the deadline."""
+        while True:
+            now = trio.current_time()
+            step = walk.step(now, self._flight.deadline)
+            self._note_skipped(walk)
+            if step is None:
+                return None
+            if step.at > now:
+                await trio.sleep_until(step.at)
+                now = trio.current_time()
+                block = self._health.blocked(step.candidate, now, last_resort=True)
+                if block is not None:
+                    walk.held(step, block, now)
+                    continue
+            return step
+
+    def _plan(self, candidate: Candidate) -> Plan | str:
+        continues = candidate.continues and not self._health.rejects_prefix(candidate)
+        return self._answer_so_far.plan(continues=continues, model=candidate.model)
+
+    def _unfit(self, candidate: Candidate) -> str | None:
+        """Why this candidate cannot go on from where the answer stands."""
+        plan = self._plan(candidate)
+        return plan if isinstance(plan, str) else None
+
+    def _rejected_prefix(self, candidate: Candidate, error: ProviderError, *, added: bool) -> bool:
+        """Whether the attempt failed because the provider takes no prefix after all. Remembered, and not told."""
+        if added or self._way is not Way.PREFIX:
+            return False
+        if error.kind not in (ErrorKind.BAD_REQUEST, ErrorKind.UNAVAILABLE):
+            return False
+        self._health.note_rejected_prefix(candidate)
+        return self._unfit(candidate) is None
+
     def _note_skipped(self, walk: Walk) -> None:
         for candidate, block in walk.skipped:
             self._flight.route.append(_entry(candidate, outcome=SKIPPED, reason=f"{block.kind}: {block.reason}"))
         walk.skipped.clear()
 
     async def _attempt(self, step: Step) -> ProviderError | None:
-        """One try at one candidate: None when the flight has ended with an answer, else why it failed.
-
-        A failure after text was sent ends the flight here; this is where continuation will take over from `said`.
-        """
-        candidate, flight = step.candidate, self._flight
+        """One try at one candidate: None when the flight has ended with an answer, else why it failed."""
+        candidate, flight, whole = step.candidate, self._flight, self._answer_so_far
+        plan = self._plan(candidate)
+        if isinstance(plan, str):  # a walk does not step onto one that does not fit
+            return ProviderError(ErrorKind.UNAVAILABLE, f"{candidate.name} cannot take this: {plan}")
         attempt = _entry(candidate)
-        said = Transcript()
-        start = trio.current_time()
+        if plan.way is not Way.FRESH:
+            attempt.way = str(plan.way)
+        self._way, said = plan.way, whole.said
+        start, before = trio.current_time(), len(flight.events)
+        self._health.began(candidate, start)
         flight.provider, flight.peer, flight.model = candidate.name, candidate.peer, candidate.model
         if candidate.peer is not None and candidate.model is None:
             flight.model = await _only_model(candidate)
@@ -142,34 +190,47 @@ class Generation:
         self._trying = attempt, start
         events: object = None
         error: ProviderError | None = None
+        splice = whole.begin(plan, flight.model)
         try:
-            events, error = await self._relay(candidate, said, attempt, start)
+            events, error = await self._relay(candidate, plan, splice, attempt, start)
         finally:
             attempt.ms = _ms_since(start)
-            if said.finish is None and error is None and not self._won_elsewhere:
-                attempt.outcome = str(ErrorKind.CANCELLED)
+            if said.finish is None and error is None:
+                self._health.let_go(candidate)
+                if not self._won_elsewhere:
+                    attempt.outcome = str(ErrorKind.CANCELLED)
         if self._won_elsewhere:
             await trio.lowlevel.checkpoint()
         if error is None and said.empty:
             error = nothing_said(candidate)
         if error is not None:
-            if said.said and error.kind not in _FINAL:
-                error = ProviderError(ErrorKind.INTERRUPTED, f"{candidate.name} broke off: {error.message}")
-            elif error.kind is ErrorKind.INTERRUPTED and not said.said:
-                error = ProviderError(ErrorKind.CONNECTION, error.message)  # nobody saw what it had said
+            events_of_it = len(flight.events) - before
+            whole.broke_off(events_of_it + (splice.skipped if splice is not None else 0))
+            error = self._as_seen(candidate, error, added=events_of_it > 0)
             attempt.outcome, attempt.reason = str(error.kind), error.message
-            self._health.failed(candidate, error, trio.current_time())
+            if not isinstance(error, Diverged):
+                self._health.failed(candidate, error, trio.current_time())
             return error
         self._health.answered(candidate)
         attempt.outcome = ANSWERED
-        self._land(candidate, said, events)
+        self._land(candidate, events)
         return None
 
+    def _as_seen(self, candidate: Candidate, error: ProviderError, *, added: bool) -> ProviderError:
+        """The failure by what the caller has seen of this attempt."""
+        if isinstance(error, Diverged):
+            return Diverged(f"{candidate.name} cannot go on with it: {error.message}")
+        if added and error.kind not in _FINAL:
+            return ProviderError(ErrorKind.INTERRUPTED, f"{candidate.name} broke off: {error.message}")
+        if error.kind is ErrorKind.INTERRUPTED:
+            return ProviderError(ErrorKind.CONNECTION, error.message)  # nobody saw what it had said
+        return error
+
     async def _relay(
-        self, candidate: Candidate, said: Transcript, attempt: Attempt, start: float
+        self, candidate: Candidate, plan: Plan, splice: Splice | None, attempt: Attempt, start: float
     ) -> tuple[object, ProviderError | None]:
         """Moves a provider's events into the flight under the attempt's limits; gives the stream for its result."""
-        ask, flight = self._ask, self._flight
+        ask, flight, said = self._ask, self._flight, self._answer_so_far.said
         limit = trio.CancelScope()
         watch = self._alarms.watch(min(start + ask.first_token_s, flight.deadline), limit.cancel)
         error: ProviderError | None = None
@@ -177,22 +238,25 @@ class Generation:
 
         def later(deadline: float) -> None:
             # A reader with more time has joined. Until the first event the attempt's own limit may be what counts.
-            if not said.said:
+            if attempt.first_token_ms is None:
                 watch.set(min(start + ask.first_token_s, deadline))
 
         flight.when_deadline_moves(later)
         try:
             with limit:
-                async with candidate.open(ask.request, ask, deadline_s=flight.deadline - start) as stream:
+                request = prefixed(ask.request, plan)
+                async with candidate.open(request, ask, deadline_s=flight.deadline - start) as stream:
                     events = stream
-                    async for event in stream:
+                    source: AsyncIterable[Event] = stream
+                    if splice is not None:
+                        source = _Spliced(stream, splice, lambda: self._heard(candidate, attempt, start, watch))
+                    async for event in source:
                         if self._won_elsewhere:
                             await trio.lowlevel.checkpoint()  # the walk is cancelled; this event was at hand already
                         if said.add(event):
                             now = trio.current_time()
                             if attempt.first_token_ms is None:
-                                attempt.first_token_ms = round((now - start) * 1000, 3)
-                                self._look_up_scope.cancel()
+                                self._first(candidate, attempt, start, now, stream)
                             flight.put(event)
                             if flight.full:
                                 watch.set(flight.deadline)
@@ -216,23 +280,46 @@ class Generation:
         if said.finish is not None:
             return events, None  # the answer is whole; how its stream was closed does not matter
         if limit.cancelled_caught:
-            error = self._too_slow(candidate, said)
+            error = self._too_slow(candidate, attempt)
         if error is None:
             error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} ended its stream without an end mark")
         return events, error
 
-    def _too_slow(self, candidate: Candidate, said: Transcript) -> ProviderError:
+    def _first(self, candidate: Candidate, attempt: Attempt, start: float, now: float, stream: object) -> None:
+        """The first event of an attempt has come."""
+        attempt.first_token_ms = round((now - start) * 1000, 3)
+        self._look_up_scope.cancel()
+        self._health.spoke(candidate)
+        if candidate.peer is not None:
+            told = getattr(stream, "accepted", None)
+            if (model := _told(told, "model")) is not None:
+                self._flight.model = self._answer_so_far.model = model
+
+    def _heard(self, candidate: Candidate, attempt: Attempt, start: float, watch: Watch) -> None:
+        """A provider that says again what the caller has is not silent."""
+        now = trio.current_time()
+        if attempt.first_token_ms is None:
+            attempt.first_token_ms = round((now - start) * 1000, 3)
+            self._health.spoke(candidate)
+        watch.set(min(now + self._ask.idle_s, self._flight.deadline))
+
+    def _too_slow(self, candidate: Candidate, attempt: Attempt) -> ProviderError:
         if trio.current_time() >= self._flight.deadline:
             return ProviderError(ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.")
-        if said.said:
+        if attempt.first_token_ms is not None:
             return ProviderError(ErrorKind.IDLE_TIMEOUT, f"{candidate.name} was silent for {self._ask.idle_s:g} s")
         return ProviderError(
             ErrorKind.FIRST_TOKEN_TIMEOUT, f"{candidate.name} gave no first token in {self._ask.first_token_s:g} s"
         )
 
-    def _land(self, candidate: Candidate, said: Transcript, events: object) -> None:
-        """The answer is whole: record it, then let the readers have its end."""
-        flight, finish = self._flight, said.finish
+    def _land(self, candidate: Candidate, events: object) -> None:
+        """The answer is whole: record it, then let the readers have its end.
+
+        A text of more than one hand is not recorded: nobody could honestly sign it as one provider's. One that was
+        replayed is: whoever ended it has written all of it.
+        """
+        flight, whole = self._flight, self._answer_so_far
+        said, finish = whole.said, whole.said.finish
         if finish is None:
             raise RuntimeError("an answer cannot land before its Finish")
         result = getattr(events, "result", None) if candidate.peer is not None else None
@@ -241,13 +328,13 @@ class Generation:
         dropped = flight.route[-1].dropped or _options(result)
         flight.route[-1].dropped = dropped
         # Kept under the request's key, an answer made without some of its options would pass for one made with them.
-        if self._recorder is not None and not dropped:
+        if self._recorder is not None and not dropped and not whole.pieced:
             hit = self._recorder.record(self._ask, candidate, said, flight.model, result)
             if hit is not None:
                 flight.record, flight.response_cid = hit.record, hit.cid_text
         last: list[Event] = [finish]
-        if isinstance(said.usage, Usage):
-            last.insert(0, said.usage)
+        if (usage := whole.usage()) is not None:
+            last.insert(0, usage)
         flight.finish(last)
 
 
@@ -256,6 +343,24 @@ def take_found(flight: Flight, found: Found) -> None:
     flight.provider, flight.model, flight.response_cid = found.provider, found.model, found.cid
     flight.peer, flight.record = found.peer, found.record
     flight.finish(found.events)
+
+
+class _Spliced:
+    """What the caller gets of a later attempt; `heard` is called for what he does not get."""
+
+    def __init__(self, stream: AsyncIterator[Event], splice: Splice, heard: Callable[[], None]) -> None:
+        self._stream, self._splice, self._heard = aiter(stream), splice, heard
+        self._ready: list[Event] = []
+
+    def __aiter__(self) -> _Spliced:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            self._ready = list(self._splice.take(await anext(self._stream)))[::-1]
+            if not self._ready:
+                self._heard()
+        return self._ready.pop()
 
 
 def _told(result: object, name: str) -> str | None:

@@ -18,6 +18,8 @@ class RoutingLimits(Struct, frozen=True, kw_only=True):
     """How often a request from this machine may be forwarded."""
     max_attempts: int = 8
     """Calls of providers for one request, retries included."""
+    max_rescues: int = 16
+    """Attempts that may break off after they have added to the answer; they are not counted in max_attempts."""
     retry_min_s: float = 0.05
     retry_max_s: float = 0.25
     """The second try at the same candidate starts after a random time between these two (seconds)."""

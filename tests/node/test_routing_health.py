@@ -41,7 +41,7 @@ def test_what_is_remembered_is_bounded() -> None:
     health = Health(max_entries=10)
     for i in range(100):
         health.failed(Candidate(provider=ONE.provider, name=f"n{i}"), LIMITED, now=float(i))
-    assert len(health._blocks) <= 10
+    assert len(health._pauses) <= 10
     assert len(health.failures) <= 10
 
 
