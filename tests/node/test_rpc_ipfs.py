@@ -205,3 +205,19 @@ async def test_what_does_not_hold_is_refused_by_an_import_and_counted(tmp_path: 
         broken = await rpc.ask("POST", "/shoal/v1/cache/import", body[:-1] + b"x")
         assert broken.status == 400
         assert parse_cid(good.cid_text) == good.cid
+
+
+async def test_a_request_says_how_far_its_answer_may_go(tmp_path: Path) -> None:
+    async with a_door_with_a_disk(tmp_path / "a.db", Scripted("first", says("Cold.", model="m1"))) as rpc:
+        cids = {}
+        for word in ("none", "swarm", "ipfs"):
+            question = {"messages": [{"role": "user", "content": word}]}
+            reply = await rpc.ask("POST", "/v1/chat/completions", question, {"x-shoal-publish": word})
+            cids[word] = parse_cid(reply.json["shoal"]["cid"])
+        assert {word: rpc.cache.public_block(cid) is not None for word, cid in cids.items()} == {
+            "none": False,
+            "swarm": True,
+            "ipfs": True,
+        }
+        wrong = await rpc.chat({"x-shoal-publish": "everywhere"})
+        assert (wrong.status, wrong.error["param"]) == (400, "x-shoal-publish")
