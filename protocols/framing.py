@@ -18,16 +18,23 @@ from typing import Any
 
 import msgspec
 
-HELLO, ADVERT, CALL, ACCEPT, DELTA, END, ERROR, CANCEL, CREDIT, LOOKUP, FOUND, PING, PONG, GOAWAY, PART = range(15)
+from .items import TooManyItems, check_items
+
+HELLO, ADVERT, CALL, ACCEPT, DELTA, END, ERROR, CANCEL, CREDIT, LOOKUP, FOUND, PING, PONG, GOAWAY, PART, NOTE = range(
+    16
+)
 NAMES = (
     "hello", "advert", "call", "accept", "delta", "end", "error", "cancel",
-    "credit", "lookup", "found", "ping", "pong", "goaway", "part",
+    "credit", "lookup", "found", "ping", "pong", "goaway", "part", "note",
 )  # fmt: skip
 
 WHOLE_BODY_BYTES = 64 * 1024  # a longer body goes in parts
 PART_BYTES = 32 * 1024  # of the body in one part: what another call's frame may have to wait for
 MAX_FRAME_BYTES = WHOLE_BODY_BYTES + 64  # after the length prefix; the rest is room for the array, kind and call id
 MAX_CALL_ID = 2**53 - 1  # exact in every language that might speak this
+MAX_ITEMS = 8 * 1024  # values in a whole body of more than CHEAP_BYTES
+MAX_ITEMS_IN_PARTS = 128 * 1024  # values in a body that came in parts
+CHEAP_BYTES = 2048  # a body up to here costs little however it is made
 CALL_WINDOW = 256 * 1024  # bytes of frames a sender may have unconsumed at the receiver, per call
 
 _LENGTH_BYTES = 4
@@ -94,9 +101,12 @@ class Assembly:
         return len(self._buffer) == total
 
     def body(self) -> Any:
-        """The body, once it is whole."""
+        """The body, once it is whole. ProtocolError for what is no msgpack, or would take far more room than it has."""
         try:
+            check_items(self._buffer, MAX_ITEMS_IN_PARTS)
             return _decode_body(self._buffer)
+        except TooManyItems as error:
+            raise ProtocolError(str(error)) from None
         except (ValueError, RecursionError) as error:
             raise ProtocolError("the parts of a body do not make msgpack") from error
 
@@ -142,7 +152,11 @@ class FrameParser:
                 break
             position = start + size
             try:
+                if size > CHEAP_BYTES:
+                    check_items(data[start:position], MAX_ITEMS)
                 kind, call_id, body = _decode_frame(data[start:position])
+            except TooManyItems as error:
+                raise ProtocolError(str(error)) from None
             except (ValueError, RecursionError) as error:
                 raise ProtocolError("not a frame: expected a msgpack array [kind, call id, body]") from error
             if not 0 <= call_id <= MAX_CALL_ID:

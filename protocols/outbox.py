@@ -44,6 +44,7 @@ class Outbox:
         self._lot = trio.lowlevel.ParkingLot()
         # The peer drops who sends too fast: stay well below, by its clock too.
         self._pace = Bucket(limits.frames_per_s * 0.8, limits.frame_burst * 0.5)
+        self._byte_pace = Bucket(limits.bytes_per_s * 0.8, limits.byte_burst * 0.5)
         self._max_frames = int(limits.frame_burst * 0.25)  # in one write
 
     def queue(self, data: bytes, now: bool) -> None:
@@ -121,5 +122,5 @@ class Outbox:
             self.frames += count
             self._last_write = now = trio.current_time()
             self._lot.unpark_all()
-            if pause := self._pace.take(count, now):
+            if pause := max(self._pace.take(count, now), self._byte_pace.take(len(data), now)):
                 await trio.sleep(pause)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import trio
@@ -42,6 +42,7 @@ from .framing import (
     HELLO,
     LOOKUP,
     MAX_CALL_ID,
+    NOTE,
     PART,
     PING,
     PONG,
@@ -58,6 +59,7 @@ from .heartbeat import Heartbeat
 from .outbox import ByteStream, Outbox
 from .peer_id import PeerId, short
 from .rate import Bucket
+from .service import Service
 from .session_limits import VERSION, Hello, SessionLimits
 
 __all__ = ["ByteStream", "CallError", "Hello", "IncomingCall", "OutgoingCall", "ProtocolError", "Service", "Session",
@@ -67,19 +69,9 @@ log = logging.getLogger("shoal.session")
 
 MAX_REASON_CHARS = 200
 READ_SIZE = 64 * 1024
+MAX_NOTE_BYTES = 16 * 1024
 FAREWELL_S = 1.0  # for the goaway to leave before the stream is closed
 RESET_S = 2.0
-
-
-class Service(Protocol):
-    """What a session serves. Nothing raised here harms the session, except ProtocolError from on_advert, which ends it.
-
-    on_call, on_lookup: the result goes into the end or found frame; CallError becomes the error frame.
-    """
-
-    async def on_call(self, call: IncomingCall, method: str, params: Any, /) -> Any: ...
-    def on_advert(self, session: Session, body: Any, /) -> None: ...
-    async def on_lookup(self, session: Session, body: Any, /) -> Any: ...
 
 
 class Session:
@@ -122,7 +114,9 @@ class Session:
         self._next_ping = 1
         self._scope: trio.CancelScope | None = None
         self._frame_bucket = Bucket(limits.frames_per_s, limits.frame_burst)
+        self._byte_bucket = Bucket(limits.bytes_per_s, limits.byte_burst)
         self._advert_bucket = Bucket(limits.adverts_per_s, limits.advert_burst)
+        self._note_bucket = Bucket(limits.notes_per_s, limits.note_burst)
 
     @property
     def last_rx(self) -> float:
@@ -190,6 +184,14 @@ class Session:
         if self.lost is None:
             self._outbox.queue(frame_of(head(ADVERT, 0), payload), True)
 
+    def send_note(self, name: str, data: Any) -> None:
+        """Queue a note; dropped silently when the session is over. ValueError when it is over 16 KiB."""
+        payload = encode_body([name, data])
+        if len(payload) > MAX_NOTE_BYTES:
+            raise ValueError(f"a note of {len(payload)} bytes; the limit is {MAX_NOTE_BYTES}")
+        if self.lost is None:
+            self._outbox.queue(frame_of(head(NOTE, 0), payload), True)
+
     async def ping(self, timeout: float = 5.0) -> float:
         """Seconds there and back. Raises SessionLost, and trio.TooSlowError after `timeout` seconds."""
         nonce, start = self._next_ping, trio.current_time()
@@ -235,6 +237,8 @@ class Session:
             if not data:
                 raise SessionLost(f"the peer left: {self.leaving}" if self.leaving else "the stream ended")
             self._heartbeat.last_rx = now = trio.current_time()
+            if self._byte_bucket.take(len(data), now):
+                raise ProtocolError(f"more than {self.limits.bytes_per_s:.0f} bytes a second")
             frames = parser.feed(data)
             if frames:
                 self.frames_in += len(frames)
@@ -269,7 +273,9 @@ class Session:
         elif kind == ADVERT:
             if self._advert_bucket.take(1, self.last_rx):
                 raise ProtocolError(f"more than {self.limits.adverts_per_s:g} adverts a second")
-            self._on_advert(body)
+            self._tell_service("an advert", self._service.on_advert, body)
+        elif kind == NOTE:
+            self._on_note(body, size)
         elif kind == GOAWAY:
             self._on_goaway(body)
         else:
@@ -291,6 +297,7 @@ class Session:
             raise ProtocolError("the hello names another peer than the connection")
         if hello.swarm != self.local.swarm:
             raise ProtocolError("wrong swarm")
+        self._service.on_hello(self, hello)
         self.remote_hello = hello
         self._greeted.set()
 
@@ -369,13 +376,22 @@ class Session:
         else:
             self._check_gone(call_id, mine=False)
 
-    def _on_advert(self, body: Any) -> None:
+    def _on_note(self, body: Any, size: int) -> None:
+        if self._note_bucket.take(1, self.last_rx):
+            raise ProtocolError(f"more than {self.limits.notes_per_s:g} notes a second")
+        if size > MAX_NOTE_BYTES + 16:
+            raise ProtocolError(f"a note of {size} bytes; the limit is {MAX_NOTE_BYTES}")
+        if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], str)):
+            raise ProtocolError("a malformed note: expected [name, data]")
+        self._tell_service("a note", self._service.on_note, *body)
+
+    def _tell_service(self, what: str, take: Callable[..., None], *args: Any) -> None:
         try:
-            self._service.on_advert(self, body)
+            take(self, *args)
         except ProtocolError:
             raise
         except Exception as error:
-            log.error("taking an advert of %s failed: %s", short(self.remote_peer), type(error).__name__)  # noqa: TRY400
+            log.error("taking %s of %s failed: %s", what, short(self.remote_peer), type(error).__name__)  # noqa: TRY400
 
     def _on_goaway(self, body: Any) -> None:
         self.leaving = body[:MAX_REASON_CHARS] if isinstance(body, str) else "no reason given"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
 
 from .peer_id import PeerId
 
@@ -10,12 +12,16 @@ VERSION = 1
 
 
 class Hello(Struct, frozen=True, kw_only=True):
-    """The first frame each way. v: protocol version. agent: "shoal/0.1.0", for people. Unknown fields are ignored."""
+    """The first frame each way. v: protocol version. agent: "shoal/0.1.0", for people. Unknown fields are ignored.
+
+    papers: what the service shows of its right to be here; the other side's service reads them.
+    """
 
     swarm: str
     peer: PeerId
     agent: str = ""
     v: int = VERSION
+    papers: dict[str, Any] | UnsetType = UNSET
 
 
 class SessionLimits(Struct, frozen=True, kw_only=True):
@@ -24,7 +30,8 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     max_calls, max_lookups: the peer may have open here; one more gets the error "busy".
     max_body_bytes: of one body in parts; more gets "too_large". assembly_bytes: of all such bodies held for the peer.
     frames_per_s, frame_burst: a peer that sends more is dropped; this side keeps itself to 80 % of it.
-    adverts_per_s, advert_burst: likewise.
+    bytes_per_s, byte_burst: likewise, of everything that comes on the stream.
+    adverts_per_s, advert_burst, notes_per_s, note_burst: a peer that sends more is dropped.
     flush_delay_s: a delta waits at most so long for others, or until flush_bytes are queued.
     high_water_bytes: of unsent output above which producers wait.
     busy_ping_s: between signs of life while a call runs; idle_ping_s: else; a peer that misses `misses` is lost.
@@ -38,6 +45,10 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     frame_burst: float = 40_000
     adverts_per_s: float = 2.0
     advert_burst: float = 20
+    bytes_per_s: float = 64 * 1024 * 1024
+    byte_burst: float = 256 * 1024 * 1024
+    notes_per_s: float = 10.0
+    note_burst: float = 100
     flush_delay_s: float = 0.020
     flush_bytes: int = 16 * 1024
     high_water_bytes: int = 256 * 1024

@@ -4,6 +4,8 @@ On the wire an advert is `[body, signature]`: `body` is the msgpack of `Advert`,
 DOMAIN and exactly these bytes, so nobody has to agree on a canonical msgpack. The signer is the peer that the advert
 speaks of; that is checked here, too: an advert cannot speak for another node, whoever brings it.
 
+What one peer passes on of another (gossip.py) goes through the same checks, and cannot take all the room.
+
     writer = AdvertWriter(identity, swarm="home")
     book = AdvertBook("home")
     book.take(writer.write(AdvertContent(...)), brought_by=identity.peer_id)
@@ -29,8 +31,11 @@ MAX_TTL_S = 3600.0
 MAX_BODY_BYTES = 48 * 1024
 MAX_CLOCK_SKEW_S = 60.0
 MAX_MODELS = 512
+MAX_RELAYED_BYTES = 16 * 1024  # an advert that is longer is told by its signer alone
+MAX_HELD = 1024
+MAX_RELAYED_BY_ONE = 512
 
-Reason = Literal["malformed", "oversized", "foreign", "forged", "swarm", "future", "expired", "stale"]
+Reason = Literal["malformed", "oversized", "foreign", "forged", "swarm", "future", "expired", "stale", "crowded"]
 Name = Annotated[str, Meta(max_length=256)]
 
 
@@ -157,40 +162,104 @@ def verified(wire: Any, *, swarm: str, now: float) -> Advert:
     return advert
 
 
+class Held(Struct, frozen=True):
+    """wire: as it came, to be passed on. by: the peer that brought it; the signer itself, or one that passed it on."""
+
+    advert: Advert
+    wire: list[bytes]
+    by: PeerId
+
+    @property
+    def direct(self) -> bool:
+        return self.by == self.advert.peer
+
+
 class AdvertBook:
-    """The newest advert of each peer. taken: how many held; refused: counts by reason."""
+    """The newest advert of each peer. taken: how many were believed; refused: counts by reason."""
 
     def __init__(self, swarm: str, *, clock: Callable[[], float] = time.time) -> None:
         self.swarm = swarm
-        self.refused: Counter[str] = Counter()
         self.taken = 0
+        self.refused: Counter[str] = Counter()
         self._clock = clock
-        self._held: dict[PeerId, Advert] = {}
+        self._held: dict[PeerId, Held] = {}
+        self._relayed: Counter[PeerId] = Counter()  # held adverts that a peer passed on, by that peer
 
     def take(self, wire: Any, *, brought_by: PeerId) -> Advert:
-        """Believe an advert, or raise AdvertRefused and count it. brought_by: the peer at the other end."""
+        """Believe an advert of the peer that brings it, or raise AdvertRefused and count it."""
+        return self._take(wire, brought_by, relayed=False)
+
+    def take_relayed(self, wire: Any, *, brought_by: PeerId) -> Advert:
+        """The same for one of another peer than the one that passes it on."""
+        return self._take(wire, brought_by, relayed=True)
+
+    def _take(self, wire: Any, brought_by: PeerId, *, relayed: bool) -> Advert:
         now = self._clock()
         try:
             advert = verified(wire, swarm=self.swarm, now=now)
-            if advert.peer != brought_by:
+            if relayed and len(wire[0]) > MAX_RELAYED_BYTES:
+                raise AdvertRefused("oversized", "it is too long to be passed on")
+            if not relayed and advert.peer != brought_by:
                 raise AdvertRefused("foreign", "it speaks of another peer than the one that brought it")
             held = self._held.get(advert.peer)
             # An advert that has expired could not be played again, so its number need not be remembered.
-            if held is not None and advert.seq <= held.seq and now < held.expires:
-                raise AdvertRefused("stale", f"number {advert.seq} comes after {held.seq}")
+            if held is not None and advert.seq <= held.advert.seq and now < held.advert.expires:
+                raise AdvertRefused("stale", f"number {advert.seq} comes after {held.advert.seq}")
+            if relayed and held is None and self._relayed[brought_by] >= MAX_RELAYED_BY_ONE:
+                raise AdvertRefused("crowded", "the peer that passes it on has passed on too many")
+            if held is None and len(self._held) >= MAX_HELD and not self._make_room():
+                raise AdvertRefused("crowded", f"{MAX_HELD} adverts are held")
         except AdvertRefused as refused:
             self.refused[refused.reason] += 1
             raise
-        self._held[advert.peer] = advert
         self.taken += 1
+        self._drop(advert.peer)
+        self._held[advert.peer] = Held(advert, [bytes(part) for part in wire], brought_by)
+        if relayed:
+            self._relayed[brought_by] += 1
         return advert
+
+    def _drop(self, peer: PeerId) -> None:
+        held = self._held.pop(peer, None)
+        if held is not None and not held.direct:
+            self._relayed[held.by] -= 1
+            if self._relayed[held.by] <= 0:
+                del self._relayed[held.by]
+
+    def _make_room(self) -> bool:
+        """Let go of the oldest that was passed on: those who speak for themselves come first."""
+        oldest = min((h for h in self._held.values() if not h.direct), key=lambda h: h.advert.created, default=None)
+        if oldest is not None:
+            self._drop(oldest.advert.peer)
+        return oldest is not None
 
     def get(self, peer: PeerId) -> Advert | None:
         """The peer's advert, while it holds."""
-        advert = self._held.get(peer)
-        return advert if advert is not None and self._clock() < advert.expires else None
+        held = self._held.get(peer)
+        return held.advert if held is not None and self._clock() < held.advert.expires else None
+
+    def number(self, peer: PeerId) -> int:
+        """The number of the advert that is held of a peer; -1: none."""
+        advert = self.get(peer)
+        return advert.seq if advert is not None else -1
+
+    def all(self) -> list[Held]:
+        """Every advert that holds now."""
+        now = self._clock()
+        return [held for held in self._held.values() if now < held.advert.expires]
+
+    def wire(self, peer: PeerId) -> list[bytes] | None:
+        """A peer's advert as it came, if it may be passed on."""
+        held = self._held.get(peer)
+        if held is None or self._clock() >= held.advert.expires or len(held.wire[0]) > MAX_RELAYED_BYTES:
+            return None
+        return held.wire
+
+    def forget(self, peer: PeerId) -> None:
+        self._drop(peer)
 
     def sweep(self) -> None:
         """Let go of what has expired."""
         now = self._clock()
-        self._held = {peer: advert for peer, advert in self._held.items() if now < advert.expires}
+        for peer in [peer for peer, held in self._held.items() if now >= held.advert.expires]:
+            self._drop(peer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import trio
@@ -26,7 +27,7 @@ from ...protocols.session import (
     SessionLimits,
     SessionLost,
 )
-from .peer import Backoff, Peer
+from .peer import GIVE_UP_AFTER_S, STRANGER_PATIENCE_S, Backoff, Peer
 
 log = logging.getLogger("shoal.swarm")
 
@@ -41,6 +42,10 @@ RETIRE_S = 2.0  # both sides have both sessions by then, and use the same
 RETIRE_DRAIN_S = 300.0
 ALIVE_S = 1.5
 FAREWELL_S = 1.5
+DIALS = 8  # at once, to peers that nobody named
+STRANGER_LAG_S = 0.6  # what the node with the larger id leaves the other for dialling first
+ENOUGH = "enough peers"  # why a node that has too many sends one away
+DISMISSED_S = 600.0  # how long a peer that was sent away stays away
 
 
 class P2pStream(ByteStream, Protocol):
@@ -77,6 +82,7 @@ class Links:
         self.peers: dict[PeerId, Peer] = {}
         self._host, self._me, self._owner, self._limits = host, me, owner, limits
         self._nursery: trio.Nursery | None = None
+        self._dials = trio.CapacityLimiter(DIALS)
         self.begun = 0  # sessions
         self._frames_of_ended = 0
 
@@ -129,10 +135,26 @@ class Links:
             peer.seeking = trio.CancelScope()
             self._nursery.start_soon(self._keep, peer, peer.seeking)
 
+    def stop_seeking(self, peer: Peer) -> None:
+        if peer.seeking is not None:
+            peer.seeking.cancel()
+            peer.seeking = None
+
+    def dismiss(self, peer: Peer, reason: str = ENOUGH) -> None:
+        """Send a connected peer away in good order."""
+        self.stop_seeking(peer)
+        peer.dismissed_until = trio.current_time() + DISMISSED_S
+        for session in peer.sessions:
+            if self._nursery is not None:
+                self._nursery.start_soon(session.goodbye, reason, RETIRE_DRAIN_S)
+
     async def _keep(self, peer: Peer, scope: trio.CancelScope) -> None:
         backoff = Backoff(LAG_S if self._me > peer.id else 0.0)
         with scope:
-            while not backoff.gave_up or peer.configured:
+            if peer.stranger and self._me > peer.id:
+                with trio.move_on_after(STRANGER_LAG_S):
+                    await peer.changed.wait()  # it has heard of this node, too, and dials first
+            while not self._gave_up(peer, backoff):
                 if peer.session is not None:
                     since, changed = trio.current_time(), peer.changed
                     await changed.wait()
@@ -140,17 +162,28 @@ class Links:
                         backoff.reset()
                     continue
                 pause = await self._dial(peer, backoff)
-                if peer.session is None:
+                if peer.session is None and not self._gave_up(peer, backoff):
                     with trio.move_on_after(pause):
                         await peer.changed.wait()
+        if peer.seeking is scope:
             peer.seeking = None
+
+    @staticmethod
+    def _gave_up(peer: Peer, backoff: Backoff) -> bool:
+        """Whether a peer that nobody named is left alone from now on."""
+        if peer.configured:
+            return False
+        if trio.current_time() < peer.dismissed_until:
+            return True
+        return backoff.waited > (STRANGER_PATIENCE_S if peer.stranger and not peer.met else GIVE_UP_AFTER_S)
 
     async def _dial(self, peer: Peer, backoff: Backoff) -> float:
         """One attempt, and the whole session if it works; then the seconds to wait."""
         try:
-            with trio.fail_after(DIAL_S):
-                await self._host.connect(peer.id, peer.addresses)
-                stream = await self._host.open_stream(peer.id, PROTOCOL)
+            async with nullcontext() if peer.configured else self._dials:
+                with trio.fail_after(DIAL_S):
+                    await self._host.connect(peer.id, peer.addresses)
+                    stream = await self._host.open_stream(peer.id, PROTOCOL)
         except (P2pError, trio.TooSlowError) as error:
             told = str(error) or f"no answer within {DIAL_S:.0f} s"
             if told != peer.problem:
@@ -242,6 +275,8 @@ class Links:
         if peer.session is session:
             others = [other for other in peer.sessions if other.usable]
             peer.use(others[0] if others else None)
+            if session.leaving == ENOUGH:
+                peer.dismissed_until = trio.current_time() + DISMISSED_S
             if not others:
                 peer.problem = str(session.lost)
                 log.info("peer gone: %s", session.lost, extra={"peer": peer.id})

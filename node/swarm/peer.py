@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from msgspec import Struct
 from ...protocols.peer_id import PeerId
 from ...protocols.session import Session
 from .advert import Advert
+from .load import Digest, Standing
 from .peer_provider import PeerProvider
 
 FIRST_RETRY_S = 0.1
@@ -20,6 +22,7 @@ MAX_RETRY_S = 5.0
 PATIENT_AFTER_S = 600.0  # of trying in vain; a peer away for so long is looked for once a minute
 PATIENT_RETRY_S = 60.0
 GIVE_UP_AFTER_S = 24 * 3600.0
+STRANGER_PATIENCE_S = 30.0  # of trying in vain to reach a peer that was only heard of
 
 
 class PeerModel(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,7 +63,9 @@ class Peer:
     """State of one peer while this node runs.
 
     sessions: all that live; session: the one in use. seeking: the scope of the task that dials it when it is away.
-    configured: an invite or the configuration names it: it is sought for ever. told, told_on: the issue of this node's
+    configured: an invite or the configuration names it: it is sought for ever. stranger: only heard of, from others.
+    dismissed_until: trio time until which it is left alone. load, load_at: its last digest, and when (trio time) it
+    came. told, told_on: the issue of this node's
     advert that it has, and on which session it got it.
     """
 
@@ -70,15 +75,32 @@ class Peer:
         self.session: Session | None = None
         self.addresses: tuple[str, ...] = ()
         self.seeking: trio.CancelScope | None = None
-        self.configured = False
+        self.configured = self.stranger = False
+        self.dismissed_until = -math.inf
+        self.load: Digest | None = None
+        self.load_at = self.used_at = -math.inf
         self.told = -1
         self.told_on: Session | None = None
         self.met = False  # whether a session with it has worked since the start
         self.since: float | None = None
         self.last_good: float | None = None
         self.rtt_s: float | None = None
-        self.problem = ""
+        self.problem_at = -math.inf  # Unix time
+        self._problem = ""
         self.changed = trio.Event()  # replaced at each change of `session`
+
+    @property
+    def problem(self) -> str:
+        """Why there is no session, as far as is known."""
+        return self._problem
+
+    @problem.setter
+    def problem(self, text: str) -> None:
+        self._problem, self.problem_at = text, time.time()
+
+    @property
+    def left_alone(self) -> bool:
+        return trio.current_time() < self.dismissed_until
 
     @property
     def usable(self) -> bool:
@@ -99,6 +121,17 @@ class Peer:
     def learn(self, addresses: tuple[str, ...]) -> None:
         """Addresses to dial it at: those given now before those known before."""
         self.addresses = tuple(dict.fromkeys((*addresses, *self.addresses)))[:16]
+
+    def standing(self) -> Standing:
+        """What a choice among peers goes by."""
+        calls = self.session.calls_in_flight if self.session is not None else 0
+        age_s = trio.current_time() - self.load_at
+        return Standing(calls=calls, digest=self.load, age_s=age_s, rtt_s=self.rtt_s)
+
+    def _load(self, advert: Advert | None) -> dict[str, Any]:
+        if self.load is not None and self.standing().fresh:
+            return dict(msgspec.to_builtins(self.load))
+        return dict(msgspec.to_builtins(advert.load)) if advert is not None else {}
 
     def view(self, advert: Advert | None) -> PeerView:
         session = self.session
@@ -126,7 +159,7 @@ class Peer:
             providers=tuple(p.name for p in advert.providers) if advert is not None else (),
             hardware=advert.hardware if advert is not None else {},
             limits=advert.limits if advert is not None else {},
-            load=msgspec.to_builtins(advert.load) if advert is not None else {},
+            load=self._load(advert),
             told_at=advert.created if advert is not None else None,
             addresses=self.addresses,
             problem=(session.leaving or "") if session is not None else self.problem,
@@ -136,7 +169,8 @@ class Peer:
 class Backoff:
     """How long to wait before the next dial: 0.1 s, doubled with each failure up to 5 s, after ten minutes a minute.
 
-    lag: an extra, in seconds, on the first waits, so that of two nodes that lost each other one dials first.
+    waited: seconds in all, since the last success. lag: an extra, in seconds, on the first waits, so that of two nodes
+    that lost each other one dials first.
     """
 
     def __init__(self, lag: float = 0.0, *, jitter: random.Random | None = None) -> None:
@@ -144,20 +178,15 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        self._failures, self._waited = 0, 0.0
-
-    @property
-    def gave_up(self) -> bool:
-        """Whether it has been in vain for so long that a peer nobody named should be left alone."""
-        return self._waited > GIVE_UP_AFTER_S
+        self._failures, self.waited = 0, 0.0
 
     def failed(self) -> float:
         """Seconds to wait now."""
         plain = min(FIRST_RETRY_S * 2.0**self._failures, MAX_RETRY_S)
-        if self._waited > PATIENT_AFTER_S:
+        if self.waited > PATIENT_AFTER_S:
             plain = PATIENT_RETRY_S
         self._failures = min(self._failures + 1, 16)
-        self._waited += plain
+        self.waited += plain
         return plain * self._jitter.uniform(0.5, 1.0) + self._lag
 
 

@@ -9,7 +9,7 @@ answer.result      # {"provider": ..., "model": ..., "record": ...}: what the pe
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -47,7 +47,10 @@ _SESSION_CODES = {
 
 
 class PeerProvider(Provider):
-    """session: the peer's session, or None while there is none. advert: its advert, or None. me: this node."""
+    """session: the peer's session, or None while there is none. advert: its advert, or None. me: this node.
+
+    connect: finds a session with a peer that was only heard of, or None.
+    """
 
     def __init__(
         self,
@@ -56,9 +59,10 @@ class PeerProvider(Provider):
         me: PeerId,
         session: Callable[[], Session | None],
         advert: Callable[[], Advert | None],
+        connect: Callable[[], Awaitable[Session | None]] | None = None,
     ) -> None:
         self.peer, self.name = peer, f"peer:{short(peer)}"
-        self._me, self._session, self._advert = me, session, advert
+        self._me, self._session, self._advert, self._connect = me, session, advert, connect
 
     async def probe(self) -> Status:
         session, advert = self._session(), self._advert()
@@ -88,7 +92,10 @@ class PeerProvider(Provider):
 
         ProviderError: CONNECTION when the peer is lost before text, INTERRUPTED after, else what the peer says.
         """
-        session = self._session()
+        session, began = self._session(), trio.current_time()
+        if session is None and self._connect is not None:
+            session = await self._connect()
+            deadline_s -= trio.current_time() - began
         if session is None or not session.usable:
             raise ProviderError(ErrorKind.CONNECTION, f"{self.name} is not connected")
         deadline_s = min(deadline_s, MAX_DEADLINE_S)

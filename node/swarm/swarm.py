@@ -6,7 +6,7 @@
         swarm.candidates_for("smollm2")
 
 What belongs here: joining, adverts, and who is asked for what. The sessions themselves are kept by links.py, forwarding
-is peer_provider.py's, answering serving.py's.
+is peer_provider.py's, answering serving.py's, what is heard of others gossip.py's.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from ...protocols.peer_id import Identity, PeerId
 from ...protocols.session import CallError, Hello, IncomingCall, Service, Session, SessionLimits
 from .. import addresses
 from ..version import version
+from . import load
 from .advert import TTL_S, AdvertBook, AdvertContent, AdvertRefused, AdvertWriter
+from .gossip import ADVERTS, NEWS
 from .invite import Invite, InviteError
 from .links import Host, Links
 from .lookup import FindBlocks, answer_lookup, ask_all
+from .neighbourhood import Neighbourhood, leads_to
 from .peer import Peer, PeerView
 from .peer_provider import PeerProvider
 from .peerbook import PeerBook
+from .recruit import WANTED
 from .serving import GENERATE, AnswerForPeer, serve_generate
 
 log = logging.getLogger("shoal.swarm")
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4642", "/ip4/0.0.0.0/tcp/0")  # the second when the first is taken
-MAX_SOUGHT = 64  # remembered peers that a start dials
 JOIN_S = 15.0
 ADVERT_GAP_S = 0.5
 
@@ -93,6 +96,8 @@ class Swarm:
         self._nursery: trio.Nursery | None = None
         self._links = Links(host, self.me, self, limits or SessionLimits())
         self._opened = bool(config.listen)
+        self._around = Neighbourhood(self.me, self._links, self)
+        self._gossip = self._around.gossip
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -112,9 +117,10 @@ class Swarm:
             for text in self._config.peers:
                 await self._seek_configured(text)
             if self._book is not None:
-                for remembered in (await self._book.known(self.name))[:MAX_SOUGHT]:
-                    self._seek(remembered.peer, remembered.addresses)
+                for remembered in (await self._book.known(self.name))[:WANTED]:
+                    self.seek(remembered.peer, remembered.addresses)
             nursery.start_soon(self._tell_changes)
+            nursery.start_soon(self._around.run)
             try:
                 yield self
             finally:
@@ -199,12 +205,12 @@ class Swarm:
         found = []
         for peer_id, addrs in invite.peers.items():
             if peer_id != self.me:
-                peer = self._seek(peer_id, addrs)
+                peer = self.seek(peer_id, addrs)
                 peer.configured = True
                 found.append(peer)
         return found
 
-    def _seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer:
+    def seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer:
         peer = self.peer(peer_id)
         peer.learn(tuple(addrs))
         self._links.seek(peer)
@@ -240,16 +246,19 @@ class Swarm:
         return known is not None and known.met
 
     def candidates_for(self, model: str | None, exclude: Collection[PeerId] = ()) -> list[PeerProvider]:
-        """The connected peers that offer the model (None: anything), the one with the least of our calls first."""
-        found: list[tuple[int, float, float, PeerProvider]] = []
+        """The connected peers that offer the model (None: anything), the one with the least to do first.
+
+        When there are none, a few that are known to offer it: asking them connects to them first.
+        """
+        found: list[tuple[load.Standing, PeerProvider]] = []
         for peer in self._links.peers.values():
-            session = peer.session
-            if session is None or not session.usable or peer.id in exclude:
-                continue
-            advert = self._adverts.get(peer.id)
-            if advert is not None and advert.offers(model):
-                found.append((session.calls_in_flight, peer.rtt_s or 1.0, random.random(), peer.provider))  # noqa: S311
-        return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:3])]
+            if peer.usable and peer.id not in exclude:
+                advert = self._adverts.get(peer.id)
+                if advert is not None and advert.offers(model):
+                    found.append((peer.standing(), peer.provider))
+        if found:
+            return load.in_order(found, _random)
+        return [self.peer(peer).provider for peer in self._around.beyond(model, exclude)]
 
     def stats(self) -> dict[str, Any]:
         """Figures for the status: JSON-compatible."""
@@ -257,6 +266,7 @@ class Swarm:
         return {
             "swarm": self.name,
             "peers": connected,
+            "known": len(self._adverts.all()),
             "adverts_taken": self._adverts.taken,
             "adverts_refused": dict(self._adverts.refused),
             "sessions_begun": self._links.begun,
@@ -284,6 +294,7 @@ class Swarm:
                 me=self.me,
                 session=lambda: known.session if (known := self._links.peers.get(peer_id)) is not None else None,
                 advert=lambda: self._adverts.get(peer_id),
+                connect=lambda: self._around.connect(peer_id),
             )
             peer = self._links.peers[peer_id] = Peer(peer_id, provider)
         return peer
@@ -293,6 +304,13 @@ class Swarm:
 
     def greet(self, peer: Peer, session: Session) -> None:
         self._tell(peer, session)
+        self._gossip.greet(session)
+
+    def book(self) -> AdvertBook:
+        return self._adverts
+
+    def describe(self) -> AdvertContent:
+        return self._describe()
 
     def notify(self) -> None:
         if self._on_change is not None:
@@ -334,10 +352,11 @@ class Swarm:
         except AdvertRefused as refused:
             log.warning("an advert is refused: %s", refused, extra={"peer": peer.id})
             return
-        peer.learn(tuple(address for address in advert.addresses if _leads_to(address, peer.id)))
+        peer.learn(tuple(address for address in advert.addresses if leads_to(address, peer.id)))
         peer.last_good = time.time()
         if self._nursery is not None:
             self._nursery.start_soon(self._remember, peer)
+        self._gossip.spread(peer.id, peer.id)
         self.notify()
 
     async def _remember(self, peer: Peer) -> None:
@@ -350,13 +369,22 @@ class Swarm:
             except Exception as error:
                 log.warning("a peer cannot be remembered: %s", type(error).__name__, extra={"peer": peer.id})
         if peer.met:
-            self._seek(peer.id, peer.addresses)
+            self.seek(peer.id, peer.addresses)
+
+    def _take_note(self, session: Session, name: str, data: Any) -> None:
+        if name == NEWS:
+            self._gossip.on_news(session, data)
+        elif name == load.NOTE:
+            self._around.take_digest(self.peer(session.remote_peer), data)
 
     # -- what peers ask ------------------------------------------------------------------------------------------
 
     async def _answer_call(self, call: IncomingCall, method: str, params: Any, peer: PeerId) -> Any:
+        if method == ADVERTS:
+            return self._gossip.answer(params)
         if method != GENERATE:
             raise CallError("unknown_method", "this node knows no such method; it may be older than yours")
+        self.peer(peer).used_at = trio.current_time()
         return await serve_generate(call, params, me=self.me, peer=peer, answer_for_peer=self._serve)
 
 
@@ -380,16 +408,17 @@ class _Service:
     async def on_call(self, call: IncomingCall, method: str, params: Any) -> Any:
         return await self._swarm._answer_call(call, method, params, self._peer)
 
+    def on_hello(self, session: Session, hello: Hello) -> None:
+        pass
+
     def on_advert(self, session: Session, body: Any) -> None:
         self._swarm._take_advert(session, body)
+
+    def on_note(self, session: Session, name: str, data: Any) -> None:
+        self._swarm._take_note(session, name, data)
 
     async def on_lookup(self, session: Session, body: Any) -> Any:
         return await answer_lookup(body, self._swarm._find_blocks)
 
 
-def _leads_to(address: str, peer: PeerId) -> bool:
-    try:
-        addresses.check_peer(address)
-    except ValueError:
-        return False
-    return address.endswith(f"/p2p/{peer}")
+_random = random.SystemRandom()

@@ -9,7 +9,7 @@ class P2pError(Exception):
     """Base of everything this folder raises."""
 
 
-class StreamLost(P2pError):  # noqa: N818
+class StreamLost(P2pError):
     """A stream ended before its time: reset, the connection is gone, or the peer takes no data. Not a clean end."""
 
     def __init__(self, reason: str) -> None:
@@ -25,7 +25,7 @@ class ProtocolRefused(StreamLost):
     """The peer is there but does not speak the protocol asked for."""
 
 
-class DialFailed(P2pError):  # noqa: N818
+class DialFailed(P2pError):
     """No address of a peer worked.
 
     `reasons`: one sentence per address tried, in the order given.
@@ -38,7 +38,7 @@ class DialFailed(P2pError):  # noqa: N818
         super().__init__(f"cannot reach {peer}: {tried or 'no address of it is known'}")
 
 
-class ListenFailed(P2pError):  # noqa: N818
+class ListenFailed(P2pError):
     """An address cannot be listened on."""
 
     def __init__(self, address: str, reason: str) -> None:
@@ -47,9 +47,9 @@ class ListenFailed(P2pError):  # noqa: N818
         self.reason = reason
 
 
-class BlockNotFound(P2pError):  # noqa: N818
+class BlockNotFound(P2pError):
     """No peer gave the block in time."""
 
 
-class ProtocolViolation(P2pError):  # noqa: N818
+class ProtocolViolation(P2pError):
     """A message breaks a format or one of our limits; its sender loses the stream it came on."""

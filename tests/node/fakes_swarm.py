@@ -18,7 +18,7 @@ from shoal.protocols.peer_id import Identity, PeerId
 from shoal.protocols.session import SessionLimits
 from shoal.providers.base import ErrorKind, Finish, GenerateRequest, ModelInfo, ProviderError, TextDelta, Usage
 
-IDENTITIES = sorted((Identity.from_seed(bytes([n]) * 32) for n in range(1, 9)), key=lambda identity: identity.peer_id)
+IDENTITIES = sorted((Identity.from_seed(bytes([n]) * 32) for n in range(1, 33)), key=lambda identity: identity.peer_id)
 PORT = 4642
 
 
@@ -100,7 +100,11 @@ class FakeHost:
         self._network.dials.append((self.peer_id, peer_id))
         await self._network.gate.wait()
         other = self._network.hosts.get(peer_id)
-        if other is None or not set(addrs) & set(other.addresses()):
+        if (
+            self._network.hosts.get(self.peer_id) is not self
+            or other is None
+            or not set(addrs) & set(other.addresses())
+        ):
             raise DialFailed(peer_id, dict.fromkeys(addrs, "connection refused"))
         self._connected.add(peer_id)
 

@@ -54,6 +54,7 @@ class TestService:
 
     def __init__(self) -> None:
         self.adverts: list[Any] = []
+        self.notes: list[tuple[str, Any]] = []
         self.started = trio.Event()
         self.cancelled = trio.Event()
         self.sent = 0
@@ -86,8 +87,14 @@ class TestService:
             raise RuntimeError("the secret prompt")
         raise CallError("unknown_method")
 
+    def on_hello(self, session: Session, hello: Hello) -> None:
+        pass
+
     def on_advert(self, session: Session, body: Any) -> None:
         self.adverts.append(body)
+
+    def on_note(self, session: Session, name: str, data: Any) -> None:
+        self.notes.append((name, data))
 
     async def on_lookup(self, session: Session, body: Any) -> Any:
         if body == "never":

@@ -7,6 +7,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shoal.protocols import framing
 from shoal.protocols.framing import (
     ACCEPT,
     ADVERT,
@@ -385,3 +386,83 @@ def test_whatever_a_peer_says_it_breaks_nothing_but_its_own_session(frames):
         assert not bob._pings
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_a_note_arrives_and_nobody_answers_it(autojump_clock):
+    service = TestService()
+    async with session_pair(service=service) as (alice, bob):
+        alice.send_note("load", b"x" * 32)
+        alice.send_note("unheard of", {"a": 1})
+        await alice.ping()
+        assert service.notes == [("load", b"x" * 32), ("unheard of", {"a": 1})]
+        with pytest.raises(ValueError, match="limit"):
+            alice.send_note("long", b"x" * 20_000)
+        assert bob.lost is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "count", "reason"),
+    [
+        pytest.param(framing.NOTE, ["x", None], 200, "notes a second", id="a flood of notes"),
+        pytest.param(framing.NOTE, "x", 1, "malformed note", id="a malformed note"),
+        pytest.param(framing.NOTE, ["x", b"y" * 20_000], 1, "limit", id="a long note"),
+        pytest.param(framing.ADVERT, None, 100, "adverts a second", id="a flood of adverts"),
+        pytest.param(framing.PING, None, 50_000, "frames a second", id="a flood of frames"),
+        pytest.param(framing.NOTE, ["x", [[]] * 10_000], 1, "values", id="a bomb of empty arrays"),
+    ],
+)
+async def test_who_sends_too_much_of_something_is_dropped_with_the_reason(autojump_clock, kind, body, count, reason):
+    async with raw_pair() as (peer, bob):
+        with pytest.raises((EOFError, trio.BrokenResourceError, trio.ClosedResourceError)):  # noqa: PT012
+            for _ in range(0, count, 100):
+                await peer.stream.write(framing.frame(kind, 0, body) * min(count, 100))
+            while True:
+                _, _, said = await peer.hear(framing.GOAWAY)
+                assert reason in said
+        assert reason in str(bob.lost)
+
+
+async def test_who_sends_too_many_bytes_is_dropped(autojump_clock):
+    limits = SessionLimits(bytes_per_s=1000.0, byte_burst=100_000.0)
+    async with raw_pair(limits=limits) as (peer, bob):
+        with pytest.raises((EOFError, trio.BrokenResourceError, trio.ClosedResourceError)):  # noqa: PT012
+            for _ in range(20):
+                await peer.say(framing.PING, 1, b"x" * 10_000)
+            while True:
+                await peer.hear(framing.GOAWAY)
+        assert "bytes a second" in str(bob.lost)
+
+
+async def test_this_side_keeps_to_the_byte_rate_that_it_asks_of_others(autojump_clock):
+    limits = SessionLimits(bytes_per_s=1_000_000.0, byte_burst=500_000.0)
+    async with session_pair(limits=limits) as (alice, bob):
+        for _ in range(4):
+            assert await alice.request("echo", b"x" * 1_000_000) == b"x" * 1_000_000
+        assert bob.lost is None
+        assert trio.current_time() > 3
+
+
+async def test_a_service_can_turn_a_peer_away_at_its_hello(autojump_clock):
+    class Picky(TestService):
+        def on_hello(self, session, hello):
+            assert hello.papers == {"pass": b"none"}
+            raise framing.ProtocolError("not one of us")
+
+    async with raw_pair(service=Picky(), greet=False) as (peer, bob):
+        await peer.say(0, 0, {"swarm": "test", "peer": ALICE, "agent": "", "v": 1, "papers": {"pass": b"none"}})
+        assert (await peer.hear(framing.GOAWAY))[2] == "not one of us"
+        with pytest.raises(EOFError):
+            await peer.hear()
+        assert bob.remote_hello is None
+
+
+async def test_an_array_bomb_in_parts_costs_its_sender_the_session(autojump_clock):
+    async with raw_pair() as (peer, bob):
+        body = framing.encode_body(["echo", [[]] * 1_000_000])
+        with pytest.raises((EOFError, trio.BrokenResourceError, trio.ClosedResourceError)):  # noqa: PT012
+            for part in framing.parts(framing.CALL, 1, body):
+                await peer.stream.write(part)
+                await trio.sleep(0.001)
+            while True:
+                await peer.hear(framing.GOAWAY)
+        assert "values" in str(bob.lost)

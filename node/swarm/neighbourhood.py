@@ -1,0 +1,178 @@
+"""The part of a swarm around this node: who else was heard of, whom to connect to, and how busy the neighbours are.
+
+What belongs here: the policy of recruit.py and load.py at work. What is heard comes by gossip.py; the connections
+themselves are links.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+import psutil
+import trio
+
+from ...protocols.peer_id import PeerId
+from ...protocols.session import Session
+from .. import addresses
+from . import load
+from .advert import Advert, AdvertBook, AdvertContent
+from .gossip import Gossip
+from .links import Links
+from .peer import Peer
+from .recruit import WANTED, whom_to_dismiss, whom_to_seek
+
+log = logging.getLogger("shoal.swarm")
+
+TEND_S = 5.0
+SETTLED_S = 20.0  # a session that is younger may be somebody who is just finding its way into the swarm
+CONNECT_S = 3.0  # for a peer that is asked for an answer and not connected yet
+MAX_ADDRESSES = 8  # dialled of a peer that was only heard of
+
+_random = random.SystemRandom()
+
+
+class Swarm(Protocol):
+    """What the neighbourhood needs of the swarm."""
+
+    def book(self) -> AdvertBook: ...
+    def describe(self) -> AdvertContent: ...
+    def peer(self, peer_id: PeerId) -> Peer: ...
+    def seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer: ...
+    def notify(self) -> None: ...
+
+
+class Neighbourhood:
+    """gossip: what is heard and passed on."""
+
+    def __init__(self, me: PeerId, links: Links, swarm: Swarm) -> None:
+        self._me, self._links, self._swarm = me, links, swarm
+        self.gossip = Gossip(me, self)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.gossip.run)
+            nursery.start_soon(self._tend)
+            nursery.start_soon(self._tell_load)
+
+    # -- what gossip needs -----------------------------------------------------------------------------------------
+
+    def book(self) -> AdvertBook:
+        return self._swarm.book()
+
+    def sessions(self) -> list[Session]:
+        return self._links.sessions()
+
+    def is_connected(self, peer: PeerId) -> bool:
+        known = self._links.peers.get(peer)
+        return known is not None and known.usable
+
+    def learned(self, advert: Advert, session: Session) -> None:
+        """An advert that a peer has passed on is believed."""
+        self.gossip.spread(advert.peer, session.remote_peer)
+        self._recruit()
+        self._swarm.notify()
+
+    # -- whom to connect to ----------------------------------------------------------------------------------------
+
+    def beyond(self, model: str | None, exclude: Collection[PeerId]) -> list[PeerId]:
+        """A few that are not connected and said to offer the model."""
+        heard = (held.advert for held in self.book().all() if not held.direct and held.advert.offers(model))
+        strangers = [ad.peer for ad in heard if ad.peer not in exclude and self._is_stranger(ad.peer)]
+        return _random.sample(strangers, min(2, len(strangers)))
+
+    async def connect(self, peer_id: PeerId) -> Session | None:
+        """A session with a peer of whom only an advert is known, or None after 3 s."""
+        peer, advert = self._swarm.peer(peer_id), self.book().get(peer_id)
+        if advert is not None and not peer.usable:
+            self._seek(advert)
+            with trio.move_on_after(CONNECT_S):
+                while not peer.usable and peer.seeking is not None and not peer.problem:
+                    with trio.move_on_after(0.1):
+                        await peer.changed.wait()
+        return peer.session
+
+    def _is_stranger(self, peer_id: PeerId) -> bool:
+        """Whether a peer that was heard of may be dialled: it is not connected, sought, or known to be away."""
+        peer = self._links.peers.get(peer_id)
+        if peer_id == self._me:
+            return False
+        return peer is None or not (peer.sessions or peer.seeking or peer.problem or peer.left_alone)
+
+    def _recruit(self) -> None:
+        """Dial some of those heard of, as long as this node has few neighbours."""
+        peers = self._links.peers.values()
+        have = sum(bool(peer.sessions) or (peer.seeking is not None and not peer.problem) for peer in peers)
+        if have >= WANTED or not self._links.open:
+            return
+        heard = {held.advert.peer: held.advert for held in self.book().all() if held.advert.addresses}
+        for peer_id in whom_to_seek({peer for peer in heard if self._is_stranger(peer)}, have, _random):
+            self._seek(heard[peer_id])
+
+    def _seek(self, advert: Advert) -> None:
+        peer = self._swarm.peer(advert.peer)
+        peer.stranger = not peer.met
+        addrs = tuple(address for address in advert.addresses if leads_to(address, peer.id))
+        if addrs:
+            self._swarm.seek(peer.id, addrs[:MAX_ADDRESSES])
+
+    async def _tend(self) -> None:
+        """Now and then: forgive who could not be reached, find more peers, and send away those that are too many."""
+        while True:
+            await trio.sleep(TEND_S * _random.uniform(0.8, 1.2))
+            for peer in list(self._links.peers.values()):
+                advert = self.book().get(peer.id)
+                if peer.problem and not peer.met and advert is not None and advert.created > peer.problem_at:
+                    peer.problem = ""  # it has spoken since
+            self._recruit()
+            connected = [peer for peer in self._links.peers.values() if peer.session is not None]
+            idle = [peer.id for peer in connected if _came_by_itself(peer)]
+            for peer_id in whom_to_dismiss(len(connected), idle, _random):
+                log.info("a peer is sent away: there are many", extra={"peer": peer_id})
+                self._links.dismiss(self._links.peers[peer_id])
+
+    # -- load ------------------------------------------------------------------------------------------------------
+
+    async def _tell_load(self) -> None:
+        """Every 2 s, to the peers with whom there were calls in the last minute."""
+        while True:
+            await trio.sleep(load.EVERY_S)
+            now, digest = trio.current_time(), b""
+            for peer in self._links.peers.values():
+                if peer.session is None:
+                    continue
+                if peer.session.calls_in_flight:
+                    peer.used_at = now
+                if now - peer.used_at <= load.IN_USE_S:
+                    digest = digest or self._digest()
+                    peer.session.send_note(load.NOTE, digest)
+
+    def _digest(self) -> bytes:
+        told = self._swarm.describe().load
+        free = psutil.virtual_memory().available // 2**20
+        digest = load.Digest(running=told.running, queued=told.queued, cpu=told.cpu or 0.0, memory_free_mib=free)
+        return digest.encode()
+
+    def take_digest(self, peer: Peer, data: Any) -> None:
+        digest = load.Digest.decode(data)
+        if digest is not None and (peer.load is None or digest.at_ms > peer.load.at_ms):
+            peer.load, peer.load_at = digest, trio.current_time()
+
+
+def _came_by_itself(peer: Peer) -> bool:
+    session = peer.session
+    settled = peer.since is not None and time.time() - peer.since > SETTLED_S
+    return session is not None and not (peer.configured or session.initiator or session.calls_in_flight) and settled
+
+
+def leads_to(address: str, peer: PeerId) -> bool:
+    """Whether this is a multiaddr of that peer that this node could dial."""
+    try:
+        addresses.check_peer(address)
+    except ValueError:
+        return False
+    return address.endswith(f"/p2p/{peer}")
