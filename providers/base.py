@@ -15,9 +15,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -307,6 +307,32 @@ class Provider(abc.ABC):
     def running(self) -> AbstractAsyncContextManager[None]:
         """The provider's life: whatever it keeps (processes, pooled connections, checks) lives inside this context."""
         return contextlib.nullcontext()
+
+
+# -- embeddings ------------------------------------------------------------------------------------------------
+
+
+class Embeddings(Struct, frozen=True):
+    """One vector of unit length for each text, in the order of the texts. prompt_tokens: of all texts together."""
+
+    model: str
+    vectors: list[list[float]]
+    prompt_tokens: int
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What a provider may do besides generating: `isinstance(provider, Embedder)` tells."""
+
+    async def embedding_models(self) -> tuple[str, ...]:
+        """Names that `embed` takes now, the default first; empty when it can embed nothing. Never raises."""
+
+    async def embed(self, model: str | None, inputs: Sequence[str]) -> Embeddings:
+        """Vectors of the texts, by `model` or the default one. Cancelling leaves no work behind.
+
+        Raises ProviderError: UNAVAILABLE (no such model here, with the command that installs it), BAD_REQUEST,
+        CONTEXT_LENGTH (a text is too long), OVERLOADED, CONNECTION (the worker died).
+        """
 
 
 event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
