@@ -21,8 +21,10 @@ from .access import Access
 from .cache_api import CacheApi
 from .completions import Completions
 from .dashboard import Dashboard
-from .errors import JSON, NO_RETRY, ApiError, render
+from .errors import JSON, NO_RETRY, ApiError, ShapedError, render
 from .ipfs_gateway import Gateway
+from .messages import Messages
+from .messages_answer import render_anthropic
 from .metrics_node import Telemetry
 from .models import Models
 from .node_api import Node, NodeApi
@@ -75,7 +77,7 @@ class Rpc:
         self._access = Access(hosts)
         self._source = source
         relay = Relay(router, keep_alive_s=keep_alive_s)
-        chat = ChatCompletions(relay)
+        chat, messages = ChatCompletions(relay), Messages(relay)
         models = Models(source, node)
         api = NodeApi(node, router, _Providers(source, registry), cache)
         keeping, gateway = CacheApi(cache, source), Gateway(node, cache)
@@ -101,6 +103,8 @@ class Rpc:
             "/shoal/v1/route/last": {"GET": api.last_route},
             "/v1/completions": {"POST": Completions(relay)},
             "/v1/embeddings": {"POST": _later},
+            "/v1/messages": {"POST": messages},
+            "/v1/messages/count_tokens": {"POST": messages.count_tokens},
         }
         self._items: tuple[tuple[str, dict[str, ItemHandler]], ...] = (
             ("/assets/", {"GET": dashboard.file}),
@@ -111,6 +115,15 @@ class Rpc:
         )
 
     async def __call__(self, exchange: Exchange) -> None:
+        if exchange.path.startswith("/v1/messages"):
+            try:
+                await self._serve(exchange)
+            except Exception as error:
+                raise ShapedError(*render_anthropic(error)) from None
+        else:
+            await self._serve(exchange)
+
+    async def _serve(self, exchange: Exchange) -> None:
         headers = dict(exchange.headers)
         self._access.check(headers)
         methods = self._exact.get(exchange.path)

@@ -33,9 +33,9 @@ _encode = msgspec.json.Encoder().encode
 _ids = (f"{secrets.token_hex(6)}{i:08x}" for i in itertools.count(1))
 
 
-def new_id(kind: str = "chatcmpl") -> str:
-    """An answer's id, unlike any other: a random part and a counted one."""
-    return f"{kind}-{next(_ids)}"
+def new_id(prefix: str = "chatcmpl-") -> str:
+    """An id unlike any other: a random part and a counted one."""
+    return prefix + next(_ids)
 
 
 # -- streams ---------------------------------------------------------------------------------------------------

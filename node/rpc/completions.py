@@ -94,7 +94,7 @@ def _render(call: ChatCall, asks: list[Ask], echo: list[str] | None, wholes: lis
     ]
     usage = spent({index: whole.usage for index, whole in enumerate(wholes)}, asks)
     model = answer.model or call.request.model
-    return completion(new_id("cmpl"), model, choices, usage, shoal_object(answer), "text_completion")
+    return completion(new_id("cmpl-"), model, choices, usage, shoal_object(answer), "text_completion")
 
 
 class CompletionChunks:
@@ -104,7 +104,7 @@ class CompletionChunks:
 
     def __init__(self, model: str | None, echo: list[str] | None, *, include_usage: bool) -> None:
         self._shared: dict[str, Any] = {
-            "id": new_id("cmpl"),
+            "id": new_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
             "model": model or "unknown",

@@ -80,6 +80,14 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 
 
+class ShapedError(Exception):
+    """An error that is rendered already, in the manner of another API than OpenAI's."""
+
+    def __init__(self, status: int, headers: list[Header], body: bytes) -> None:
+        super().__init__(status)
+        self.rendered = status, headers, body
+
+
 def bad_request(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param)
 
@@ -105,6 +113,8 @@ def stream_error(error: NoAnswer) -> dict[str, object]:
 
 def render(error: Exception) -> tuple[int, list[Header], bytes]:
     """Any exception as status, headers and body. Of one that nobody expected, its name is logged."""
+    if isinstance(error, ShapedError):
+        return error.rendered
     if isinstance(error, NoAnswer):
         face = face_of(error)
         headers = [JSON]
