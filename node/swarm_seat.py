@@ -88,6 +88,7 @@ class SwarmSeat:
         self.host: Host | None = None
         self.swarm: Swarm | None = None
         self.bitswap: Bitswap | None = None
+        self._met_before: frozenset[str] = frozenset()
         self._seated = trio.Event()
 
     # -- taking it ---------------------------------------------------------------------------------------------
@@ -111,6 +112,7 @@ class SwarmSeat:
             peers=tuple(invite.text for invite in membership.invites),
             key=membership.key.hex() if membership.key is not None else None,
         )
+        book = PeerBook(paths.peers_file(self._data))
         swarm = Swarm(
             host,
             self._identity,
@@ -118,7 +120,7 @@ class SwarmSeat:
             describe=lambda: self._describe(host.addresses()),
             serve=self._serve,
             find_blocks=self._find_blocks,
-            book=PeerBook(paths.peers_file(self._data)),
+            book=book,
             on_change=self._on_change,
         )
         bitswap = Bitswap(host, self._blocks)
@@ -133,6 +135,8 @@ class SwarmSeat:
                     await host.listen((EVERYWHERE if membership.opened else LOOPBACK).format(0))
             async with bitswap.running(), swarm.running():
                 self.host, self.swarm, self.bitswap = host, swarm, bitswap
+                # Their answers are kept here, and stay good when they are away or gone for ever.
+                self._met_before = frozenset(remembered.peer for remembered in await book.known(membership.name))
                 self._seated.set()
                 try:
                     yield
@@ -150,9 +154,10 @@ class SwarmSeat:
         return await self.swarm.find(request_cid, timeout) if self.swarm is not None else []
 
     def is_member(self, peer: str) -> bool:
+        """Whether the peer is, or was in an earlier run, one of the swarm."""
         from ..protocols.peer_id import PeerId
 
-        return self.swarm is not None and self.swarm.is_member(PeerId(peer))
+        return self.swarm is not None and (self.swarm.is_member(PeerId(peer)) or peer in self._met_before)
 
     async def fetch(self, cid: str) -> bytes | None:
         """A block by its CID from a connected peer, its hash checked; None when nobody gives it within 5 s."""
