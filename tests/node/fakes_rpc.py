@@ -140,7 +140,7 @@ async def door(
 ) -> AsyncGenerator[Door]:
     """A node's RPC that listens on a free port."""
     shelf = Shelf(*providers)
-    source, node = NodeCandidates(shelf), FakeNode()
+    source, node = NodeCandidates(shelf, options.pop("swarm", None)), FakeNode()
     keep_alive_s = options.pop("keep_alive_s", 15.0)
     async with (
         AnswerCache(ME.peer_id, memory=Memory(1 << 20)).running() as cache,
