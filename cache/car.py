@@ -17,7 +17,8 @@ import cbrrr
 MAX_HEADER_BYTES = 1 << 20
 MAX_SECTION_BYTES = 4 << 20  # Kubo's own bound on a section is 8 MiB; no block of ours has more than 2 MiB
 
-_SHA2_256, _IDENTITY = 0x12, 0x00
+_IDENTITY = 0x00
+_HASHES = {0x12: hashlib.sha256, 0x13: hashlib.sha512}  # by multicodec; nearly every block has the first
 _V2_PRAGMA = b"\x0a\xa1\x67version\x02"
 
 
@@ -111,19 +112,19 @@ def _roots(head: bytes) -> list[bytes]:
 
 
 def check(cid: bytes, block: bytes, at: int = 0) -> None:
-    """CarError unless the block is the one that the CID names, by sha2-256 or in full (identity)."""
+    """CarError unless the block is the one that the CID names, by sha2-256, sha2-512 or in full (identity)."""
     digest = cid
     if cid[0] == 1:
         digest = cid[_skip(cid, 2) :]
     code, start = _varint_at(digest, 0)
     _, start = _varint_at(digest, start)
     told = digest[start:]
-    if code == _SHA2_256 and len(told) == 32:
-        good = hashlib.sha256(block).digest() == told
+    if code in _HASHES:
+        good = _HASHES[code](block).digest() == told
     elif code == _IDENTITY:
         good = block == told
     else:
-        raise CarError(f"before byte {at}: a block is named by hash function 0x{code:x}; only sha2-256 is read")
+        raise CarError(f"before byte {at}: a block is named by hash function 0x{code:x}; which is not known here")
     if not good:
         raise CarError(f"before byte {at}: a block is not the one that its CID names; the file is damaged")
 
