@@ -16,7 +16,7 @@ import urllib.parse
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import trio
 from msgspec import Meta, field
@@ -24,6 +24,7 @@ from msgspec import Meta, field
 from ..protocols.http.client import BadResponse, Client, ClientError, ConnectFailed, Response
 from .base import (
     Capabilities,
+    Dropped,
     ErrorKind,
     Event,
     GenerateRequest,
@@ -37,6 +38,7 @@ from .faults import SettingsError
 from .gate import Gate
 from .openai_errors import from_response
 from .openai_wire import ChatAnswer, MaxTokensField, body_of, models_of
+from .options import settle_lacking
 from .settings import BuildContext, ProviderSettings
 
 _ERROR_BYTES = 256 * 1024
@@ -78,9 +80,11 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     tools: bool = True
     images: bool = False
     seeds: bool = True
+    lacks: tuple[str, ...] = ()
+    """Options that the server or its models refuse or ignore, such as ["temperature"]; see `unsupported`."""
 
 
-def build(name: str, settings: Settings, context: BuildContext) -> Provider:
+def build(name: str, settings: Settings, context: BuildContext) -> OpenAiCompat:
     """An OpenAI-compatible back end. Raises SettingsError."""
     check(settings)
     credential = Credential(
@@ -132,7 +136,10 @@ class OpenAiCompat(Provider):
         self.name = name
         self._settings = settings
         self._credential = credential
-        self._gate = Gate(name, running=settings.max_concurrent, waiting=settings.max_queue)
+        self._lacks = frozenset(settings.lacks) | (frozenset() if settings.seeds else {"seed"})
+        self._gate = Gate(
+            name, running=settings.max_concurrent, waiting=settings.max_queue, patience_s=settings.queue_s
+        )
         try:
             self._client = Client(environ=environ)
         except ValueError as error:
@@ -156,11 +163,19 @@ class OpenAiCompat(Provider):
                 self._nursery = None
                 nursery.cancel_scope.cancel()
 
+    @property
+    def gate(self) -> Gate:
+        return self._gate
+
+    def facts(self) -> dict[str, Any]:
+        return self._gate.facts()
+
     # -- answers -----------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[AsyncIterator[Event]]:
         self._refuse_what_it_cannot(request)
+        request, dropped = settle_lacking(request, self._lacks, self._settings.unsupported, self.name)
         model = request.model or await self._default_model()
         headers = self._request_headers()
         body = body_of(request, model, max_tokens_field=self._settings.max_tokens_field)
@@ -168,7 +183,7 @@ class OpenAiCompat(Provider):
             if response.status != 200:
                 raise await self._refusal(response, request)
             kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
-            yield _Events(response, ChatAnswer(request), whole=kind == "application/json")
+            yield _Events(response, ChatAnswer(request), dropped, whole=kind == "application/json")
 
     @contextlib.asynccontextmanager
     async def _post(self, path: str, headers: list[tuple[str, str]], body: bytes) -> AsyncGenerator[Response]:
@@ -188,6 +203,8 @@ class OpenAiCompat(Provider):
             raise ProviderError(ErrorKind.BAD_REQUEST, f"{self.name} gives one answer a request; ask n = 1")
         if request.prefix:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not continue an answer that exists in part")
+        if request.has_tools and not self._settings.tools:
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not call tools; ask another provider")
 
     async def _default_model(self) -> str:
         if self._settings.default_model:
@@ -240,11 +257,12 @@ class OpenAiCompat(Provider):
         if self._status is not None and self._status.ready and self._nursery is not None:
             # Not in a request's way; the next caller sees what comes of it.
             self._status_until = trio.current_time() + self._settings.probe_timeout_s + 1
-            self._nursery.start_soon(self._renew)
+            self._nursery.start_soon(self.renew)
             return self._status
-        return await self._renew()
+        return await self.renew()
 
-    async def _renew(self) -> Status:
+    async def renew(self) -> Status:
+        """The same, asked of the server now."""
         asked_at = trio.current_time()
         async with self._probing:
             if self._status is not None and self._checked_at >= asked_at:
@@ -265,6 +283,15 @@ class OpenAiCompat(Provider):
             ready=False,
             reason=f"{self._base} did not answer within {self._settings.probe_timeout_s:g} s; is it the right address?",
         )
+
+    async def look_up(self, url: str, limit: int = _LIST_BYTES) -> tuple[int, bytes]:
+        """Status and body of a GET of this server's, with the key. Raises ProviderError where there is no answer."""
+        headers, timeout = self._request_headers(), self._settings.connect_timeout_s
+        try:
+            async with self._client.request("GET", url, headers=headers, connect_timeout=timeout) as response:
+                return response.status, await response.read(limit)
+        except ClientError as error:
+            raise self._unreached(error) from error
 
     async def _listed(self) -> Status:
         headers = self._request_headers()
@@ -305,12 +332,12 @@ _NOTHING = GenerateRequest(messages=())
 class _Events:
     """The events of one response. Reads only as the caller takes them, so a slow caller slows the upstream down."""
 
-    def __init__(self, response: Response, answer: ChatAnswer, *, whole: bool) -> None:
+    def __init__(self, response: Response, answer: ChatAnswer, dropped: tuple[str, ...], *, whole: bool) -> None:
         self._response = response
         self._chunks = aiter(response)
         self._answer = answer
         self._whole = whole
-        self._ready: deque[Event] = deque()
+        self._ready: deque[Event] = deque([Dropped(dropped)] if dropped else ())
         self._over = False
 
     def __aiter__(self) -> AsyncIterator[Event]:

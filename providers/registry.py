@@ -62,13 +62,16 @@ CLIS = {
     "gemini_cli": ".cli.gemini",
     "claude_code": ".cli.claude",
 }
-BUILT_IN = {"openai_compat": ".openai_compat", "openrouter": ".openrouter", "local_hf": ".local_hf", **CLIS}
+BUILT_IN = {
+    "openai_compat": ".openai_compat",
+    "openrouter": ".openrouter",
+    "local_hf": ".local_hf",
+    "backend_manager": ".backend_manager",
+    **CLIS,
+}
 """Type -> module of this package."""
 
-LATER = frozenset(ORDER) - frozenset(BUILT_IN)
-"""Names that are known and come in a later version."""
-
-UNASKED = ("openrouter", "local_hf", *CLIS)
+UNASKED = ("backend_manager", "openrouter", "local_hf", *CLIS)
 """Built without a table of their own: each finds out by itself whether it can work."""
 
 
@@ -205,8 +208,7 @@ class Registry:
                 registry._built[name] = _plugged(name, point, ProviderSettings(), context), ProviderSettings()
         for name in ORDER:
             if not registry._placed(name):
-                missing = f"is not set up here; add [providers.{name}] to the configuration"
-                registry.refused[name] = _LATER_REASON if name in LATER else missing
+                registry.refused[name] = f"is not set up here; add [providers.{name}] to the configuration"
         registry._arrange()
         registry._check_order()
         return registry
@@ -296,9 +298,13 @@ class Registry:
             raise RegistryError(name, "type", "wants text", 'write type = "openai_compat", for example')
         kind = canonical(given)
         factories = _registered.state[1]
+        told = _switched(kind, context)
+        if told is not None:
+            table["enabled"] = told
         if table.get("enabled") is False:
             self._off.add(name)
-            self.refused[name] = f"switched off; set enabled = true in [providers.{name}]"
+            how = " by the environment" if told is False else f"; set enabled = true in [providers.{name}]"
+            self.refused[name] = f"switched off{how}"
         elif kind in factories:
             checked = _checked(name, table, ProviderSettings)
             if kind == name:
@@ -309,8 +315,6 @@ class Registry:
             self._add_module(name, _built_in(kind), table, context)
         elif kind in plugins:
             self._add_plugin(name, plugins[kind], table, context)
-        elif kind in LATER:
-            self.refused[name] = _LATER_REASON
         else:
             raise _unknown_type(name, given, table, [*BUILT_IN, *plugins, *factories])
 
@@ -404,11 +408,17 @@ class Registry:
 
 S = TypeVar("S", bound=ProviderSettings)
 
-_LATER_REASON = "comes in a later version"
-
 
 def _built_in(kind: str) -> Any:
     return importlib.import_module(BUILT_IN[kind], __package__)
+
+
+def _switched(kind: str, context: BuildContext) -> bool | None:
+    """Whether the environment switches a provider of this kind on or off; None when it says nothing."""
+    if kind != "backend_manager":
+        return None
+    told: bool | None = _built_in(kind).switched(context.environ)
+    return told
 
 
 def _plugged(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 Unsupported = Literal["drop", "refuse"]
 
@@ -21,6 +21,8 @@ class ProviderSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     """Requests that run at once."""
     max_queue: int = 64
     """Requests that may wait for their turn; one more is refused as overloaded."""
+    queue_s: Annotated[float, Meta(gt=0)] = 60.0
+    """Seconds that a request may wait for its turn."""
     unsupported: Unsupported = "drop"
     """Options of a request that the provider cannot honour: "drop" leaves them out and says so in the route, "refuse"
     leaves the request to another provider."""

@@ -76,7 +76,7 @@ class Traits:
         self.text = scenario
         self._parts: dict[str, int | None] = {}
         for part in scenario.split("+"):
-            match = re.fullmatch(r"(slow|words)(\d+)", part)
+            match = re.fullmatch(r"(slow|words|busy)(\d+)", part)
             self._parts[match[1] if match else part] = int(match[2]) if match else None
 
     def __contains__(self, name: str) -> bool:
@@ -237,6 +237,8 @@ def provider_error() -> dict[str, Any]:
 
 def error_body(status: int, traits: Traits, request: Recorded) -> object:
     message = _MESSAGES.get(status, "stub")
+    if "sayskey" in traits:
+        message = f"{message}: {request.headers.get('authorization')}"
     if "s400ctx" in traits:
         said = "This model's maximum context length is 8192 tokens; your messages resulted in 9000 tokens."
         return {"error": {"message": said, "type": "invalid_request_error", "code": "context_length_exceeded"}}
@@ -256,22 +258,53 @@ def error_body(status: int, traits: Traits, request: Recorded) -> object:
     return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
 
 
-def looked_up(path: str) -> object:
+_METRICS = {
+    "vllm": """# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="stub"} 1.0
+vllm:num_requests_waiting{engine="0",model_name="stub"} %d.0
+vllm:time_to_first_token_seconds_bucket{le="0.001",model_name="stub"} 0.0
+""",
+    "llamacpp": """# TYPE llamacpp:requests_processing gauge
+llamacpp:requests_processing 1
+llamacpp:requests_deferred %d
+""",
+}
+
+
+def own_path(path: str, traits: Traits) -> tuple[int, object, str] | None:
+    """What a vLLM, Ollama or llama.cpp answers on paths of its own: status, body, content type."""
+    json = "application/json"
+    server = next((name for name in ("vllm", "ollama", "llamacpp") if name in traits), None)
+    if path.endswith("/metrics") and server in _METRICS:
+        return 200, (_METRICS[server] % traits.number("busy", 0)).encode(), "text/plain; version=0.0.4"
+    if path.endswith("/health") and server in _METRICS:
+        if "loading" in traits:
+            return 503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}, json
+        return 200, b"" if server == "vllm" else {"status": "ok"}, json
+    if path.endswith("/api/version"):
+        return (200, {"version": "0.12.1"}, json) if server == "ollama" else (404, {"detail": "Not Found"}, json)
+    if path.endswith("/api/tags"):
+        tags = [{"name": "stub:latest", "model": "stub:latest", "size": 1}, {"name": "tiny:1b", "model": "tiny:1b"}]
+        return (200, {"models": tags}, json) if server == "ollama" else (404, {"detail": "Not Found"}, json)
+    if path.endswith("/version"):
+        return (200, {"version": "0.99.0-stub"}, json) if server == "vllm" else (404, {"detail": "Not Found"}, json)
+    if path.endswith("/models") and server is not None:
+        if server == "ollama":
+            return 404, b"404 page not found", "text/plain"
+        owner = {"vllm": "vllm", "llamacpp": "llamacpp"}[server]
+        model: dict[str, Any] = {"id": "stub", "object": "model", "created": 0, "owned_by": owner}
+        model |= {"max_model_len": 4096} if server == "vllm" else {"meta": {"n_ctx_train": 2048}}
+        return 200, {"object": "list", "data": [model]}, json
+    return None
+
+
+def looked_up(path: str, traits: Traits) -> object:
     if path.endswith("/models"):
         about = {"object": "model", "created": 0, "owned_by": "stub", "context_length": 8192, "max_model_len": 8192}
         return {"object": "list", "data": [{"id": name, **about} for name in MODELS]}
-    if path.endswith("/health"):
-        return {"status": "ok"}
-    if path.endswith("/version"):
-        return {"version": "0.99.0-stub"}
-    if path.endswith("/load"):
-        return {"server_load": 0}
-    if path.endswith("/api/tags"):
-        return {"models": [{"name": "stub:latest", "model": "stub:latest", "size": 1}]}
     if path.endswith("/key"):
-        return {
-            "data": {"label": "sk-or-v1-stub", "usage": 1.5, "limit": 10, "limit_remaining": 8.5, "is_free_tier": False}
-        }
-    if path.endswith("/credits"):
-        return {"data": {"total_credits": 10, "total_usage": 1.5}}
+        limits = {"limit": 10, "limit_remaining": 0 if "keyspent" in traits else 8.5}
+        about = {"label": "sk-or-v1-stu...ub0", "usage": 1.5, "usage_daily": 0.25, "is_free_tier": False}
+        return {"data": {**about, **limits}}
     return None

@@ -19,6 +19,10 @@ with "+": /s/words200+slow5/v1. A path with /api/v1 gets OpenRouter's manners in
   nofinish nodone an end without finish, or [DONE]  malformed       2 tokens, then a broken event
   or              OpenRouter's comments and cost    reasoning       thoughts before the text
   toolcall        a tool call in pieces             notools         (with toolcall) finishes with "stop"
+  vllm ollama llamacpp   also that server's own paths, at the root and below /s/SCENARIO/
+  loading         (llamacpp) 503 from /health       busyN           (vllm, llamacpp) N requests wait there
+  keyspent        (/key) nothing of the key's limit is left
+  sayskey         (with a status) the error repeats the key that came
 A model whose name contains "missing" is a 404. The reply is "ECHO<the last user text>", one word per token.
 It is fast, because benchmarks subtract it: no HTTP library, one write for an answer.
 """
@@ -52,6 +56,7 @@ from tests.providers.fake_answers import (  # as a script it has no package to b
     encode,
     error_body,
     looked_up,
+    own_path,
     provider_error,
     script,
     whole,
@@ -87,6 +92,14 @@ class FakeUpstream:
     @property
     def chats(self) -> list[Recorded]:
         return [r for r in self.requests if r.path.endswith("/chat/completions")]
+
+    async def stop(self) -> None:
+        """Refuses connections and cuts those that are open, until `start`."""
+        await self._stack.aclose()
+
+    async def start(self) -> None:
+        """Listens again, on the same port."""
+        await self._stack.enter_async_context(self._serving())
 
     def release(self) -> None:
         """Answers that are held go on, those of later requests too."""
@@ -214,7 +227,10 @@ class _Connection:
         if request.method == "GET":
             if (status := traits.status) is not None and "listed" not in traits:
                 return await self._error(status, traits, request)
-            if (found := looked_up(path)) is not None:
+            if (text := own_path(path, traits)) is not None:
+                status, body, kind = text
+                return await self._json(status, body, kind=kind)
+            if (found := looked_up(path, traits)) is not None:
                 return await self._json(200, found)
         return await self._json(404, {"error": {"message": f"stub: no route {request.method} {path}"}})
 
@@ -277,11 +293,9 @@ class _Connection:
             headers = "Retry-After: 2\r\n"
         return await self._json(status, error_body(status, traits, request), headers)
 
-    async def _json(self, status: int, value: object, headers: str = "") -> bool:
-        body = encode(value)
-        head = (
-            f"HTTP/1.1 {status} Stub\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
-        )
+    async def _json(self, status: int, value: object, headers: str = "", *, kind: str = "application/json") -> bool:
+        body = value if isinstance(value, bytes) else encode(value)
+        head = f"HTTP/1.1 {status} Stub\r\nContent-Type: {kind}\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
         await self._send(head.encode() + body)
         return True
 

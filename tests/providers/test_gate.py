@@ -71,3 +71,46 @@ def test_a_gate_without_room_is_a_mistake() -> None:
 async def _pass(gate: Gate) -> None:
     async with gate:
         pass
+
+
+async def test_nobody_waits_longer_than_patience_allows_and_the_place_is_not_lost(autojump_clock: object) -> None:
+    gate = Gate("desk", running=1, waiting=4, patience_s=30)
+    async with trio.open_nursery() as nursery:
+        go = trio.Event()
+
+        async def inside() -> None:
+            async with gate:
+                await go.wait()
+
+        nursery.start_soon(inside)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ProviderError) as caught:
+            await gate.__aenter__()
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        assert "within 30 s" in caught.value.message
+        assert gate.facts() == {"running": 1, "waiting": 0, "max_concurrent": 1, "max_queue": 4}
+        go.set()
+    async with gate:
+        assert gate.in_flight == 1
+
+
+async def test_who_is_cancelled_in_the_queue_takes_nobodys_turn() -> None:
+    gate, order = Gate("desk", running=1, waiting=9), []
+    async with trio.open_nursery() as nursery:
+        go, scopes = trio.Event(), [trio.CancelScope() for _ in range(4)]
+
+        async def visit(number: int) -> None:
+            with scopes[number]:
+                async with gate:
+                    order.append(number)
+                    await go.wait()
+
+        for number in range(4):
+            nursery.start_soon(visit, number)
+            await trio.testing.wait_all_tasks_blocked()
+        scopes[1].cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert gate.waiting == 2
+        go.set()
+    assert order == [0, 2, 3]
+    assert gate.in_flight == gate.waiting == 0

@@ -17,7 +17,6 @@ from shoal.providers.base import ErrorKind, Event, GenerateRequest, Provider, Pr
 from shoal.providers.faults import NotConfiguredError, RegistryError, UnknownProviderError
 from shoal.providers.registry import (
     CLIS,
-    LATER,
     ORDER,
     UNASKED,
     Registry,
@@ -75,15 +74,6 @@ async def ask(provider: Provider, prompt: str = "hello") -> str:
 )
 def test_aliases_lead_to_one_name(alias: str, name: str) -> None:
     assert canonical(alias) == name
-
-
-@pytest.mark.parametrize("name", sorted(LATER))
-def test_names_of_later_versions_are_known_and_say_so(name: str) -> None:
-    registry = build({})
-    assert registry.refused[name] == "comes in a later version"
-    with pytest.raises(NotConfiguredError, match="comes in a later version"):
-        registry.get(name)
-    assert build({name: {"anything": 1}}).refused[name] == "comes in a later version"
 
 
 @pytest.mark.parametrize("name", sorted(CLIS))
