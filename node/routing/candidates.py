@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from ...providers.registry import canonical
 from .ask import Ask
 from .candidate import Candidate
 from .no_answer import NoAnswer
+from .routes import Route, Routes, Target, drawn
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,10 @@ class PeerProvider(Protocol):
     @property
     def peer(self) -> PeerId: ...
 
+    def info(self, model: str | None) -> ModelInfo | None:
+        """What the peer says of the model; None when it says nothing."""
+        ...
+
 
 class Peers(Protocol):
     """What is wanted of the swarm (node/swarm/swarm.py)."""
@@ -73,7 +79,8 @@ class NodeCandidates:
 
     order: names in the order to try, PEERS among them; those not named follow in the registry's order, PEERS last.
     provider: the only one to ask when the caller names none. model: the one to ask for when the caller names none.
-    forward: whether peers are candidates at all. on_change: called when a round of probes finds something new.
+    forward: whether peers are candidates at all. routes: what stands behind model names. on_change: called when a
+    round of probes finds something new.
     """
 
     def __init__(
@@ -85,12 +92,15 @@ class NodeCandidates:
         provider: str | None = None,
         model: str | None = None,
         forward: bool = True,
+        routes: Routes | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self._registry, self._swarm = registry, swarm if forward else None
         self._order = tuple(canonical(name) for name in order)
         self._provider = canonical(provider) if provider is not None else None
         self._model, self._on_change = model, on_change
+        self._routes = routes or Routes()
+        self._jitter = random.SystemRandom()
         self._known: dict[str, tuple[Provider, Status]] = {}
         self._last_round = float("-inf")
         self._rounds = trio.Lock()
@@ -156,10 +166,16 @@ class NodeCandidates:
 
     # -- who can answer ----------------------------------------------------------------------------------------
 
-    def settled(self, request: GenerateRequest) -> GenerateRequest:
-        """The request with aliases resolved and the configured default model filled in; its key is made from this."""
+    def settled(self, request: GenerateRequest, ask: Ask | None = None) -> GenerateRequest:
+        """The request with aliases and its route resolved and the configured default model filled in.
+
+        Its key is made from this. Of a route it is the first target that counts: what another one answers is kept
+        under a key of its own.
+        """
         if request.provider is not None and (name := self._pin(request.provider)) != request.provider:
             request = msgspec.structs.replace(request, provider=name)
+        if (route := self._route(request, ask)) is not None:
+            request = drawn(route, self._jitter)[0].request_of(request)
         if request.model is None and self._model is not None:
             request = msgspec.structs.replace(request, model=self._model)
         return request
@@ -168,6 +184,14 @@ class NodeCandidates:
         """Everyone who may answer, in the order to try. Waits for nobody."""
         pin = self._pin(request.provider) if request.provider is not None else self._provider
         found: list[Candidate] = []
+        asked = ask.asked if ask.asked is not None else request
+        if (route := self._route(asked, ask)) is not None:
+            targets = drawn(route, self._jitter)
+            if targets is not route:  # the draw that settled the request stays in front
+                targets = tuple(sorted(targets, key=lambda target: target.request_of(asked).model != request.model))
+            for target in targets:
+                found += self._routed(target, asked, ask)
+            return found
         peers_done = False
         for name in self._names():
             if name == PEERS:
@@ -178,6 +202,27 @@ class NodeCandidates:
         if not peers_done:
             found += self._peers(request, ask, pin)
         return found
+
+    def _route(self, asked: GenerateRequest, ask: Ask | None) -> Route | None:
+        """The targets of the route that the caller's model name has, as far as his pin allows. Peers know no routes."""
+        if (
+            not self._routes
+            or (ask is not None and not ask.from_here)
+            or (route := self._routes.find(asked.model)) is None
+        ):
+            return None
+        pin = self._pin(asked.provider) if asked.provider is not None else None
+        if pin is None:
+            return route
+        return tuple(target for target in route if self._pin(target.provider) == pin) or None
+
+    def _routed(self, target: Target, asked: GenerateRequest, ask: Ask) -> Iterator[Candidate]:
+        """The candidates of one target."""
+        asks, name = target.request_of(asked), self._pin(target.provider)
+        found = self._here(name, asks, ask) if name in self._registry.providers else self._peers(asks, ask, name)
+        for candidate in found:
+            length = target.context_length or candidate.context_length
+            yield msgspec.structs.replace(candidate, asks=asks, context_length=length)
 
     def _names(self) -> Iterator[str]:
         yield from (name for name in self._order if name == PEERS or name in self._registry.providers)
@@ -199,8 +244,8 @@ class NodeCandidates:
         if not status.offers(request.model):
             return
         model = request.model or status.default_model
-        length = next((m.context_length for m in status.models if m.name == model), None)
-        yield Candidate(provider=provider, name=name, model=model, context_length=length)
+        info = next((m for m in status.models if m.name == model), None)
+        yield _candidate(provider, name, model, info)
 
     def _peers(self, request: GenerateRequest, ask: Ask, pin: str | None) -> Iterator[Candidate]:
         if self._swarm is None or ask.hops < 1:
@@ -209,7 +254,8 @@ class NodeCandidates:
             peer: PeerId = provider.peer  # type: ignore[attr-defined]  # PeerProvider's
             if peer in ask.seen or peer == ask.caller or pin not in (None, PEERS, peer, provider.name):
                 continue
-            yield Candidate(provider=provider, name=provider.name, model=request.model, peer=peer)
+            info = provider.info(request.model)  # type: ignore[attr-defined]
+            yield _candidate(provider, provider.name, request.model, info, peer)
 
     @staticmethod
     def _pin(name: str) -> str:
@@ -283,13 +329,41 @@ class NodeCandidates:
     # -- what there is -----------------------------------------------------------------------------------------
 
     def models(self) -> dict[str, tuple[ModelInfo, list[str]]]:
-        """What this node's own ready providers offer: model name -> what is known of it, and who offers it."""
+        """What this node's own ready providers offer: model name -> what is known of it, and who offers it.
+
+        The names of routes are among them, once a provider behind one is ready.
+        """
         found: dict[str, tuple[ModelInfo, list[str]]] = {}
         for name, status in self.statuses.items():
             if status.ready:
                 for model in status.models:
                     found.setdefault(model.name, (model, []))[1].append(name)
+        for name, route in self._routes.names:
+            if name not in found and (behind := [t.provider for t in route if self._can(t)]):
+                found[name] = (ModelInfo(name, max((t.context_length or 0 for t in route), default=0) or None), behind)
         return found
+
+    def _can(self, target: Target) -> bool:
+        name = self._pin(target.provider)
+        if name in self._registry.providers:
+            status = self._status(name, self._registry.providers[name])
+            return status is not None and status.offers(target.model)
+        return self._swarm is not None and bool(self._swarm.candidates_for(target.model))
+
+
+def _candidate(
+    provider: Provider, name: str, model: str | None, info: ModelInfo | None, peer: PeerId | None = None
+) -> Candidate:
+    if info is None:
+        return Candidate(provider=provider, name=name, model=model, peer=peer)
+    return Candidate(
+        provider=provider,
+        name=name,
+        model=model,
+        peer=peer,
+        context_length=info.context_length,
+        continues=info.capabilities.continues,
+    )
 
 
 def _shown(name: str, limit: int = 100) -> str:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
 from msgspec import Struct, UnsetType
 
 from ...cache.key import Key, Mode
@@ -119,6 +120,12 @@ class Recorder:
             return None
         if said.finish is None or said.tools or not said.text:
             return None
+        if candidate.asks is not None and candidate.asks != ask.request:
+            # Not the first target of its route: what it answers is the answer to what it was asked.
+            key = self.cache.key(candidate.asks)
+            if key is None:
+                return None
+            ask = msgspec.structs.replace(ask, request=candidate.asks, key=key)
         try:
             if candidate.peer is None:
                 hit: Hit | None = self._own(ask, key, candidate, said, model)

@@ -192,7 +192,9 @@ class Router:
             ask.seen = ask.seen | {self._me}
         shared: Hashable | None = None
         if key is not None and not control.fresh:
-            shared = (key, ask.from_here, ask.allow_fallback)
+            # A route's fallback may be another model: who asked for this one by its own name does not share that.
+            alias = ask.asked.model if ask.asked is not None and ask.asked.model != ask.request.model else None
+            shared = (key, ask.from_here, ask.allow_fallback, alias)
         if shared is not None and (flight := self.flights.find(shared)) is not None:
             return self._board(flight, ask)
         if key is not None and self.recorder is not None and self._cache is not None and not control.fresh:
@@ -230,7 +232,7 @@ class Router:
             at=time.time(),
             ms=ms,
             caller=ask.caller,
-            asked_model=ask.request.model,
+            asked_model=(ask.asked or ask.request).model,
             provider=flight.provider,
             model=flight.model,
             peer=flight.peer,
@@ -248,7 +250,8 @@ class Router:
     def _key(self, ask: Ask) -> Key | None:
         """The request's cache key, computed once; None when the answer is none for the cache."""
         if isinstance(ask.key, UnsetType):
-            ask.request = self._source.settled(ask.request)
+            ask.asked = ask.request
+            ask.request = self._source.settled(ask.request, ask)
             ask.key = None
             if self._cache is not None and not ask.cache_control.no_store:
                 ask.key = self._cache.key(ask.request)

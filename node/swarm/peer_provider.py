@@ -72,7 +72,7 @@ class PeerProvider(Provider):
             return Status(ready=False, reason="the peer has not said what it offers")
         if not advert.providers:
             return Status(ready=False, reason="the peer shares no provider")
-        models = {offered.model.name: _told(offered.model) for offered in advert.models}
+        models = {offered.model.name: offered.model for offered in advert.models}
         return Status(
             ready=True,
             models=tuple(models.values()),
@@ -80,6 +80,18 @@ class PeerProvider(Provider):
             any_model=any(p.any_model for p in advert.providers),
             version=advert.version,
         )
+
+    def info(self, model: str | None) -> ModelInfo | None:
+        """What the peer says of the model. It continues a prefix when any of its providers does: the peer's router
+        gives such a request to none that does not."""
+        advert = self._advert()
+        if advert is None or model is None:
+            return None
+        found: ModelInfo | None = None
+        for offered in advert.models:
+            if offered.model.name == model and (found is None or offered.model.capabilities.continues):
+                found = offered.model
+        return found
 
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[PeerAnswer]:
         return self.generate_for(request, deadline_s=DEADLINE_S, hops=0, seen=())
@@ -123,6 +135,12 @@ class PeerAnswer:
         self.said = False  # whether anything of the answer has come
         self._name, self._call, self._deadline = name, call, deadline
         self._finished = False
+
+    @property
+    def accepted(self) -> dict[str, Any] | None:
+        """What the peer said of its answer with the first event: {"provider", "model"}; None when it said nothing."""
+        accepted = self._call.accepted
+        return accepted if isinstance(accepted, dict) else None
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -185,13 +203,6 @@ def _event(item: Any, name: str, said: bool) -> Event:
         kind = ErrorKind.INTERRUPTED if said else ErrorKind.UPSTREAM
         raise ProviderError(kind, f"{name} sent something that is no event") from None
     return event
-
-
-def _told(model: ModelInfo) -> ModelInfo:
-    """The model without `continues`: which of its candidates the peer's router takes, and so whether that one goes on
-    from a prefix, cannot be known here."""
-    capabilities = msgspec.structs.replace(model.capabilities, continues=False)
-    return msgspec.structs.replace(model, capabilities=capabilities) if model.capabilities != capabilities else model
 
 
 def _too_late(name: str) -> ProviderError:

@@ -40,6 +40,11 @@ class GenerateParams(Struct, frozen=True, kw_only=True):
 class PeersAnswer(Protocol):
     """An answer under way: its events, and at the end what the asker is told beside them."""
 
+    @property
+    def provider(self) -> str | None: ...
+    @property
+    def model(self) -> str | None: ...
+
     def __aiter__(self) -> AsyncIterator[Event]: ...
 
     def result(self) -> Any: ...
@@ -64,7 +69,11 @@ async def serve_generate(
     with trio.move_on_after(deadline_s):
         try:
             async with answer_for_peer(asked.request, peer, deadline_s, asked.hops, asked.seen) as answer:
+                accepted = False
                 async for event in answer:
+                    if not accepted:
+                        accepted = True
+                        await call.accept({"provider": answer.provider, "model": answer.model})
                     await call.send(event)
                 return answer.result()
         except (NoAnswer, ProviderError) as error:

@@ -121,7 +121,11 @@ class ScriptedPeer(Scripted):
         super().__init__(f"peer:{peer[-6:]}", *scripts)
         self.peer = peer
         self.result = result
+        self.infos: dict[str | None, ModelInfo] = {}
         self.budgets: list[tuple[float, int, frozenset[PeerId]]] = []
+
+    def info(self, model: str | None) -> ModelInfo | None:
+        return self.infos.get(model)
 
     @contextlib.asynccontextmanager
     async def generate_for(
@@ -152,7 +156,7 @@ class Listed:
         self.refreshed = 0
         self.none = NoAnswer(ErrorKind.UNAVAILABLE, "Nobody offers that.", code="model_not_found", param="model")
 
-    def settled(self, request: GenerateRequest) -> GenerateRequest:
+    def settled(self, request: GenerateRequest, ask: Ask) -> GenerateRequest:
         if request.provider == "alias":
             return msgspec.structs.replace(request, provider="first")
         return request

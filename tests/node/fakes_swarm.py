@@ -84,6 +84,7 @@ class FakeHost:
         self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {}
         self._nursery: trio.Nursery | None = None
         self._connected: set[PeerId] = set()
+        self.barred: set[PeerId] = set()
         self.listening: list[str] = [f"/ip4/127.0.0.1/tcp/{PORT + number}"]
 
     def addresses(self) -> list[str]:
@@ -91,6 +92,12 @@ class FakeHost:
 
     async def listen(self, address: str) -> None:
         self.listening.append(address.replace("0.0.0.0", f"192.0.2.{self._number + 1}"))
+
+    def bar(self, peer_id: PeerId) -> None:
+        self.barred.add(peer_id)
+
+    def unbar(self, peer_id: PeerId) -> None:
+        self.barred.discard(peer_id)
 
     def handle(self, protocol: str, handler: Callable[[Any], Awaitable[None]]) -> None:
         self._handlers[protocol] = handler
@@ -160,6 +167,8 @@ class FakeConfig(Struct, frozen=True, kw_only=True):
 
 class FakeAnswer:
     """Says `words` and finishes; a word that is a number is a pause in seconds, an error is raised."""
+
+    provider, model = "fake", "tiny"
 
     def __init__(self, words: Sequence[Any]) -> None:
         self._words = words

@@ -48,8 +48,9 @@ async def source(*providers: Provider, share: tuple[str, ...] = (), **options: A
 def names(
     found: NodeCandidates, caller: str = "local", hops: int = 1, seen: tuple[PeerId, ...] = (), **wish: Any
 ) -> list[str]:
-    request = found.settled(GenerateRequest.of("Hot?", **wish))
-    ask = Ask(request=request, caller=caller, hops=hops, seen=frozenset(seen))
+    asked = GenerateRequest.of("Hot?", **wish)
+    ask = Ask(request=asked, asked=asked, caller=caller, hops=hops, seen=frozenset(seen))
+    ask.request = request = found.settled(asked, ask)
     return [c.name if c.model is None else f"{c.name}/{c.model}" for c in found.candidates(request, ask)]
 
 
@@ -77,7 +78,8 @@ async def test_a_pinned_provider_is_the_only_candidate_by_any_of_its_names() -> 
     async with source(offering("local_hf", "m1"), offering("b", "m1"), swarm=SomePeers()) as found:
         for pin in ("local_hf", "HF", "huggingface", " Local-HF "):
             assert names(found, provider=pin) == ["local_hf/m1"]
-        assert found.settled(GenerateRequest.of("Hot?", provider="HF")).provider == "local_hf"
+        request = GenerateRequest.of("Hot?", provider="HF")
+        assert found.settled(request, Ask(request=request)).provider == "local_hf"
 
 
 async def test_a_pinned_provider_without_the_model_is_no_candidate() -> None:
