@@ -30,6 +30,7 @@ from .models import Models
 from .node_api import Node, NodeApi
 from .openai_chat import ChatCompletions
 from .relay import KEEP_ALIVE_S, Relay
+from .responses import Responses
 
 Handler = Callable[[Exchange, Mapping[str, str]], Awaitable[None]]
 """Takes the exchange, and its headers as a mapping."""
@@ -77,7 +78,7 @@ class Rpc:
         self._access = Access(hosts)
         self._source = source
         relay = Relay(router, keep_alive_s=keep_alive_s)
-        chat, messages = ChatCompletions(relay), Messages(relay)
+        chat, messages, responses = ChatCompletions(relay), Messages(relay), Responses(relay)
         models = Models(source, node)
         api = NodeApi(node, router, _Providers(source, registry), cache)
         keeping, gateway = CacheApi(cache, source), Gateway(node, cache)
@@ -103,12 +104,14 @@ class Rpc:
             "/shoal/v1/route/last": {"GET": api.last_route},
             "/v1/completions": {"POST": Completions(relay)},
             "/v1/embeddings": {"POST": _later},
+            "/v1/responses": {"POST": responses},
             "/v1/messages": {"POST": messages},
             "/v1/messages/count_tokens": {"POST": messages.count_tokens},
         }
         self._items: tuple[tuple[str, dict[str, ItemHandler]], ...] = (
             ("/assets/", {"GET": dashboard.file}),
             ("/v1/models/", {"GET": models.get_one}),
+            ("/v1/responses/", {"GET": responses.stored, "DELETE": responses.stored}),
             ("/shoal/v1/cache/", {"GET": api.cached}),
             ("/shoal/v1/verify/", {"GET": api.verify}),
             ("/ipfs/", {"GET": gateway.get}),

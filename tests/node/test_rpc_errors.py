@@ -141,7 +141,6 @@ def test_an_unexpected_exception_tells_nothing_of_its_words(caplog: pytest.LogCa
         ("POST", "/v1/models/m1", 405, "GET, HEAD, OPTIONS"),
         ("GET", "/shoal/v1/join", 405, "OPTIONS, POST"),
         ("GET", "/nowhere", 404, None),
-        ("POST", "/v1/responses", 404, None),
         ("GET", "/v1/models/", 404, None),
         ("POST", "/v1/embeddings", 501, None),
     ],
