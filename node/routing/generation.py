@@ -64,7 +64,6 @@ class Generation:
         self._looked = trio.Event()
         self._won_elsewhere = False
         self._trying: tuple[Attempt, float] | None = None
-        self._way = Way.FRESH
 
     async def run(self) -> None:
         """Ends with the flight: finished, or failed with the reason."""
@@ -116,7 +115,7 @@ class Generation:
             added = len(self._flight.events) > before
             begun = self._answer_so_far.begun
             walk.failed(step, error, trio.current_time(), begun=begun, added=added and begun)
-            if self._rejected_prefix(step.candidate, error, added=added):
+            if isinstance(error, _PrefixRejected) and self._unfit(step.candidate) is None:
                 walk.once_more(step.candidate)
             if self._answer_so_far.said.bytes > self._limits.max_answer_bytes:
                 break
@@ -157,15 +156,6 @@ class Generation:
         plan = self._plan(candidate)
         return plan if isinstance(plan, str) else None
 
-    def _rejected_prefix(self, candidate: Candidate, error: ProviderError, *, added: bool) -> bool:
-        """Whether the attempt failed because the provider takes no prefix after all. Remembered, and not told."""
-        if added or self._way is not Way.PREFIX:
-            return False
-        if error.kind not in (ErrorKind.BAD_REQUEST, ErrorKind.UNAVAILABLE):
-            return False
-        self._health.note_rejected_prefix(candidate)
-        return self._unfit(candidate) is None
-
     def _note_skipped(self, walk: Walk) -> None:
         for candidate, block in walk.skipped:
             self._flight.route.append(_entry(candidate, outcome=SKIPPED, reason=f"{block.kind}: {block.reason}"))
@@ -180,7 +170,7 @@ class Generation:
         attempt = _entry(candidate)
         if plan.way is not Way.FRESH:
             attempt.way = str(plan.way)
-        self._way, said = plan.way, whole.said
+        said = whole.said
         start, before = trio.current_time(), len(flight.events)
         self._health.began(candidate, start)
         flight.provider, flight.peer, flight.model = candidate.name, candidate.peer, candidate.model
@@ -206,7 +196,7 @@ class Generation:
         if error is not None:
             events_of_it = len(flight.events) - before
             whole.broke_off(events_of_it + (splice.skipped if splice is not None else 0))
-            error = self._as_seen(candidate, error, added=events_of_it > 0)
+            error = self._as_seen(candidate, error, plan.way, added=events_of_it > 0)
             attempt.outcome, attempt.reason = str(error.kind), error.message
             if not isinstance(error, Diverged):
                 self._health.failed(candidate, error, trio.current_time())
@@ -216,8 +206,12 @@ class Generation:
         self._land(candidate, events)
         return None
 
-    def _as_seen(self, candidate: Candidate, error: ProviderError, *, added: bool) -> ProviderError:
+    def _as_seen(self, candidate: Candidate, error: ProviderError, way: Way, *, added: bool) -> ProviderError:
         """The failure by what the caller has seen of this attempt."""
+        if way is Way.PREFIX and not added and error.kind in (ErrorKind.BAD_REQUEST, ErrorKind.UNAVAILABLE):
+            # It takes no prefix after all. Remembered, and not the caller's concern.
+            self._health.note_rejected_prefix(candidate)
+            return _PrefixRejected(f"{candidate.name} does not take the text so far")
         if isinstance(error, Diverged):
             return Diverged(f"{candidate.name} cannot go on with it: {error.message}")
         if added and error.kind not in _FINAL:
@@ -336,6 +330,10 @@ class Generation:
         if (usage := whole.usage()) is not None:
             last.insert(0, usage)
         flight.finish(last)
+
+
+class _PrefixRejected(Diverged):
+    """A provider that was said to continue a prefix does not."""
 
 
 def take_found(flight: Flight, found: Found) -> None:
