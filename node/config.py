@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from . import addresses
+from .routing.routes import Target, option_faults
 
 
 class ConfigError(Exception):
@@ -153,6 +154,13 @@ class Config(Section, frozen=True):
     cache: CacheSection = CacheSection()
     ipfs: IpfsSection = IpfsSection()
     log: LogSection = LogSection()
+    routes: Annotated[
+        dict[str, tuple[Target, ...]],
+        said(
+            'Model names that callers use, and who answers to them, in the order to try. "gpt-*" is a pattern, "*" '
+            "takes every name without another route, `default` the requests that name no model."
+        ),
+    ] = {}
     providers: Annotated[
         dict[str, dict[str, Any]], said("[providers.NAME], one each. share = true offers it to peers.")
     ] = {}
@@ -226,5 +234,11 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
             check_kubo(config.ipfs.kubo_api)
         except ValueError as error:
             yield "ipfs.kubo_api", str(error)
+    for name, route in config.routes.items():
+        if not route:
+            yield f"routes.{name}", "has no target, so nobody could answer; name a provider, or remove the route"
+        for index, target in enumerate(route):
+            for fault in option_faults(target.options):
+                yield f"routes.{name}[{index}].options", fault
     if config.router.first_token_s > config.router.deadline_s:
         yield "router.first_token_s", "is longer than router.deadline_s, so it could never pass; lower it"

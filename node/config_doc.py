@@ -122,9 +122,20 @@ def keys(section: str) -> Iterator[Key]:
         yield Key(field.name, _type_words(kind), field.default, description, variable)
 
 
-def _providers() -> str:
-    field = next(f for f in msgspec.structs.fields(Config) if f.name == "providers")
+def _about(name: str) -> str:
+    field = next(f for f in msgspec.structs.fields(Config) if f.name == name)
     return _unwrapped(msgspec.inspect.type_info(field.type))[1]
+
+
+def _providers() -> str:
+    return _about("providers")
+
+
+ROUTES = """\
+[routes]
+fast = [{ provider = "desk", model = "qwen3-8b" }, { provider = "peers", model = "qwen3-8b" }]
+"gpt-*" = [{ provider = "openrouter" }]
+default = [{ provider = "local_hf", options = { temperature = 0 } }]"""
 
 
 def _comment(text: str, indent: str = "") -> Iterator[str]:
@@ -158,6 +169,7 @@ def reference_file() -> str:
             lines += _comment(key.description)
             shown = f"{key.name} = {toml_value(key.default)}" if key.default is not None else f"{key.name} ="
             lines.append(f"# {shown}" + (" (unset)" if key.default is None else ""))
+    lines += ["", *_comment(_about("routes")), *(f"# {line}" for line in ROUTES.split("\n"))]
     lines += ["", *_comment(_providers()), "# [providers.local_hf]", "# share = false"]
     return "\n".join(lines) + "\n"
 
@@ -188,6 +200,18 @@ def page() -> str:
             meaning = key.description + (f" Variable: `{key.variable}`." if key.variable else "")
             lines.append(f"| `{key.name}` | {key.kind} | {default} | {meaning} |")
     lines += [
+        "",
+        "## [routes]",
+        "",
+        _about("routes"),
+        "",
+        "```toml",
+        *ROUTES.split("\n"),
+        "```",
+        "",
+        "A target names a `provider` (or `peers`, or one peer's id) and may set `model` (else the name that the caller "
+        "used), `options` (for callers who do not set them), `weight` and `context_length`; docs/routing.md says how "
+        "they are used. `shoal config check` finds a route that can never be served.",
         "",
         "## [providers.NAME]",
         "",

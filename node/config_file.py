@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from . import config_env, paths
 from .config import SECTIONS, Config, ConfigError, faults, is_secret
+from .routing.routes import Target
 
 
 class Override(NamedTuple):
@@ -211,7 +212,8 @@ def _example(key: str) -> str:
 
 def _suggest(parent: str, name: str) -> str:
     """The remedy for an unknown key: the nearest one in its table, or the table where it belongs."""
-    names = [f.name for f in msgspec.structs.fields(SECTIONS[parent] if parent else Config)]
+    table = Target if parent.startswith("routes") else SECTIONS[parent] if parent else Config
+    names = [f.name for f in msgspec.structs.fields(table)]
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]}?"
@@ -265,6 +267,8 @@ def effective(config: Config) -> dict[str, dict[str, Any]]:
             for name, value in values.items()
             if value is not None
         }
+    if not shown["routes"]:
+        del shown["routes"]
     for provider, table in config.providers.items():
         key = f"providers.{provider}"
         shown[key] = {k: "(hidden)" if is_secret(f"{key}.{k}") else v for k, v in table.items()}

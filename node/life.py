@@ -33,8 +33,10 @@ from .config_file import Loaded
 from .hardware import sample
 from .membership import Membership, decide
 from .routing.candidates import NodeCandidates
+from .routing.health_file import kept
 from .routing.limits import RoutingLimits
 from .routing.router import Router
+from .routing.routes import Routes
 from .rpc.app import Rpc
 from .swarm.advert import AdvertContent, Load, OfferedModel, SharedProvider
 from .swarm.invite import Invite
@@ -74,6 +76,7 @@ class Life:
             provider=config.router.provider,
             model=config.router.model,
             forward=config.router.forward,
+            routes=Routes(config.routes),
             on_change=self.seat.changed,
         )
         self.router = Router(
@@ -104,6 +107,7 @@ class Life:
             if self.cache is not None:
                 await stack.enter_async_context(self.cache.running())
             await stack.enter_async_context(self.source.running())
+            await stack.enter_async_context(kept(self.router.health, paths.health_file(daemon.loaded.data_dir)))
             await stack.enter_async_context(self.router.running())
             server = await stack.enter_async_context(self._serving())
             host, port = server.addresses[0]

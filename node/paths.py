@@ -77,6 +77,10 @@ def peers_file(data: Path) -> Path:
     return data / "peers.sqlite"
 
 
+def health_file(data: Path) -> Path:
+    return data / "health.json"
+
+
 def answers_file(data: Path) -> Path:
     return data / "answers.sqlite"
 

@@ -32,6 +32,17 @@ def build_registry(loaded: Loaded, environ: Mapping[str, str]) -> Registry:
         raise ConfigError(str(error)) from None
 
 
+def check_routes(loaded: Loaded, registry: Registry) -> None:
+    """ConfigError for a route that can never be served as things stand, with what keeps each of its targets."""
+    from .routing.routes import hindrances
+
+    for name, route in loaded.config.routes.items():
+        found = [hindrances(target, registry, forward=loaded.config.router.forward) for target in route]
+        if all(found):
+            reasons = "; ".join(dict.fromkeys(reason for reason in found if reason))
+            raise loaded.blame(f"routes.{name}", f"can never be served: {reasons}")
+
+
 def table_name(loaded_providers: Mapping[str, object], name: str) -> str:
     """The table that a provider's name or alias means: the one that is there, or the name the registry knows."""
     from ..providers.registry import canonical

@@ -29,10 +29,10 @@ def command() -> None:
 def check(file: Path | None, as_json: bool, data_dir: Path | None) -> None:
     """Check a configuration file, or the one that `shoal run` would use. Exit status 2 when it is wrong."""
     from ..config_file import load_config
-    from ..provider_tables import build_registry
+    from ..provider_tables import build_registry, check_routes
 
     loaded = load_config(file, data_dir=data_dir)
-    build_registry(loaded, os.environ)
+    check_routes(loaded, build_registry(loaded, os.environ))
     source = str(loaded.source) if loaded.source else None
     if as_json:
         print_json({"ok": True, "file": source, "data_dir": str(loaded.data_dir), "warnings": loaded.warnings})

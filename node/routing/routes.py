@@ -16,7 +16,7 @@ import fnmatch
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -115,6 +115,39 @@ def option_faults(options: Mapping[str, Any]) -> Iterator[str]:
                 msgspec.convert({"messages": [], name: value}, GenerateRequest)
             except msgspec.ValidationError as error:
                 yield f"{name}: {str(error).partition(' - at')[0]}"
+
+
+class Known(Protocol):
+    """What is wanted of the registry (providers/registry.py)."""
+
+    @property
+    def providers(self) -> Mapping[str, object]: ...
+    @property
+    def refused(self) -> Mapping[str, str]: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+
+def hindrances(target: Target, registry: Known, *, forward: bool) -> str:
+    """Why a target can never answer as this node is configured; "" when it might."""
+    from ...providers.registry import canonical  # loaded by those who have a registry; the schema has none
+
+    name = target.provider.strip()
+    if name.startswith("12D3Koo") or canonical(name) in ("peers", "peer", "swarm"):
+        return "" if forward else "router.forward is false, so no peer is asked"
+    name = canonical(name)
+    if name in registry.refused:
+        return f"the provider {name} cannot be used: {registry.refused[name]}"
+    if name not in registry.providers:
+        known = ", ".join(registry.providers) or "none"
+        return f"there is no provider {name!r} here; configured: {known}"
+    settings = registry.settings.get(name)
+    models = tuple(getattr(settings, "models", ()) or ())
+    if target.model is None or not models or getattr(settings, "any_model", False):
+        return ""
+    if target.model in (*models, getattr(settings, "default_model", None)):
+        return ""
+    return f"the provider {name} does not offer the model {target.model!r}; it offers: {', '.join(models[:5])}"
 
 
 def _wild(name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 import msgspec
+import trio
 
 from ...cache.cid import CidError, cid_text, codec_of, parse_cid
 from ...cache.key import Key, parse_key
@@ -80,6 +81,7 @@ class NodeApi:
                 "answers": dict(router.counts),
                 "failures": dict(router.health.failures),
             },
+            "breakers": router.health.view(trio.current_time()),
         }
         await _respond(exchange, found)
 
