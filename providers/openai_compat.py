@@ -34,8 +34,10 @@ from .base import (
     Status,
 )
 from .credential import Credential
+from .embedding import Embeddings, EmbedRequest
 from .faults import SettingsError
 from .gate import Gate
+from .openai_embeddings import embeddings_body, embeddings_of
 from .openai_errors import from_response
 from .openai_wire import ChatAnswer, MaxTokensField, body_of, models_of
 from .options import settle_lacking
@@ -184,6 +186,18 @@ class OpenAiCompat(Provider):
                 raise await self._refusal(response, request)
             kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
             yield _Events(response, ChatAnswer(request), dropped, whole=kind == "application/json")
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Vectors for texts (providers/embedding.py). Raises ProviderError."""
+        model = request.model or await self._default_model()
+        headers, body = self._request_headers(), embeddings_body(request, model)
+        async with self._gate, self._post("/embeddings", headers, body) as response:
+            if response.status != 200:
+                raise await self._refusal(response, _NOTHING)
+            try:
+                return embeddings_of(await response.read(_ANSWER_BYTES), len(request.inputs))
+            except ClientError as error:
+                raise self._unreached(error) from error
 
     @contextlib.asynccontextmanager
     async def _post(self, path: str, headers: list[tuple[str, str]], body: bytes) -> AsyncGenerator[Response]:

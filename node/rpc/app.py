@@ -21,7 +21,8 @@ from .access import Access
 from .cache_api import CacheApi
 from .completions import Completions
 from .dashboard import Dashboard
-from .errors import JSON, NO_RETRY, ApiError, ShapedError, render
+from .embeddings import Embeddings
+from .errors import JSON, ApiError, ShapedError, render
 from .ipfs_gateway import Gateway
 from .messages import Messages
 from .messages_answer import render_anthropic
@@ -103,7 +104,7 @@ class Rpc:
             "/shoal/v1/join": {"POST": api.join},
             "/shoal/v1/route/last": {"GET": api.last_route},
             "/v1/completions": {"POST": Completions(relay)},
-            "/v1/embeddings": {"POST": _later},
+            "/v1/embeddings": {"POST": Embeddings(router, source)},
             "/v1/responses": {"POST": responses},
             "/v1/messages": {"POST": messages},
             "/v1/messages/count_tokens": {"POST": messages.count_tokens},
@@ -181,12 +182,3 @@ class Rpc:
             await exchange.respond(200, b'{"status":"ready"}', [JSON])
             return
         raise ApiError(503, self._source.why_none(question, ask).message, code="not_ready")
-
-
-async def _later(exchange: Exchange, headers: Mapping[str, str]) -> None:
-    raise ApiError(
-        501,
-        "This endpoint is not in this version; use POST /v1/chat/completions.",
-        code="not_in_this_version",
-        headers=(NO_RETRY,),
-    )

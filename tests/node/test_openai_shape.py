@@ -183,6 +183,6 @@ async def test_json_schema_and_other_options_reach_the_provider() -> None:
 
 
 async def test_embeddings_are_a_clean_refusal() -> None:
-    async with door() as rpc:
-        with pytest.raises(openai.InternalServerError, match="not in this version"):
+    async with door(Scripted("first", says("x"))) as rpc:
+        with pytest.raises(openai.InternalServerError, match="makes embeddings"):
             await with_client(rpc, lambda c: c.embeddings.create(model="m1", input="x"))
