@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo run test lint bench interop model clean
+.PHONY: help setup demo run test lint bench interop browser model clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -25,7 +25,7 @@ run: $(READY)   ## run a node with your own configuration
 	@$(SHOAL) run
 
 test: $(READY) model ## unit, property, two-node and end-to-end tests
-	@$(PYTHON) -m pytest -q -m "not interop and not providers" $(ARGS)
+	@$(PYTHON) -m pytest -q -m "not interop and not providers and not browser" $(ARGS)
 
 lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -36,6 +36,10 @@ lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 interop: $(READY) ## against other implementations: a real Kubo fetches an answer by its CID
 	@./tests/interop/install.sh
 	@$(PYTHON) -m pytest -q -m interop tests/interop $(ARGS)
+
+browser: $(READY) ## the dashboard in a headless Chromium (installs Debian's)
+	@./tests/browser/install.sh
+	@$(PYTHON) -m pytest -q -m browser tests/browser $(ARGS)
 
 bench: $(READY) model ## the figures, in tables
 	@$(PYTHON) -m benchmarks

@@ -72,7 +72,11 @@ class Activity:
     def peeked(self, ask: Ask, found: Found) -> None:
         self.version += 1
         self.finished[ANSWERED] += 1
-        self._recent.append((next(self._ids), found, time.time()))
+        last = self._recent[-1] if self._recent else None
+        if last is not None and isinstance(last[1], Found) and last[1].cid == found.cid:
+            self._recent[-1] = (last[0], found, time.time(), last[3] + 1)  # one row, however often it is asked
+        else:
+            self._recent.append((next(self._ids), found, time.time(), 1))
 
     def refused(self, ask: Ask, why: NoAnswer) -> None:
         self.version += 1
@@ -85,7 +89,7 @@ class Activity:
         """The requests, the newest first, those in flight before those that have ended.
 
         {"id", "at", "state": "live" or the outcome, "model", "provider", "peer", "caller", "cache", "cid", "ms",
-        "first_token_ms", "tokens", "tokens_per_s", "route"}. While a request is live `tokens` counts its deltas.
+        "first_token_ms", "tokens", "tokens_per_s", "route", "times"}. While a request is live `tokens` counts its deltas. `times` counts hits in a row.
         """
         now = trio.current_time()
         newest = list(self._live.values())[-MAX_LIVE:]
@@ -129,7 +133,7 @@ def _row(entry: tuple[Any, ...]) -> dict[str, Any]:
     }  # fmt: skip
     if isinstance(what, Found):
         row |= {"at": entry[2], "model": what.model, "provider": what.provider, "peer": what.peer, "cache": what.tier}
-        return row | {"cid": what.cid}
+        return row | {"cid": what.cid, "times": entry[3]}
     if isinstance(what, NoAnswer):
         return row | {"at": entry[2], "state": str(what.kind), "model": entry[3]}
     note: RouteNote = what

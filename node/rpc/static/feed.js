@@ -7,10 +7,11 @@ export const token = {
   set: (value) => sessionStorage.setItem(TOKEN, value),
 };
 
+// No `cache` option: with it a browser sends Cache-Control: no-cache, which the node takes as the wish to ask anew.
 export function ask(path, options = {}) {
   const headers = new Headers(options.headers);
   if (token.get()) headers.set("Authorization", `Bearer ${token.get()}`);
-  return fetch(path, { ...options, headers, credentials: "omit", cache: "no-store", redirect: "error" });
+  return fetch(path, { ...options, headers, credentials: "omit", redirect: "error" });
 }
 
 // Server-sent events of a response: yields {event, data}. EventSource could send no token.

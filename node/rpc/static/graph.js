@@ -24,7 +24,7 @@ function label(place, lines, narrow) {
   const right = Math.cos(place.angle) > 0;
   const above = Math.sin(place.angle) < 0;
   const x = sideways ? place.x + (right ? 17 : -17) : place.x;
-  let y = sideways ? place.y - (lines.length - 1) * 7.5 + 4 : above ? place.y - 18 - (lines.length - 1) * 15 : place.y + 27;
+  let y = sideways ? place.y - (lines.length - 1) * 7.5 + 4 : above ? place.y - 23 - (lines.length - 1) * 15 : place.y + 31;
   return svg("text", { class: "label", "text-anchor": sideways ? (right ? "start" : "end") : "middle" },
     lines.map((line, index) => svg("tspan", { x, y: y + index * 15, class: index ? "dim" : "name" }, line)));
 }
@@ -42,7 +42,7 @@ export function draw(box, { peers, busy, chosen, choose }) {
   const width = Math.max(280, box.clientWidth);
   const narrow = width < 520;
   const shown = peers.slice(0, SHOWN);
-  const height = shown.length ? (narrow ? 300 : 380) : narrow ? 150 : 220;
+  const height = shown.length ? (narrow ? 300 : 430) : narrow ? 150 : 220;
   const middle = { x: width / 2, y: height / 2 };
   const spots = places(shown.length, width, height, narrow);
   const lines = [];
@@ -57,7 +57,7 @@ export function draw(box, { peers, busy, chosen, choose }) {
     const kind = `${away ? "away" : ""} ${calls ? "busy" : ""} ${peer.peer === chosen ? "chosen" : ""}`;
     lines.push(svg("line", { class: `edge ${kind}`, x1: middle.x + ux * 32, y1: middle.y + uy * 32, x2: spot.x - ux * 13, y2: spot.y - uy * 13 }));
     if (!away && peer.rtt_s && shown.length <= 14 && length > 130) {
-      lines.push(svg("text", { class: "rtt", "text-anchor": "middle", x: middle.x + ux * length * 0.56, y: middle.y + uy * length * 0.56 + 4 }, span(peer.rtt_s * 1000)));
+      lines.push(svg("text", { class: "rtt", "text-anchor": "middle", x: middle.x + ux * length * 0.54, y: middle.y + uy * length * 0.54 + 4 }, span(peer.rtt_s * 1000).replaceAll(" ", "\u2009")));
     }
     const names = [...new Set((peer.models ?? []).map((model) => String(model.name)))];
     const offer = names.length ? clipped(names[0].split("/").pop(), 20) + (names.length > 1 ? ` +${names.length - 1}` : "") : away ? "away" : "shares nothing";

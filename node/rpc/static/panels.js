@@ -13,7 +13,8 @@ export function showFigures({ requests, peers }) {
   if (requests) {
     setText(byId("f-live"), count(requests.live));
     const joined = requests.live - requests.in_flight;
-    setText(byId("f-live-aside"), joined > 0 ? `${count(joined)} sharing an answer` : requests.live ? "" : "quiet");
+    const writing = requests.requests.filter((row) => row.state === "live" && row.tokens).length;
+    setText(byId("f-live-aside"), joined > 0 ? `${count(joined)} sharing an answer` : requests.live ? `${count(writing)} writing` : "quiet");
     setText(byId("f-rate"), requests.tokens_per_s ? count(requests.tokens_per_s) : "0");
     setText(byId("f-rate-aside"), requests.output_tokens ? `${count(requests.output_tokens)} since the start` : "none yet");
     const answers = Object.values(requests.by_cache).reduce((sum, value) => sum + value, 0);
@@ -33,7 +34,7 @@ const outcome = (text) => (WORDS[text] ?? String(text).replaceAll("_", " "));
 
 function step(attempt) {
   const failed = attempt.outcome !== "ok" && attempt.outcome !== "live";
-  return el("li", { class: failed ? "failed" : attempt.outcome, title: attempt.reason || false },
+  return el("li", { class: attempt.outcome === "cancelled" ? "cancelled" : failed ? "failed" : attempt.outcome, title: attempt.reason || false },
     el("span", { class: "step" }, attempt.provider),
     failed && el("span", { class: "why" }, outcome(attempt.outcome)),
     attempt.ms ? el("span", { class: "ms" }, span(attempt.ms)) : null);
@@ -47,12 +48,12 @@ function line(row, had) {
   const tier = TIERS[row.cache];
   const by = tier ? `${tier}, by ${row.provider ?? "unknown"}` : row.provider ?? "nobody";
   const route = row.route ?? [];
-  const told = route.length > 1 || route.some((attempt) => attempt.outcome !== "ok" && attempt.outcome !== "live");
+  const told = route.length > 1 || route.some((attempt) => !["ok", "live", "cancelled"].includes(attempt.outcome));
   const speed = row.tokens_per_s ? `${count(row.tokens_per_s)} tok/s` : "";
   const tokens = row.tokens ? `${count(row.tokens)} tokens` : "";
-  const item = el("li", { class: `request ${live ? "live" : ok ? "ok" : "bad"}` },
+  const item = el("li", { class: `request ${live ? "live" : ok ? "ok" : row.state === "cancelled" ? "gone" : "bad"}` },
     el("span", { class: "time" }, live ? "now" : clock(row.at)),
-    el("span", { class: "model" }, row.model ?? "any model"),
+    el("span", { class: "model" }, row.model ?? "any model", row.times > 1 && el("span", { class: "times" }, ` ×${count(row.times)}`)),
     el("span", { class: "by" }, [by, where(row) && !String(by).startsWith("peer:") ? where(row) : "", row.caller !== "local" ? `for ${shortPeer(row.caller)}` : ""].filter(Boolean).join(" · ")),
     el("span", { class: "speed" }, [tokens, speed].filter(Boolean).join(" · ")),
     el("span", { class: "took" }, live || ok ? span(row.ms) : outcome(row.state)),
@@ -79,9 +80,9 @@ function provider(row, had) {
   if (had?.dataset.text === text) return had;
   const names = (row.models ?? []).map((model) => model.name);
   const item = el("li", {},
-    el("span", { class: `dot ${row.ready ? (row.failures ? "warn" : "on") : row.configured ? "bad" : "off"}` }),
+    el("span", { class: `dot ${row.ready ? (row.waits ? "warn" : "on") : row.configured ? "bad" : "off"}` }),
     el("span", { class: "name" }, row.name),
-    el("span", { class: "state" }, row.ready ? (row.share ? "ready, shared" : "ready") : row.configured ? "not ready" : ""),
+    el("span", { class: "state" }, row.waits ? "resting" : row.ready ? (row.share ? "ready, shared" : "ready") : row.configured ? "not ready" : ""),
     el("span", { class: "what" }, row.ready ? names.slice(0, 4).join(", ") + (names.length > 4 ? ` and ${names.length - 4} more` : "") : row.reason),
     row.failures ? el("span", { class: "what" }, `${count(row.failures)} ${row.failures === 1 ? "failure" : "failures"} since the start`) : null);
   item.dataset.text = text;
