@@ -48,7 +48,6 @@ _OFF = [
     "image_generation",
     "in_app_browser",
     "memories",
-    "multi_agent",
     "plugin_sharing",
     "plugins",
     "remote_plugin",
@@ -130,6 +129,7 @@ class Codex(Tool):
             lines["model_provider"] = "shoal"
         tables: dict[str, dict[str, object]] = {
             "features": dict.fromkeys(_OFF, False),
+            "agents": {"enabled": False},
             "analytics": {"enabled": False},
             "feedback": {"enabled": False},
             "history": {"persistence": "none"},
@@ -327,6 +327,8 @@ def _fault_of(error: _Error) -> Fault:
         if isinstance(status, int):
             return Fault(status=status, said=error.message)
         return Fault(kind=ErrorKind.CONNECTION, said="the connection to the vendor failed")
+    if error.message.startswith("Missing environment variable"):
+        return Fault(kind=ErrorKind.AUTH)
     if error.message.startswith(("stream disconnected", "Connection failed")):
         return Fault(kind=ErrorKind.CONNECTION, said="the connection to the vendor was lost")
     return Fault(kind=ErrorKind.UPSTREAM, said=error.message)

@@ -62,7 +62,9 @@ class CopilotTool(Tool):
 
 
 def credential(settings: CopilotSettings, environ: Mapping[str, str]) -> Credential:
-    return credential_of(settings, environ, _TOKENS if settings.base_url is None else _KEYS)
+    if settings.base_url is not None:
+        return credential_of(settings, environ, _KEYS, required=False)  # a server of one's own may want none
+    return credential_of(settings, environ, _TOKENS)
 
 
 def check(settings: CopilotSettings) -> None:

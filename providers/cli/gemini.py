@@ -182,16 +182,16 @@ class GeminiTalk(Talk[_Line]):
 
     def on_exit(self, code: int, stderr: str) -> Fault | None:
         # It exits with the vendor's status, of which a byte is left; some errors show their class on stderr alone.
+        if 400 <= code + 256 < 512:
+            return Fault(status=code + 256)
+        if code == 41:
+            return Fault(kind=ErrorKind.AUTH)
         if "ModelNotFoundError" in stderr:
-            return Fault(status=404, said="the vendor does not have this model")
+            return Fault(status=404, kind=ErrorKind.UNAVAILABLE)
         if "TerminalQuotaError" in stderr:
             return Fault(kind=ErrorKind.QUOTA)
         if "RetryableQuotaError" in stderr:
             return Fault(status=429)
-        if code == 41:
-            return Fault(kind=ErrorKind.AUTH)
-        if 400 <= code + 256 < 512:
-            return Fault(status=code + 256)
         return None
 
 

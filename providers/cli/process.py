@@ -18,7 +18,6 @@ import math
 import os
 import signal
 import subprocess
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,8 @@ LINE_BYTES = 8 * 1024 * 1024
 STDERR_BYTES = 64 * 1024
 TERM_S = 0.08
 """Seconds between asking the tool to end (SIGTERM) and ending it (SIGKILL): a tool's tree is gone in 250 ms."""
+GONE_S = 0.2
+"""Seconds that are waited for the tool's children to be gone as well; a container without an init never reaps them."""
 REAP_S = 2.0
 """Seconds that the kernel gets to end what was killed; only a process that hangs in a disk or device needs them."""
 
@@ -51,6 +52,7 @@ class ToolProcess:
         self._stderr = bytearray()
         self._stderr_over = trio.Event()
         self._streams: list[trio.lowlevel.FdStream] = []
+        self._family: dict[int, str] = {}
 
     @property
     def pid(self) -> int:
@@ -140,6 +142,10 @@ class ToolProcess:
 
     # -- its end -----------------------------------------------------------------------------------------------
 
+    def remember_family(self) -> None:
+        """Notes what the tool has started, while it lives: afterwards nobody knows whose children they were."""
+        self._family |= _descendants(self.pid)
+
     async def ended(self) -> int:
         """Waits for the end of the tool itself; its exit code, negative for a signal."""
         assert self._process is not None
@@ -163,7 +169,7 @@ class ToolProcess:
         if process is None or self._pidfd < 0:
             return
         with trio.CancelScope(shield=True):
-            family = _descendants(process.pid)
+            self.remember_family()
             if not _ended(self._pidfd):
                 _signal_group(process.pid, signal.SIGTERM)
                 with trio.move_on_after(TERM_S):
@@ -171,23 +177,44 @@ class ToolProcess:
             # What is left of the group: the tool itself, or children that outlived it. Those that left the group
             # are known by their number and their start.
             _signal_group(process.pid, signal.SIGKILL)
-            for pid, started in {**_descendants(process.pid), **family}.items():
+            self.remember_family()
+            for pid, started in self._family.items():
                 if _start_of(pid) == started:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, signal.SIGKILL)
             with trio.move_on_after(REAP_S):
                 await self._over()
-                await _gone(family)
-            process.poll()
+                process.poll()
+                await self._gone()
             self._outbox_send.close()
             for stream in self._streams:
                 await trio.aclose_forcefully(stream)
             os.close(self._pidfd)
             self._pidfd = -1
 
+    async def _gone(self) -> None:
+        """Waits until the kernel has ended the others; they are not our children, so nobody tells us."""
+        end = trio.current_time() + GONE_S
+        while trio.current_time() < end and self._has_left_others():  # noqa: ASYNC110 - there is nothing to wait on
+            await trio.sleep(0.002)
+
+    def _has_left_others(self) -> bool:
+        return _is_group(self.pid) or any(_start_of(pid) == started for pid, started in self._family.items())
+
 
 def _ended(pidfd: int) -> bool:
     return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
+def _is_group(group: int) -> bool:
+    """Whether a process of that group is left. Asked after its leader was reaped; a signal 0 does nothing."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _signal_group(group: int, number: int) -> None:
@@ -218,10 +245,3 @@ def _start_of(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
-
-
-async def _gone(family: dict[int, str]) -> None:
-    """Waits until the kernel has ended them; they are not our children, so nobody tells us."""
-    end = time.monotonic() + REAP_S
-    while any(_start_of(pid) == started for pid, started in family.items()) and time.monotonic() < end:  # noqa: ASYNC110
-        await trio.sleep(0.002)

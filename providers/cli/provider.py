@@ -265,6 +265,7 @@ class Events:
         self._over = True
         code: int | None = None
         if not self._talk.cut:
+            self._process.remember_family()
             with trio.move_on_after(self._exit_s):
                 while await self._process.line() is not None:
                     pass  # nothing that comes after the end counts, but a full pipe would keep the tool from ending

@@ -37,14 +37,16 @@ class CliSettings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """Seconds that a tool may take to end after it has said that the answer is whole."""
 
 
-def credential_of(settings: CliSettings, environ: Mapping[str, str], names: tuple[str, ...]) -> Credential:
+def credential_of(
+    settings: CliSettings, environ: Mapping[str, str], names: tuple[str, ...], *, required: bool = True
+) -> Credential:
     """The key that the settings name, else the vendor's own variables (the first that is set; the last is advised)."""
     file = Path(settings.api_key_file).expanduser() if settings.api_key_file else None
     if settings.api_key_env:
         names = (settings.api_key_env,)
     elif file is not None:
         names = ()
-    return Credential(environ=environ, variables=names, file=file)
+    return Credential(environ=environ, variables=names, file=file, required=required or bool(settings.api_key_env))
 
 
 def hint_of(settings: CliSettings, names: tuple[str, ...]) -> str:

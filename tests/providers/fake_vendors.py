@@ -2,7 +2,7 @@
 
     async with FakeVendors() as vendors: ... vendors.base("s429ra") ...
 
-It speaks OpenAI Responses (`POST .../responses`, for codex), Anthropic Messages (`POST .../v1/messages`, for claude) and
+It speaks OpenAI Responses (`POST .../responses`, for codex), Anthropic Messages (`POST .../messages`, for claude) and
 Gemini (`POST .../v1beta/models/M:streamGenerateContent`, for gemini), well enough for the real tools, and OpenAI Chat
 through fake_upstream.py (for copilot). The scenario stands in the path as it does there: http://127.0.0.1:PORT/s/cut/...
 ok each slowN hold wordsN, sNNN and s429ra, hang drop stall cut reset errmid malformed empty length filter: as there.
