@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import click
 
+from . import cache_files
 from .cli import Group, common, trio_run
 from .exit_codes import ExitCode
 from .failures import CommandError
@@ -19,12 +20,18 @@ EXAMPLES = """\
 shoal cache get bafyreib3...         the answer behind a CID
 shoal cache get --raw CID > answer.cbor
 shoal cache stats
-shoal cache list --limit 20"""
+shoal cache list --limit 20
+shoal cache forget --prompt "What is the opposite of hot?"
+shoal cache export answers.car"""
 
 
 @click.group(cls=Group, examples=EXAMPLES)
 def command() -> None:
-    """Look into the cache of answers."""
+    """Look into the cache of answers, and keep, forget, export or import them."""
+
+
+command.add_command(cache_files.export)
+command.add_command(cache_files.import_)
 
 
 def checked_cid(text: str) -> str:
@@ -119,3 +126,80 @@ def list_(limit: int, as_json: bool, data_dir: Path | None) -> None:
     columns = ("CID", "model", "provider", "bytes", "node")
     rows = [[answer.get(name.lower(), "") for name in columns] for answer in answers]
     print_table(columns, rows, empty="nothing is stored yet")
+
+
+@command.command("pin", examples="shoal cache pin bafyreib3...")
+@click.argument("cid")
+@common
+def pin(cid: str, as_json: bool, data_dir: Path | None) -> None:
+    """Keep an answer whatever the size of the cache says. CID: the answer's, or its request's."""
+    _pin(cid, True, as_json, data_dir)
+
+
+@command.command("unpin", examples="shoal cache unpin bafyreib3...")
+@click.argument("cid")
+@common
+def unpin(cid: str, as_json: bool, data_dir: Path | None) -> None:
+    """Let an answer go again when the cache is full and it was not used for long."""
+    _pin(cid, False, as_json, data_dir)
+
+
+def _pin(cid: str, pinned: bool, as_json: bool, data_dir: Path | None) -> None:
+    found = _post(data_dir, "/shoal/v1/cache/pin", {"cid": checked_cid(cid), "pinned": pinned})
+    if as_json:
+        print_json(found)
+    else:
+        print_text(f"{count_of(found.get('answers', 0))} {'pinned' if pinned else 'no longer pinned'}\n")
+
+
+@command.command(
+    "forget",
+    examples='shoal cache forget bafyreib3...\nshoal cache forget --prompt "What is the opposite of hot?"\n'
+    'shoal cache forget --prompt "Name three rivers." --model smollm2 --max-tokens 64',
+)
+@click.argument("cid", required=False)
+@click.option("--prompt", help="The question, as it was asked. `-` reads it from stdin.")
+@click.option("--model", "-m", help="With --prompt: asked of this model. Without: of any whose answers are here.")
+@click.option("--provider", "-p", help="With --prompt: of this provider.")
+@click.option("--system", "-s", help="With --prompt: with this system message.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="With --prompt: with this limit.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="With --prompt: at this temperature. Without: at 0.")
+@click.option("--seed", type=int, help="With --prompt: with this seed.")
+@common
+def forget(cid: str | None, prompt: str | None, as_json: bool, data_dir: Path | None, **options: Any) -> None:
+    """Remove an answer from this node, and from the IPFS daemon it was published to.
+
+    Give the CID of the answer or of its request, or the question itself. It says what cannot be taken back.
+    """
+    if (cid is None) == (prompt is None):
+        raise CommandError("give either a CID or --prompt", ExitCode.USAGE)
+    if cid is not None:
+        body: dict[str, Any] = {"cid": checked_cid(cid)}
+    else:
+        from .ask_command import body_of, read_question
+
+        question = body_of(read_question(prompt), **options)
+        body = {"request": question, "near": True}
+    found = _post(data_dir, "/shoal/v1/cache/forget", body)
+    if as_json:
+        print_json(found)
+        return
+    print_text(f"{count_of(found.get('records', 0))} forgotten here\n")
+    for note in found.get("notes") or ():
+        print_text(f"{note}\n")
+
+
+def count_of(number: int) -> str:
+    return "1 answer" if number == 1 else f"{number} answers"
+
+
+def _post(data_dir: Path | None, path: str, body: dict[str, Any]) -> Any:
+    from .client import connect, find_node
+
+    find_node(data_dir)
+
+    async def post() -> Any:
+        async with connect(data_dir) as node:
+            return await node.post(path, body)
+
+    return trio_run(post)

@@ -27,6 +27,7 @@ SUBCOMMANDS: dict[str, str] = {
     "models": "List and install models.",
     "cache": "Look into the cache of answers.",
     "verify": "Check an answer's record: address, signature, request.",
+    "receipt": "Write an answer's record to a file that others can check offline.",
     "config": "Check or show the configuration.",
     "version": "Show the version.",
 }

@@ -58,11 +58,11 @@ class Node:
 
     async def get(self, path: str) -> Any:
         """The JSON behind a path."""
-        return self._json(await self.ask("GET", path))
+        return self.json(await self.ask("GET", path))
 
     async def post(self, path: str, body: Any) -> Any:
         """The JSON that comes back for a JSON body."""
-        return self._json(await self.ask("POST", path, msgspec.json.encode(body)))
+        return self.json(await self.ask("POST", path, msgspec.json.encode(body)))
 
     async def raw(self, path: str) -> bytes:
         """The bytes behind a path."""
@@ -86,7 +86,7 @@ class Node:
             raise lost(self.state, error) from None
 
     @staticmethod
-    def _json(data: bytes) -> Any:
+    def json(data: bytes) -> Any:
         try:
             return msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
