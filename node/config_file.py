@@ -158,6 +158,8 @@ def _explain(
     """msgspec's message, which ends in ``- at `$.rpc.listen` ``, in the words of the configuration."""
     text, _, location = str(error).partition(" - at `$")
     key = location.rstrip("`").lstrip(".")
+    if key.startswith("routes[...]"):  # msgspec does not name the key of a dictionary
+        key = f"routes.{_bad_route(raw.get('routes'))}{key.removeprefix('routes[...]')}"
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
     if unknown:
         full = f"{key}.{unknown[1]}" if key else unknown[1]
@@ -178,6 +180,15 @@ def _explain(
     else:
         message = text
     return _fault(key, message, source, origin)
+
+
+def _bad_route(routes: Any) -> str:
+    for name, route in routes.items() if isinstance(routes, dict) else ():
+        try:
+            msgspec.convert(route, tuple[Target, ...])
+        except msgspec.ValidationError:
+            return str(name)
+    return "..."
 
 
 def _field(key: str) -> msgspec.structs.FieldInfo | None:

@@ -39,7 +39,7 @@ from .faults import SettingsError
 from .gate import Gate
 from .openai_embeddings import embeddings_body, embeddings_of
 from .openai_errors import from_response
-from .openai_wire import ChatAnswer, MaxTokensField, body_of, models_of
+from .openai_wire import ChatAnswer, MaxTokensField, body_of, continued, models_of
 from .options import settle_lacking
 from .settings import BuildContext, ProviderSettings
 
@@ -79,6 +79,11 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """How long the list of models is believed."""
     max_tokens_field: MaxTokensField = "max_tokens"
     """What the server calls the limit of an answer; OpenAI's newer models want max_completion_tokens."""
+    continues: bool = False
+    """The server goes on writing a final assistant message (OpenRouter, vLLM, SGLang, llama.cpp do), so that an answer
+    that broke off elsewhere can be ended here. OpenAI's own models start again: leave it off there."""
+    continue_fields: dict[str, Any] = field(default_factory=dict)
+    """Sent along with such a request. vLLM: { add_generation_prompt = false, continue_final_message = true }."""
     tools: bool = True
     images: bool = False
     seeds: bool = True
@@ -149,7 +154,9 @@ class OpenAiCompat(Provider):
             raise SettingsError("base_url", problem, "correct HTTP_PROXY or HTTPS_PROXY, or set NO_PROXY") from None
         self._base = settings.base_url.rstrip("/")
         self._headers = [("user-agent", "shoal"), *((k.lower(), v) for k, v in settings.headers.items())]
-        self._capabilities = Capabilities(tools=settings.tools, images=settings.images, seeds=settings.seeds)
+        self._capabilities = Capabilities(
+            continues=settings.continues, tools=settings.tools, images=settings.images, seeds=settings.seeds
+        )
         self._status: Status | None = None
         self._status_until = self._checked_at = float("-inf")
         self._probing = trio.Lock()
@@ -180,6 +187,8 @@ class OpenAiCompat(Provider):
         request, dropped = settle_lacking(request, self._lacks, self._settings.unsupported, self.name)
         model = request.model or await self._default_model()
         headers = self._request_headers()
+        if request.prefix:
+            request = continued(request, self._settings.continue_fields)
         body = body_of(request, model, max_tokens_field=self._settings.max_tokens_field)
         async with self._gate, self._post("/chat/completions", headers, body) as response:
             if response.status != 200:
@@ -215,7 +224,7 @@ class OpenAiCompat(Provider):
     def _refuse_what_it_cannot(self, request: GenerateRequest) -> None:
         if request.n != 1:
             raise ProviderError(ErrorKind.BAD_REQUEST, f"{self.name} gives one answer a request; ask n = 1")
-        if request.prefix:
+        if request.prefix and not self._settings.continues:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not continue an answer that exists in part")
         if request.has_tools and not self._settings.tools:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not call tools; ask another provider")

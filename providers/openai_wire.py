@@ -8,6 +8,7 @@ that repeats the finish reason, errors inside a 200).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +22,7 @@ from .base import (
     FinishReason,
     GenerateRequest,
     Logprobs,
+    Message,
     ProviderError,
     ReasoningDelta,
     TextDelta,
@@ -60,6 +62,26 @@ def body_of(request: GenerateRequest, model: str, *, max_tokens_field: MaxTokens
     if request.response_format is not None:
         body["response_format"] = request.response_format
     return _encode(body)
+
+
+_BYTES_A_TOKEN = 4
+"""Bytes of text that make a token, roughly: what is taken off max_tokens for the part of an answer that exists."""
+
+
+def continued(request: GenerateRequest, fields: Mapping[str, Any]) -> GenerateRequest:
+    """The request as servers take it that go on writing a final assistant message: `prefix` is that message.
+
+    What is left of max_tokens is an estimate, since the prefix was counted by another server.
+    """
+    left = None
+    if request.max_tokens is not None:
+        left = max(1, request.max_tokens - len(request.prefix.encode()) // _BYTES_A_TOKEN)
+    return msgspec.structs.replace(
+        request,
+        messages=(*request.messages, Message("assistant", request.prefix)),
+        max_tokens=left,
+        extra={**request.extra, **fields},
+    )
 
 
 # -- the answer ------------------------------------------------------------------------------------------------
@@ -202,7 +224,7 @@ class ChatAnswer:
             raise self.failure
         if self._reason is None:
             raise self.interrupted("the stream ended before the answer was finished")
-        if not (self._text or self._tools):
+        if not (self._text or self._tools or self._request.prefix):
             self._refuse_emptiness()
         tail: list[Event] = []
         if self._usage is not None:

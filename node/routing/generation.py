@@ -191,7 +191,7 @@ class Generation:
                     attempt.outcome = str(ErrorKind.CANCELLED)
         if self._won_elsewhere:
             await trio.lowlevel.checkpoint()
-        if error is None and said.empty:
+        if error is None and said.empty and not self._ask.request.prefix:
             error = nothing_said(candidate)
         if error is not None:
             events_of_it = len(flight.events) - before

@@ -93,6 +93,19 @@ class Traits:
 
 
 def _words(body: dict[str, Any], traits: Traits) -> list[str]:
+    words = _all_words(body, traits)
+    messages = body.get("messages") or [{}]
+    if messages[-1].get("role") != "assistant" or "restarts" in traits:
+        return words
+    said = str(messages[-1].get("content"))  # a final assistant message is gone on with
+    while words and said.startswith(words[0]):
+        said = said.removeprefix(words.pop(0))
+    if words:
+        words[0] = words[0].removeprefix(said)
+    return words
+
+
+def _all_words(body: dict[str, Any], traits: Traits) -> list[str]:
     if "empty" in traits:
         return []
     if "words" in traits:
@@ -242,6 +255,8 @@ def error_body(status: int, traits: Traits, request: Recorded) -> object:
     if "s400ctx" in traits:
         said = "This model's maximum context length is 8192 tokens; your messages resulted in 9000 tokens."
         return {"error": {"message": said, "type": "invalid_request_error", "code": "context_length_exceeded"}}
+    if "s400prefill" in traits:
+        return {"error": {"message": "The final message must be from the user.", "type": "invalid_request_error"}}
     if "s400filter" in traits:
         return {"error": {"message": "flagged", "type": "invalid_request_error", "code": "content_filter"}}
     if "s400model" in traits:

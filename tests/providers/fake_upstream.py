@@ -23,6 +23,7 @@ with "+": /s/words200+slow5/v1. A path with /api/v1 gets OpenRouter's manners in
   loading         (llamacpp) 503 from /health       busyN           (vllm, llamacpp) N requests wait there
   keyspent        (/key) nothing of the key's limit is left
   sayskey         (with a status) the error repeats the key that came
+  noprefill       a 400 for a final assistant message, which all others go on with (restarts: start again)
 A model whose name contains "missing" is a 404. The reply is "ECHO<the last user text>", one word per token.
 It is fast, because benchmarks subtract it: no HTTP library, one write for an answer.
 """
@@ -248,6 +249,8 @@ class _Connection:
             status = 429
         if "missing" in str(body.get("model")):
             status = 404
+        if "noprefill" in traits and (body.get("messages") or [{}])[-1].get("role") == "assistant":
+            return await self._error(400, Traits("s400prefill"), request)
         if status is not None:
             return await self._error(status, traits, request)
         if "err200" in traits:
