@@ -53,6 +53,11 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "answers", f"{answers or 'none yet'}; {requests.get('in_flight', 0)} in flight"
     if failures := requests.get("failures"):
         yield "failures", ", ".join(f"{count} {kind}" for kind, count in failures.items())
+    for row in found.get("breakers") or ():
+        where = row["provider"] + (f" ({row['model']})" if row.get("model") not in (None, "*") else "")
+        wait = f"for {duration(float(row['until_s']))}" if row.get("until_s") else "until its next try"
+        if row.get("state") != "closed":
+            yield "left alone", f"{where} {wait}: {row['kind']}, {row['reason']}"
     cache = found.get("cache") or {}
     yield "cache", f"on, keys as {cache.get('mode')}" if cache.get("enabled") else "off"
     parts = [hardware.get("cpu") or "", f"{hardware.get('cores_usable', 0):g} cores"]
