@@ -43,9 +43,19 @@ class NodeSection(Section, frozen=True):
 class RpcSection(Section, frozen=True):
     """The local HTTP endpoint, OpenAI-compatible."""
 
-    listen: Annotated[str, said("Address and port (0: a free one). Loopback only: there are no tokens yet.")] = (
-        "127.0.0.1:8642"
-    )
+    listen: Annotated[
+        str, said("Address and port (0: a free one). Beyond loopback every request needs a token (`shoal token new`).")
+    ] = "127.0.0.1:8642"
+    hosts: Annotated[
+        tuple[str, ...], said("Names that clients may put into Host, beside localhost and loopback addresses.")
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...], said('Web origins whose pages may ask this node, for example "https://chat.example".')
+    ] = ()
+    tls_cert: Annotated[
+        str | None, said("The server's certificate with its chain, a PEM file. Set: the endpoint speaks HTTPS.")
+    ] = None
+    tls_key: Annotated[str | None, said("The certificate's private key, a PEM file; unset: it is in tls_cert.")] = None
     max_connections: Annotated[int, said("Connections open at once.", ge=1)] = 16_384
     max_requests_per_connection: Annotated[int, said("Requests on one connection before it is closed.", ge=1)] = (
         1_000_000
@@ -144,6 +154,19 @@ class LogSection(Section, frozen=True):
     format: Annotated[Literal["human", "json"], said("Lines for people, or one JSON object a line.")] = "human"
 
 
+class TelemetrySection(Section, frozen=True):
+    """Metrics and traces for others to read. `/metrics` of the RPC is always there; this sends them on."""
+
+    otlp: Annotated[
+        str | None,
+        said(
+            'An OpenTelemetry collector (OTLP over HTTP), for example "http://127.0.0.1:4318". Headers that it wants '
+            "come from OTEL_EXPORTER_OTLP_HEADERS. Unset: nothing is sent."
+        ),
+    ] = None
+    interval_s: Annotated[float, said("Seconds between two sends.", ge=1)] = 15.0
+
+
 class Config(Section, frozen=True):
     """All of it. `providers` holds raw tables: the registry checks each against its provider's settings."""
 
@@ -154,6 +177,7 @@ class Config(Section, frozen=True):
     cache: CacheSection = CacheSection()
     ipfs: IpfsSection = IpfsSection()
     log: LogSection = LogSection()
+    telemetry: TelemetrySection = TelemetrySection()
     routes: Annotated[
         dict[str, tuple[Target, ...]],
         said(
@@ -174,6 +198,7 @@ SECTIONS: dict[str, type[Section]] = {
     "cache": CacheSection,
     "ipfs": IpfsSection,
     "log": LogSection,
+    "telemetry": TelemetrySection,
 }
 
 
@@ -200,16 +225,14 @@ def is_secret(key: str) -> bool:
 def faults(config: Config) -> Iterator[tuple[str, str]]:
     """What a type cannot say: (dotted key, what is wrong and what to write instead), in the order of the file."""
     try:
-        host, _ = addresses.parse_socket(config.rpc.listen)
+        addresses.parse_socket(config.rpc.listen)
     except ValueError as error:
         yield "rpc.listen", str(error)
-    else:
-        if not addresses.is_loopback(host):
-            yield (
-                "rpc.listen",
-                f"{host} can be reached from other machines, and this version has no access tokens; "
-                "listen on 127.0.0.1 and put a tunnel (ssh -L) or a proxy with a password before it",
-            )
+    for index, text in enumerate(config.rpc.cors_origins):
+        if not re.fullmatch(r"https?://[^/\s*]+", text):
+            yield f"rpc.cors_origins[{index}]", f'{text!r} is not a web origin; write one like "https://chat.example"'
+    if config.rpc.tls_key is not None and config.rpc.tls_cert is None:
+        yield "rpc.tls_key", "is set without rpc.tls_cert; name the certificate, too"
     for index, text in enumerate(config.swarm.listen):
         try:
             addresses.check_listen(text)
@@ -240,5 +263,7 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
         for index, target in enumerate(route):
             for fault in option_faults(target.options):
                 yield f"routes.{name}[{index}].options", fault
+    if config.telemetry.otlp is not None and not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", config.telemetry.otlp):
+        yield "telemetry.otlp", "wants the collector's address, for example http://127.0.0.1:4318"
     if config.router.first_token_s > config.router.deadline_s:
         yield "router.first_token_s", "is longer than router.deadline_s, so it could never pass; lower it"

@@ -24,12 +24,11 @@ from ..cache.memory import Memory
 from ..cache.sealing import Seal
 from ..cache.store import Store
 from ..cache.tiers import AnswerCache
-from ..protocols.http.limits import Limits
-from ..protocols.http.server import Server, serve
 from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import GenerateRequest
 from . import addresses, paths, state
 from .config_file import Loaded
+from .front import Front, open_front
 from .hardware import sample
 from .membership import Membership, decide
 from .routing.candidates import NodeCandidates
@@ -38,10 +37,12 @@ from .routing.limits import RoutingLimits
 from .routing.router import Router
 from .routing.routes import Routes
 from .rpc.app import Rpc
+from .rpc.metrics_otlp import Otlp
 from .swarm.advert import AdvertContent, Load, OfferedModel, SharedProvider
 from .swarm.invite import Invite
 from .swarm.serving import PeersAnswer
 from .swarm_seat import SwarmSeat
+from .tokens import TokenBook, Tokens
 
 if TYPE_CHECKING:
     from .daemon import Daemon
@@ -92,10 +93,19 @@ class Life:
                 swarm_wait_s=config.cache.swarm_wait_ms / 1000,
             ),
         )
-        self.rpc = Rpc(self.router, node=self, source=self.source, registry=daemon.registry, cache=self.cache)
+        self.tokens = Tokens(TokenBook(data))
+        self.rpc = Rpc(
+            self.router,
+            node=self,
+            source=self.source,
+            registry=daemon.registry,
+            cache=self.cache,
+            hosts=config.rpc.hosts,
+            origins=config.rpc.cors_origins,
+            tokens=self.tokens,
+        )
         self.url = ""
         self._tell_invite: Callable[[str], None] = lambda invite: None
-        self._served = trio.Event()
         self._seconds: dict[str, float] = {}
 
     # -- from its beginning to its end -------------------------------------------------------------------------
@@ -109,38 +119,31 @@ class Life:
             await stack.enter_async_context(self.source.running())
             await stack.enter_async_context(kept(self.router.health, paths.health_file(daemon.loaded.data_dir)))
             await stack.enter_async_context(self.router.running())
-            server = await stack.enter_async_context(self._serving())
-            host, port = server.addresses[0]
-            address = addresses.join_socket(host, port)
-            self.url = f"http://{address}"
+            await stack.enter_async_context(self.tokens.running())
+            if daemon.listener is None:
+                raise RuntimeError("the RPC's socket is opened before the first life begins")
+            front = await stack.enter_async_context(open_front(self.rpc, daemon.listener, daemon.loaded.config.rpc))
+            self.url = front.url
             self._tell_invite = stack.enter_context(
-                state.rpc_announced(daemon.loaded.data_dir, address, daemon.identity.peer_id, version())
+                state.rpc_announced(daemon.loaded.data_dir, front.local, daemon.identity.peer_id, version())
             )
             self._seconds["rpc"] = _age_s()
             daemon.announce.rpc(self.url, self._seconds["rpc"])
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sit)
+                if daemon.loaded.config.telemetry.otlp is not None:
+                    nursery.start_soon(self._tell_collector, daemon.loaded.config.telemetry.otlp)
                 await self._until_the_end()
-                await self._drain(server)
+                await self._drain(front)
                 nursery.cancel_scope.cancel()
 
-    @contextlib.asynccontextmanager
-    async def _serving(self) -> AsyncGenerator[Server]:
-        rpc = self.daemon.loaded.config.rpc
-        shared = set(Limits.__struct_fields__) & set(rpc.__struct_fields__)
-        limits = Limits(**{name: getattr(rpc, name) for name in shared})
-        if self.daemon.listener is None:
-            raise RuntimeError("the RPC's socket is opened before the first life begins")
-        own = trio.SocketListener(trio.socket.from_stdlib_socket(self.daemon.listener.dup()))
-        async with trio.open_nursery() as nursery:
-
-            async def run(task_status: trio.TaskStatus[Server]) -> None:
-                on_error = self.rpc.on_error
-                await serve(self.rpc, [own], limits=limits, on_error=on_error, task_status=task_status)
-                self._served.set()
-
-            yield await nursery.start(run)
-            nursery.cancel_scope.cancel()
+    async def _tell_collector(self, endpoint: str) -> None:
+        """Send metrics and traces on, until cancelled."""
+        interval_s = self.daemon.loaded.config.telemetry.interval_s
+        me = self.daemon.identity.peer_id
+        otlp = Otlp(endpoint, self.rpc.telemetry.collect, node=me, interval_s=interval_s)
+        self.router.watchers.append(otlp)
+        await otlp.run()
 
     async def _sit(self) -> None:
         """Be one of the swarm, until cancelled."""
@@ -156,15 +159,15 @@ class Life:
             for event in (self.daemon.stopping, self.daemon.moving):
                 either.start_soon(_end_with, event, either.cancel_scope)
 
-    async def _drain(self, server: Server) -> None:
+    async def _drain(self, front: Front) -> None:
         """Take nothing new, and give what is under way its time. Peers are told, so that they ask others."""
         drain_s = self.daemon.loaded.config.node.drain_s
-        server.stop(drain_s)
+        front.stop(drain_s)
         with trio.move_on_after(drain_s):
             async with trio.open_nursery() as nursery:
                 if self.seat.swarm is not None:
                     nursery.start_soon(self.seat.swarm.drain, drain_s)
-                await self._served.wait()
+                await front.ended()
 
     # -- what it says at its beginning -------------------------------------------------------------------------
 

@@ -6,12 +6,14 @@ And where it comes together: `Telemetry` watches the router, answers `/metrics`,
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 import psutil
+import trio
 
 from ...cache.tiers import AnswerCache
 from ...protocols.http.exchange import Exchange
@@ -19,7 +21,7 @@ from ..routing.router import Router
 from ..version import version
 from .events import Activity
 from .events_feed import PACE_S, Feed, Section
-from .metrics import CONTENT_TYPE, Metric, Point, by, counter, exposition, gauge, one
+from .metrics import CONTENT_TYPE, MAX_SERIES, Metric, Point, by, counter, exposition, gauge, one
 from .metrics_gen_ai import GenAi
 from .models import Models
 from .node_api import Node, ProviderFacts
@@ -54,6 +56,11 @@ class Telemetry:
     def providers(self) -> dict[str, Any]:
         """The providers; `configured` is false for those that only could be."""
         failures, shared = self._router.health.failures, self._providers.shared
+        held: dict[str, list[dict[str, Any]]] = {}
+        for row in self._router.health.view(trio.current_time()):
+            if row["state"] != "closed":
+                waits = {"model": row["model"], "state": row["state"], "kind": row["kind"]}
+                held.setdefault(row["provider"], []).append(waits | {"until_s": math.ceil(row["until_s"])})
         rows: list[dict[str, Any]] = []
         for name, status in self._providers.statuses.items():
             rows.append(
@@ -65,6 +72,7 @@ class Telemetry:
                     "share": name in shared,
                     "models": [msgspec.to_builtins(model) for model in status.models],
                     "failures": failures.get(name, 0),
+                    "waits": held.get(name, [])[:8],
                 }
             )
         for name, reason in sorted(self._providers.refused.items()):
@@ -110,6 +118,10 @@ class Telemetry:
         yield counter("shoal.output.tokens", "Tokens generated.", one(self.activity.output_tokens))
         ready = {name: float(status.ready) for name, status in self._providers.statuses.items()}
         yield gauge("shoal.provider.ready", "Whether a provider could answer.", by("gen_ai.provider.name", ready))
+        held = [(row["provider"], row["model"] or "", row["state"]) for row in router.health.view(trio.current_time())]
+        labels = ("gen_ai.provider.name", "gen_ai.request.model", "shoal.state")
+        points = [Point(tuple(zip(labels, row, strict=True)), 1.0) for row in held[:MAX_SERIES]]
+        yield gauge("shoal.breaker.held", "Who is not asked for now: breakers that are not closed, pauses.", points)
         failed = router.health.failures
         yield counter("shoal.provider.failures", "Failures that count against it.", by("gen_ai.provider.name", failed))
 

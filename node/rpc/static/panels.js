@@ -80,10 +80,11 @@ function provider(row, had) {
   if (had?.dataset.text === text) return had;
   const names = (row.models ?? []).map((model) => model.name);
   const item = el("li", {},
-    el("span", { class: `dot ${row.ready ? (row.waits ? "warn" : "on") : row.configured ? "bad" : "off"}` }),
+    el("span", { class: `dot ${row.ready ? (row.waits?.length ? "warn" : "on") : row.configured ? "bad" : "off"}` }),
     el("span", { class: "name" }, row.name),
-    el("span", { class: "state" }, row.waits ? "resting" : row.ready ? (row.share ? "ready, shared" : "ready") : row.configured ? "not ready" : ""),
+    el("span", { class: "state" }, row.waits?.length ? "resting" : row.ready ? (row.share ? "ready, shared" : "ready") : row.configured ? "not ready" : ""),
     el("span", { class: "what" }, row.ready ? names.slice(0, 4).join(", ") + (names.length > 4 ? ` and ${names.length - 4} more` : "") : row.reason),
+    (row.waits ?? []).map((held) => el("span", { class: "what" }, `${held.model && held.model !== "*" ? `${held.model}: ` : ""}${outcome(held.kind)}, ${held.until_s ? `asked again in ${held.until_s} s` : "asked again now"}`)),
     row.failures ? el("span", { class: "what" }, `${count(row.failures)} ${row.failures === 1 ? "failure" : "failures"} since the start`) : null);
   item.dataset.text = text;
   return item;
