@@ -28,6 +28,9 @@ class Announcer:
         if not self._json:
             self._write(line)
 
+    def _fact(self, name: str, value: str) -> None:
+        self._for_people(_fact(name, value))
+
     def _say(self, event: str, line: str | None, **facts: Any) -> None:
         if self._json:
             self._write(msgspec.json.encode({"event": event, **facts}).decode())
@@ -36,38 +39,42 @@ class Announcer:
 
     def start(self, *, version: str, peer_id: str, data_dir: str, pid: int, new: bool) -> None:
         made = " (new)" if new else ""
-        line = f"Shoal {version}\n  peer id   {peer_id}{made}\n  data      {data_dir}"
+        line = f"Shoal {version}\n{_fact('peer id', peer_id + made)}\n{_fact('data', data_dir)}"
         self._say("start", line, version=version, peer_id=peer_id, data_dir=data_dir, pid=pid, new_identity=new)
 
     def rpc(self, url: str, seconds: float) -> None:
-        self._say("rpc", f"  RPC       {url}/v1", rpc=url, seconds=seconds)
+        self._say("rpc", f"{_fact('RPC', url + '/v1')}\n{_fact('dashboard', url + '/')}", rpc=url, seconds=seconds)
 
     def providers(self, providers: dict[str, dict[str, Any]]) -> None:
-        """Each provider, ready or why not; for people, those that share a reason share a line."""
-        reasons: dict[str, list[str]] = {}
+        """Each provider, ready or why not. People get a line for each in use, and one for those that could be."""
         for name, facts in providers.items():
             self._say("provider", None, name=name, **facts)
             if facts["ready"]:
                 models = f" ({', '.join(facts['models'])})" if facts["models"] else ""
                 shared = ", shared with peers" if facts["share"] else ""
-                self._for_people(f"  provider  {name}: ready{models}{shared}")
-            else:
-                reasons.setdefault(facts["reason"], []).append(name)
-        for reason, names in reasons.items():
-            self._for_people(f"  provider  {', '.join(sorted(names))}: not ready: {reason}")
+                self._fact("provider", f"{name}: ready{models}{shared}")
+            elif facts["configured"]:
+                self._fact("provider", f"{name}: not ready: {facts['reason']}")
+        if not any(facts["ready"] for facts in providers.values()):
+            self._fact("note", "nobody here can answer yet; `shoal models add smollm2` installs a small model")
+        unset = sum(not facts["configured"] for facts in providers.values())
+        if unset:
+            self._fact("", f"{unset} more can be set up; `shoal providers` says what each needs")
 
     def swarm(self, *, name: str, private: bool, addresses: list[str], opened: bool) -> None:
-        line = f"  swarm     {name}{' (private)' if private else ''}"
-        line += "".join(f"\n  listening {address}" for address in addresses) or "\n  listening nowhere"
+        lines = [_fact("swarm", f"{name}{' (private)' if private else ''}")]
+        # The peer id stands above; who wants to join needs the invite.
+        lines += [_fact("listening", address.partition("/p2p/1")[0]) for address in addresses or ["nowhere"]]
         if opened:
-            line += "\n  note      the swarm port is open on every interface, for peers beyond this machine"
+            lines.append(_fact("note", "the swarm port is open on every interface, for peers beyond this machine"))
+        line = "\n".join(lines)
         self._say("swarm", line, name=name, private=private, addresses=addresses, open=opened)
 
     def note(self, text: str) -> None:
-        self._say("note", f"  note      {text}", text=text)
+        self._say("note", _fact("note", text), text=text)
 
     def ready(self, facts: dict[str, Any]) -> None:
-        invite = f"  invite    {facts['invite']}\n" if facts.get("invite") else ""
+        invite = f"{_fact('invite', facts['invite'])}\n" if facts.get("invite") else ""
         self._say("ready", f"{invite}ready; Ctrl-C ends it", **facts)
 
     def stopping(self, why: str) -> None:
@@ -75,3 +82,7 @@ class Announcer:
 
     def stopped(self) -> None:
         self._say("stopped", "ended")
+
+
+def _fact(name: str, value: str) -> str:
+    return f"  {name:<9}  {value}"

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from ..cache.store import Store
 from ..cache.tiers import AnswerCache
 from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import GenerateRequest
-from . import addresses, paths, state
+from . import paths, state
 from .config_file import Loaded
 from .front import Front, open_front
 from .hardware import sample
@@ -188,9 +188,10 @@ class Life:
         for name, status in self.source.statuses.items():
             models = [model.name for model in status.models]
             share = name in shared
-            providers[name] = {"ready": status.ready, "reason": status.reason, "models": models, "share": share}
+            about = {"ready": status.ready, "reason": status.reason, "models": models, "share": share}
+            providers[name] = {"configured": True, **about}
         for name, reason in sorted(daemon.registry.refused.items()):
-            providers[name] = {"ready": False, "reason": reason, "models": [], "share": False}
+            providers[name] = {"configured": False, "ready": False, "reason": reason, "models": [], "share": False}
         daemon.announce.providers(providers)
         self._seconds["ready"] = _age_s()
         swarm = self.seat.swarm
