@@ -4,7 +4,8 @@
     Invite.parse("shoal1...")
 
 The line is "shoal1" and the base32 (RFC 4648, lower case, no padding) of a msgpack array and the first four bytes of
-its SHA-256: `[1, swarm, [[peer id, [address without /p2p]]], key or nil]`. An invite with a key is a secret.
+its SHA-256: `[1, swarm, [[peer id, [address without /p2p]]], key or nil]`, and in a swarm with an owner two elements
+more, the owner's peer id and a ticket (roster.py). An invite with a key or a ticket is a secret.
 A multiaddr that ends in /p2p/PEER_ID is an invite, too: of whatever swarm this node is in.
 """
 
@@ -40,14 +41,21 @@ class _Body(Struct, frozen=True, array_like=True):
     swarm: str | None
     peers: list[tuple[str, list[str]]]
     key: bytes | None
+    owner: str | None = None
+    ticket: tuple[bytes, bytes] | None = None
 
 
 class Invite(Struct, frozen=True, kw_only=True):
-    """swarm: None when the invite is a bare address. addrs: multiaddrs that end in /p2p/PEER_ID. key: 32 bytes."""
+    """swarm: None when the invite is a bare address. addrs: multiaddrs that end in /p2p/PEER_ID. key: 32 bytes.
+
+    owner, ticket: of a swarm with an owner (roster.py).
+    """
 
     swarm: str | None
     addrs: tuple[str, ...]
     key: bytes | None = None
+    owner: PeerId | None = None
+    ticket: tuple[bytes, bytes] | None = None
 
     def __post_init__(self) -> None:
         if not self.addrs or len(self.addrs) > MAX_ADDRESSES:
@@ -56,6 +64,8 @@ class Invite(Struct, frozen=True, kw_only=True):
             raise InviteError(f"a swarm's name has 1 to {MAX_SWARM_CHARS} characters")
         if self.key is not None and len(self.key) != KEY_BYTES:
             raise InviteError(f"a swarm's key has {KEY_BYTES} bytes")
+        if self.owner is not None and not addresses.is_peer_id(self.owner):
+            raise InviteError(f"the owner that the invite names is none; {_AGAIN}")
         for addr in self.addrs:
             if not addr.startswith("/"):
                 raise InviteError("an address in the invite is not a multiaddr")
@@ -77,7 +87,10 @@ class Invite(Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """The line to pass on."""
         peers = [(str(peer), [addr.rpartition("/p2p/")[0] for addr in addrs]) for peer, addrs in self.peers.items()]
-        body = msgspec.msgpack.encode(_Body(FORMAT, self.swarm, peers, self.key))
+        told: list[Any] = [FORMAT, self.swarm, peers, self.key]
+        if self.owner is not None:
+            told += [self.owner, self.ticket]
+        body = msgspec.msgpack.encode(told)
         return PREFIX + base64.b32encode(body + _check(body)).decode("ascii").rstrip("=").lower()
 
     def __repr__(self) -> str:
@@ -108,7 +121,8 @@ class Invite(Struct, frozen=True, kw_only=True):
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise InviteError(f"the invite is damaged; {_AGAIN}") from None
         addrs = tuple(f"{addr}/p2p/{peer}" for peer, listed in read.peers for addr in listed)
-        return cls(swarm=read.swarm, addrs=addrs, key=read.key)
+        owner = PeerId(read.owner) if read.owner is not None else None
+        return cls(swarm=read.swarm, addrs=addrs, key=read.key, owner=owner, ticket=read.ticket)
 
 
 def _check(body: bytes) -> bytes:

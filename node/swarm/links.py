@@ -63,6 +63,8 @@ class Host(Protocol):
     async def connect(self, peer_id: PeerId, addrs: Sequence[str], /) -> None: ...
     async def open_stream(self, peer_id: PeerId, protocol: str, /) -> Any: ...
     def handle(self, protocol: str, handler: Callable[[Any], Awaitable[None]], /) -> None: ...
+    def bar(self, peer_id: PeerId, /) -> None: ...
+    def unbar(self, peer_id: PeerId, /) -> None: ...
 
 
 class Owner(Protocol):
@@ -139,6 +141,18 @@ class Links:
         if peer.seeking is not None:
             peer.seeking.cancel()
             peer.seeking = None
+
+    def expel(self, peer: Peer, reason: str, *, bar: bool) -> None:
+        """End every session with a peer now, with the reason; bar: and let it connect no more."""
+        self.stop_seeking(peer)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._expel, peer.id, list(peer.sessions), reason, bar)
+
+    async def _expel(self, peer_id: PeerId, sessions: list[Session], reason: str, bar: bool) -> None:
+        with trio.move_on_after(FAREWELL_S):
+            await _goodbye(sessions, reason, 0.0)
+        if bar:
+            self._host.bar(peer_id)
 
     def dismiss(self, peer: Peer, reason: str = ENOUGH) -> None:
         """Send a connected peer away in good order."""

@@ -43,6 +43,8 @@ class Swarm(Protocol):
     def peer(self, peer_id: PeerId) -> Peer: ...
     def seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer: ...
     def notify(self) -> None: ...
+    def is_barred(self, peer_id: PeerId) -> bool: ...  # must not be connected to
+    def may_serve(self, peer_id: PeerId) -> bool: ...
 
 
 class Neighbourhood:
@@ -82,7 +84,8 @@ class Neighbourhood:
     def beyond(self, model: str | None, exclude: Collection[PeerId]) -> list[PeerId]:
         """A few that are not connected and said to offer the model."""
         heard = (held.advert for held in self.book().all() if not held.direct and held.advert.offers(model))
-        strangers = [ad.peer for ad in heard if ad.peer not in exclude and self._is_stranger(ad.peer)]
+        wanted = (ad.peer for ad in heard if ad.peer not in exclude and self._swarm.may_serve(ad.peer))
+        strangers = [peer for peer in wanted if self._is_stranger(peer)]
         return _random.sample(strangers, min(2, len(strangers)))
 
     async def connect(self, peer_id: PeerId) -> Session | None:
@@ -99,7 +102,7 @@ class Neighbourhood:
     def _is_stranger(self, peer_id: PeerId) -> bool:
         """Whether a peer that was heard of may be dialled: it is not connected, sought, or known to be away."""
         peer = self._links.peers.get(peer_id)
-        if peer_id == self._me:
+        if peer_id == self._me or self._swarm.is_barred(peer_id):
             return False
         return peer is None or not (peer.sessions or peer.seeking or peer.problem or peer.left_alone)
 

@@ -22,10 +22,21 @@ import trio
 
 from ...protocols.p2p.errors import ListenFailed
 from ...protocols.peer_id import Identity, PeerId
-from ...protocols.session import CallError, Hello, IncomingCall, Service, Session, SessionLimits
+from ...protocols.session import (
+    CallError,
+    Hello,
+    IncomingCall,
+    Service,
+    Session,
+    SessionLimits,
+    SessionLost,
+)
+from ...providers.base import ErrorKind
 from .. import addresses
 from ..version import version
+from . import admission as admissions
 from . import load
+from .admission import Admission
 from .advert import TTL_S, AdvertBook, AdvertContent, AdvertRefused, AdvertWriter
 from .gossip import ADVERTS, NEWS
 from .invite import Invite, InviteError
@@ -36,12 +47,15 @@ from .peer import Peer, PeerView
 from .peer_provider import PeerProvider
 from .peerbook import PeerBook
 from .recruit import WANTED
+from .roster import RosterRefused
 from .serving import GENERATE, AnswerForPeer, serve_generate
 
 log = logging.getLogger("shoal.swarm")
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4642", "/ip4/0.0.0.0/tcp/0")  # the second when the first is taken
 JOIN_S = 15.0
+MAX_INVITE_ADDRESSES = 4  # so that it fits on a screen as a QR code
+ROSTER_S = 5.0
 ADVERT_GAP_S = 0.5
 
 
@@ -66,8 +80,8 @@ class Swarm:
     """name: the swarm's. It may change by `join`.
 
     describe: what this node offers now. serve: answers a peer's request. find_blocks: answers a peer's look-up.
-    book: the peers of earlier runs; None: no memory. on_change: called when a peer has come, gone or said something
-    new.
+    book: the peers of earlier runs; None: no memory. admission: who is let in; None: everybody. on_change: called when
+    a peer has come, gone or said something new.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class Swarm:
         find_blocks: FindBlocks,
         book: PeerBook | None = None,
         limits: SessionLimits | None = None,
+        admission: Admission | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self.name = config.name
@@ -96,6 +111,7 @@ class Swarm:
         self._nursery: trio.Nursery | None = None
         self._links = Links(host, self.me, self, limits or SessionLimits())
         self._opened = bool(config.listen)
+        self.admission = admission or Admission(config.name, self.me)
         self._around = Neighbourhood(self.me, self._links, self)
         self._gossip = self._around.gossip
 
@@ -114,6 +130,9 @@ class Swarm:
         ):
             self._nursery = nursery
             self._links.start(nursery)
+            self.admission.on_change = self._roster_changed
+            for entry in self.admission.roster.revoked if self.admission.roster is not None else ():
+                self._host.bar(entry.peer)
             for text in self._config.peers:
                 await self._seek_configured(text)
             if self._book is not None:
@@ -163,13 +182,15 @@ class Swarm:
             raise JoinFailed("this invite is this node's own; use it on another machine")
         if invite.swarm is not None and invite.swarm != self.name:
             await self._move(invite.swarm)
+        if invite.ticket is not None and invite.owner == self.admission.owner:
+            self.admission.ticket = list(invite.ticket)
         sought = await self._seek_all(invite)
         arrived: list[PeerId] = []
         with trio.move_on_after(JOIN_S):
             async with trio.open_nursery() as nursery:
 
                 async def wait_for(peer: Peer) -> None:
-                    while not peer.usable:
+                    while not await self._is_in(peer):
                         await peer.changed.wait()
                     arrived.append(peer.id)
                     nursery.cancel_scope.cancel()
@@ -181,6 +202,19 @@ class Swarm:
             raise JoinFailed(f"no node of the invite could be reached ({problems}); is it running, and the port open?")
         return arrived[0]
 
+    async def _is_in(self, peer: Peer) -> bool:
+        """Whether there is a session with the peer that both sides have accepted: a refusal may still be on its way."""
+        session = peer.session
+        if session is None or not session.usable:
+            return False
+        try:
+            peer.rtt_s = await session.ping(ROSTER_S)
+            while peer.id in self.admission.pending and session.usable:
+                await session.ping(ROSTER_S)
+        except (SessionLost, trio.TooSlowError):
+            return False
+        return session.usable and self.admission.admits(peer.id)
+
     def invite(self) -> str:
         """The line that another machine needs to join. InviteError when this node listens nowhere.
 
@@ -191,12 +225,20 @@ class Swarm:
         if not told:
             raise InviteError("this node does not listen for peers; set swarm.listen in the configuration")
         key = bytes.fromhex(self._config.key) if self._config.key else None
-        return Invite(swarm=self.name, addrs=tuple(told[:8]), key=key).text
+        ticket = self.admission.ticket_to_pass_on()
+        return Invite(
+            swarm=self.name,
+            addrs=tuple(told[:MAX_INVITE_ADDRESSES]),
+            key=key,
+            owner=self.admission.owner,
+            ticket=(ticket[0], ticket[1]) if ticket is not None else None,
+        ).text
 
     async def _move(self, name: str) -> None:
         log.info("leaving one swarm for another", extra={"left": self.name, "swarm": name})
         self.name = name
         self._writer, self._adverts = AdvertWriter(self._identity, name), AdvertBook(name)
+        self.admission = Admission(name, self.me)
         await self._links.leave_all("moved to another swarm")
 
     async def _seek_all(self, invite: Invite) -> list[Peer]:
@@ -243,7 +285,10 @@ class Swarm:
     def is_member(self, peer: PeerId) -> bool:
         """Whether the peer has shown, in this run, that it is one of the swarm (and has a private swarm's key)."""
         known = self._links.peers.get(peer)
-        return known is not None and known.met
+        return known is not None and known.met and self.admission.admits(peer)
+
+    def is_connected(self, peer: PeerId) -> bool:
+        return self._around.is_connected(peer)
 
     def candidates_for(self, model: str | None, exclude: Collection[PeerId] = ()) -> list[PeerProvider]:
         """The connected peers that offer the model (None: anything), the one with the least to do first.
@@ -252,7 +297,7 @@ class Swarm:
         """
         found: list[tuple[load.Standing, PeerProvider]] = []
         for peer in self._links.peers.values():
-            if peer.usable and peer.id not in exclude:
+            if peer.usable and peer.id not in exclude and self.may_serve(peer.id):
                 advert = self._adverts.get(peer.id)
                 if advert is not None and advert.offers(model):
                     found.append((peer.standing(), peer.provider))
@@ -283,7 +328,7 @@ class Swarm:
     # -- what the links need ---------------------------------------------------------------------------------------
 
     def hello(self) -> Hello:
-        return Hello(swarm=self.name, peer=self.me, agent=f"shoal/{version()}")
+        return Hello(swarm=self.name, peer=self.me, agent=f"shoal/{version()}", papers=self.admission.papers())
 
     def peer(self, peer_id: PeerId) -> Peer:
         """What is known of a peer; from now on it is a known one."""
@@ -303,11 +348,35 @@ class Swarm:
         return _Service(self, peer_id)
 
     def greet(self, peer: Peer, session: Session) -> None:
+        if peer.id in self.admission.pending:
+            if self._nursery is not None:
+                self._nursery.start_soon(self._settle, peer, session)
+            return
         self._tell(peer, session)
         self._gossip.greet(session)
+        self.admission.welcome(peer.id)
+        hello = session.remote_hello
+        if hello is not None and self.admission.number_in(hello.papers) > self.admission.number:
+            self._fetch_roster(session)
+
+    async def _settle(self, peer: Peer, session: Session) -> None:
+        """Read the newer roster of a peer that this node knows no right of, and let it in or put it out."""
+        await self._pull_roster(session)
+        self.admission.pending.discard(peer.id)
+        if self.admission.admits(peer.id):
+            self.greet(peer, session)
+            self.notify()
+        else:
+            self._links.expel(peer, admissions.STRANGER, bar=False)
 
     def book(self) -> AdvertBook:
         return self._adverts
+
+    def is_barred(self, peer_id: PeerId) -> bool:
+        return self.admission.is_revoked(peer_id)
+
+    def may_serve(self, peer_id: PeerId) -> bool:
+        return self.admission.may(peer_id, "serve")
 
     def describe(self) -> AdvertContent:
         return self._describe()
@@ -374,16 +443,61 @@ class Swarm:
     def _take_note(self, session: Session, name: str, data: Any) -> None:
         if name == NEWS:
             self._gossip.on_news(session, data)
+        elif name == admissions.NOTE:
+            if isinstance(data, int) and data > self.admission.number:
+                self._fetch_roster(session)
         elif name == load.NOTE:
             self._around.take_digest(self.peer(session.remote_peer), data)
+
+    # -- who belongs ---------------------------------------------------------------------------------------------
+
+    def take_roster(self, wire: Any) -> bool:
+        """A roster that somebody brings; whether it is new. RosterRefused when it is not the owner's."""
+        return self.admission.take(wire)
+
+    def _fetch_roster(self, session: Session) -> None:
+        if self._nursery is not None and not self.admission.open:
+            self._nursery.start_soon(self._pull_roster, session)
+
+    async def _pull_roster(self, session: Session) -> None:
+        try:
+            with trio.fail_after(ROSTER_S):
+                self.admission.take(await session.request(admissions.CALL))
+        except (CallError, SessionLost, trio.TooSlowError):
+            return
+        except RosterRefused as refused:
+            log.warning("a roster is refused: %s", refused, extra={"peer": session.remote_peer})
+
+    def _roster_changed(self) -> None:
+        """Put out who does not belong any more, and tell the others at once."""
+        roster = self.admission.roster
+        for member in roster.members if roster is not None else ():
+            self._host.unbar(member.peer)
+        for peer in self._links.peers.values():
+            if self.admission.admits(peer.id) or peer.id in self.admission.pending:
+                continue
+            if peer.sessions or (peer.seeking and self.admission.is_revoked(peer.id)):
+                log.info("a peer does not belong any more", extra={"peer": peer.id})
+                self._adverts.forget(peer.id)
+                self._links.expel(peer, admissions.REVOKED, bar=self.admission.is_revoked(peer.id))
+        for session in self._links.sessions():
+            if self.admission.admits(session.remote_peer):
+                session.send_note(admissions.NOTE, self.admission.number)
+        self.notify()
 
     # -- what peers ask ------------------------------------------------------------------------------------------
 
     async def _answer_call(self, call: IncomingCall, method: str, params: Any, peer: PeerId) -> Any:
+        if not self.admission.admits(peer):
+            raise CallError(ErrorKind.AUTH, admissions.STRANGER)
+        if method == admissions.CALL:
+            return self.admission.wire
         if method == ADVERTS:
             return self._gossip.answer(params)
         if method != GENERATE:
             raise CallError("unknown_method", "this node knows no such method; it may be older than yours")
+        if not self.admission.may(peer, "ask"):
+            raise CallError(ErrorKind.AUTH, "the swarm's owner has not given this node the right to ask")
         self.peer(peer).used_at = trio.current_time()
         return await serve_generate(call, params, me=self.me, peer=peer, answer_for_peer=self._serve)
 
@@ -409,7 +523,7 @@ class _Service:
         return await self._swarm._answer_call(call, method, params, self._peer)
 
     def on_hello(self, session: Session, hello: Hello) -> None:
-        pass
+        self._swarm.admission.check(self._peer, hello.papers)
 
     def on_advert(self, session: Session, body: Any) -> None:
         self._swarm._take_advert(session, body)
@@ -418,6 +532,8 @@ class _Service:
         self._swarm._take_note(session, name, data)
 
     async def on_lookup(self, session: Session, body: Any) -> Any:
+        if not self._swarm.admission.may(self._peer, "cache"):
+            raise CallError("not_allowed", "the swarm's owner has not given this node the right to read answers")
         return await answer_lookup(body, self._swarm._find_blocks)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import trio
 
@@ -58,9 +58,17 @@ class _Search:
 
 
 class Bitswap:
-    """Serves `blocks` to whoever asks, and fetches blocks from peers."""
+    """Serves `blocks` to whoever asks and may read them, and fetches blocks from peers."""
 
-    def __init__(self, host: Host, blocks: BlockSource, *, limits: BitswapLimits | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        blocks: BlockSource,
+        *,
+        limits: BitswapLimits | None = None,
+        may_read: Callable[[PeerId], bool] = lambda peer: True,
+    ) -> None:
+        self._may_read = may_read
         self.counters = Counters()
         self._host = host
         self._blocks = blocks
@@ -149,7 +157,7 @@ class Bitswap:
 
     async def _serve(self, stream: P2pStream) -> None:
         peer = self._peer(stream.remote)
-        if self._nursery is None or peer.streams >= self._limits.streams:
+        if self._nursery is None or peer.streams >= self._limits.streams or not self._may_read(stream.remote):
             await stream.reset()
             return
         peer.streams += 1

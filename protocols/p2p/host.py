@@ -64,6 +64,7 @@ class Host:
         self._on_connect: list[PeerCallback] = []
         self._on_disconnect: list[PeerCallback] = []
         self._dialling: dict[PeerId, trio.Lock] = {}
+        self._barred: set[PeerId] = set()
         self._known: set[PeerId] = set()  # of whom on_connect was told and on_disconnect not yet
         self._libp2p: Any = None
         self._network: Network | None = None
@@ -224,6 +225,15 @@ class Host:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
             await _close_all(self._running().get_connections(_id(peer_id)))
 
+    def bar(self, peer_id: PeerId) -> None:
+        """Closes every connection with the peer, and each that it makes from now on."""
+        self._barred.add(peer_id)
+        if self._nursery is not None and self.is_connected(peer_id):
+            self._nursery.start_soon(self.disconnect, peer_id)
+
+    def unbar(self, peer_id: PeerId) -> None:
+        self._barred.discard(peer_id)
+
     def _live(self, peer: Any) -> list[Any]:
         return [conn for conn in self._running().get_connections(peer) if _is_live(conn)]
 
@@ -232,6 +242,9 @@ class Host:
         peer_id = PeerId(str(connection.muxed_conn.peer_id))
         if self._nursery is not None:
             self._nursery.start_soon(self._watch, connection, peer_id)
+            if peer_id in self._barred:
+                self._nursery.start_soon(self.disconnect, peer_id)
+                return
             if peer_id not in self._known:
                 self._known.add(peer_id)
                 self._call(self._on_connect, peer_id)
@@ -264,6 +277,9 @@ class Host:
         async def serve(net_stream: Any) -> None:
             stream = P2pStream(net_stream, protocol, PeerId(str(net_stream.muxed_conn.peer_id)))
             try:
+                if stream.remote in self._barred:
+                    await stream.reset()
+                    return
                 await handler(stream)
             except StreamLost as error:
                 log.debug("%s with %s: %s", protocol, stream.remote, error)

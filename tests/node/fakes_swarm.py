@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from msgspec import Struct
 from msgspec.structs import replace
+from shoal.node.swarm.admission import Admission
 from shoal.node.swarm.advert import AdvertContent, OfferedModel, SharedProvider
 from shoal.node.swarm.peerbook import PeerBook
 from shoal.node.swarm.swarm import Swarm
@@ -209,6 +210,7 @@ class FakeNode:
         self.config = FakeConfig(**config)
         self.book: PeerBook | None = None
         self.limits: SessionLimits | None = None
+        self.admission: Admission | None = None
         self._swarm: Swarm | None = None
 
     @property
@@ -243,14 +245,16 @@ class FakeNode:
             find_blocks=self.find_blocks,
             book=self.book,
             limits=self.limits,
+            admission=self.admission,
             on_change=self._changed,
         )
         async with self.host.running(), self._swarm.running():
             yield self
 
     def sees(self, other: FakeNode) -> bool:
-        """Whether this node could forward to the other."""
-        return any(provider.peer == other.id for provider in self.swarm.candidates_for(None))
+        """Whether this node is connected with the other and could forward to it."""
+        near = self.swarm.is_connected(other.id)
+        return near and any(provider.peer == other.id for provider in self.swarm.candidates_for(None))
 
 
 def offering(*models: str, shared: bool = True, **more: Any) -> AdvertContent:
