@@ -123,7 +123,8 @@ async def test_a_lone_node_says_what_it_is_and_stays_on_loopback(tmp_path: Path)
         assert [e["event"] for e in one.heard.events] == ["rpc", "swarm", "provider", "ready"]
         assert ready["peer_id"] == one.daemon.identity.peer_id
         assert ready["swarm"] == "shoal"
-        assert ready["providers"]["scripted"] == {"ready": True, "reason": "", "models": ["m1"], "share": False}
+        about = {"configured": True, "ready": True, "reason": "", "models": ["m1"], "share": False}
+        assert ready["providers"]["scripted"] == about
         assert all(address.startswith("/ip4/127.0.0.1/") for address in ready["addresses"])
         assert Invite.parse(ready["invite"]).swarm == "shoal"
         assert 0 < ready["seconds"]["rpc"] <= ready["seconds"]["ready"]
@@ -325,21 +326,22 @@ def test_lines_for_people_hold_the_facts() -> None:
     said = Announcer(as_json=False, stream=out)
     said.start(version="1", peer_id="12D3", data_dir="/d", pid=1, new=True)
     said.rpc("http://127.0.0.1:1", 0.5)
-    not_ready = {"ready": False, "models": [], "share": False}
-    ready = {"ready": True, "reason": "", "models": ["smollm2"], "share": True}
-    later = not_ready | {"reason": "comes later"}
+    not_ready = {"configured": True, "ready": False, "models": [], "share": False}
+    ready = {"configured": True, "ready": True, "reason": "", "models": ["smollm2"], "share": True}
+    later = not_ready | {"configured": False, "reason": "not installed"}
     said.providers({"local_hf": ready, "openrouter": not_ready | {"reason": "no key"}, "b": later, "a": later})
     said.swarm(name="home", private=True, addresses=["/ip4/0.0.0.0/tcp/1"], opened=True)
     said.ready({"invite": "shoal1x"})
     text = out.getvalue()
-    assert "peer id   12D3 (new)" in text
-    assert "RPC       http://127.0.0.1:1/v1" in text
+    assert "peer id    12D3 (new)" in text
+    assert "RPC        http://127.0.0.1:1/v1\n  dashboard  http://127.0.0.1:1/\n" in text
     assert "local_hf: ready (smollm2), shared with peers\n" in text
-    assert "a, b: not ready: comes later\n" in text
+    assert "2 more can be set up" in text
+    assert "not installed" not in text
     assert "openrouter: not ready: no key" in text
-    assert "swarm     home (private)" in text
+    assert "swarm      home (private)" in text
     assert "open on every interface" in text
-    assert text.endswith("invite    shoal1x\nready; Ctrl-C ends it\n")
+    assert text.endswith("invite     shoal1x\nready; Ctrl-C ends it\n")
 
 
 def test_that_nobody_reads_the_lines_does_not_end_the_node() -> None:
