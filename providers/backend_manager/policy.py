@@ -90,6 +90,8 @@ STRIKES = 3
 """Failures in a row, without a success between them, that take a backend down."""
 DOWN_MIN_S, DOWN_MAX_S = 2.0, 60.0
 """Seconds that a backend is left alone: at first, and at most (doubled each time its trial fails)."""
+REST_MAX_S = 3600.0
+"""Seconds that a backend is left alone at most because it asked for it."""
 _AT_ONCE = frozenset({ErrorKind.AUTH, ErrorKind.QUOTA})
 _CHECK = "check"
 _REQUEST = "request"
@@ -135,8 +137,8 @@ class Breaker:
 
     def answered(self, *, trial: bool) -> None:
         self.left(trial=trial)
-        self._strikes = 0
-        if trial or self._cause == _REQUEST:
+        self._strikes = self._soft = 0
+        if trial:
             self._until, self._falls, self.reason = None, 0, ""
 
     def failed(self, error: ProviderError, now: float, *, trial: bool) -> None:
@@ -144,7 +146,7 @@ class Breaker:
         if not POLICY[error.kind].breaker:
             return
         if error.kind is ErrorKind.RATE_LIMITED:
-            self._fall(now, max(DOWN_MIN_S, error.retry_after or 0.0), error.message)
+            self._fall(now, min(REST_MAX_S, max(DOWN_MIN_S, error.retry_after or 0.0)), error.message)
             return
         self._strikes += 1
         if trial or error.kind in _AT_ONCE or self._strikes >= STRIKES:

@@ -94,14 +94,6 @@ class FakeUpstream:
     def chats(self) -> list[Recorded]:
         return [r for r in self.requests if r.path.endswith("/chat/completions")]
 
-    async def stop(self) -> None:
-        """Refuses connections and cuts those that are open, until `start`."""
-        await self._stack.aclose()
-
-    async def start(self) -> None:
-        """Listens again, on the same port."""
-        await self._stack.enter_async_context(self._serving())
-
     def release(self) -> None:
         """Answers that are held go on, those of later requests too."""
         self._released.set()
