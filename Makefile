@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo run test lint bench interop browser model clean
+.PHONY: help setup demo run test lint bench interop browser model clean chaos
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -40,6 +40,9 @@ interop: $(READY) ## against other implementations: a real Kubo fetches an answe
 browser: $(READY) ## the dashboard in a headless Chromium (installs Debian's)
 	@./tests/browser/install.sh
 	@$(PYTHON) -m pytest -q -m browser tests/browser $(ARGS)
+
+chaos: $(READY)  ## ten real nodes under load for ten minutes, killed and started again; ARGS="--nodes 4 --seconds 60"
+	@$(PYTHON) -m tests.chaos $(ARGS)
 
 bench: $(READY) model ## the figures, in tables
 	@$(PYTHON) -m benchmarks

@@ -62,6 +62,9 @@ class ProviderFacts(Protocol):
     def shared(self) -> frozenset[str]: ...
     @property
     def refused(self) -> Mapping[str, str]: ...
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """What else the provider says of itself now: load, latency, credit."""
+        ...
 
 
 class NodeApi:
@@ -81,6 +84,7 @@ class NodeApi:
                 "answers": dict(router.counts),
                 "failures": dict(router.health.failures),
             },
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "breakers": router.health.view(trio.current_time()),
         }
         await _respond(exchange, found)
@@ -94,6 +98,7 @@ class NodeApi:
             row = {"name": name, "share": name in self._providers.shared, **msgspec.to_builtins(status)}
             row.setdefault("models", [])
             row.setdefault("reason", "")
+            row["facts"] = self._providers.facts(name)
             rows.append(row)
         for name, reason in self._providers.refused.items():
             rows.append({"name": name, "share": False, "ready": False, "reason": reason, "models": []})
