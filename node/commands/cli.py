@@ -28,6 +28,7 @@ SUBCOMMANDS: dict[str, str] = {
     "cache": "Look into the cache of answers.",
     "verify": "Check an answer's record: address, signature, request.",
     "receipt": "Write an answer's record to a file that others can check offline.",
+    "token": "Make, list and revoke access tokens.",
     "config": "Check or show the configuration.",
     "version": "Show the version.",
 }

@@ -7,6 +7,7 @@ server = await nursery.start(partial(serve, rpc, ("127.0.0.1", 8642), on_error=r
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
 
 import trio
 
@@ -17,7 +18,7 @@ from ...providers.base import GenerateRequest, Message, Status
 from ..routing.ask import Ask
 from ..routing.candidates import NodeCandidates, Providers
 from ..routing.router import Router
-from .access import Access
+from .access import Access, TokenDesk
 from .cache_api import CacheApi
 from .completions import Completions
 from .dashboard import Dashboard
@@ -57,12 +58,17 @@ class _Providers:
     def refused(self) -> Mapping[str, str]:
         return self._registry.refused
 
+    def facts(self, name: str) -> Mapping[str, Any]:
+        provider = self._registry.providers.get(name)
+        return {} if provider is None else provider.facts()
+
 
 class Rpc:
     """The handler for `protocols.http.serve`, and its `on_error`.
 
     hosts: names or addresses beside loopback that clients may put into Host, as configured by the owner.
-    keep_alive_s: seconds of silence after which a stream gets a comment.
+    origins: web origins that may ask. tokens: who may ask `outside`. keep_alive_s: seconds of silence after which a
+    stream gets a comment.
     """
 
     def __init__(
@@ -74,9 +80,11 @@ class Rpc:
         registry: Providers,
         cache: AnswerCache | None = None,
         hosts: Iterable[str] = (),
+        origins: Iterable[str] = (),
+        tokens: TokenDesk | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
-        self._access = Access(hosts)
+        self._access = Access(hosts, origins=origins, desk=tokens)
         self._source = source
         relay = Relay(router, keep_alive_s=keep_alive_s)
         chat, messages, responses = ChatCompletions(relay), Messages(relay), Responses(relay)
@@ -119,17 +127,30 @@ class Rpc:
         )
 
     async def __call__(self, exchange: Exchange) -> None:
+        """A request that came by loopback."""
+        await self._serve(exchange, outside=False)
+
+    async def outside(self, exchange: Exchange) -> None:
+        """A request that may have come from another machine: it needs a token."""
+        await self._serve(exchange, outside=True)
+
+    async def _serve(self, exchange: Exchange, *, outside: bool) -> None:
         if exchange.path.startswith("/v1/messages"):
             try:
-                await self._serve(exchange)
+                await self._answer(exchange, outside=outside)
             except Exception as error:
                 raise ShapedError(*render_anthropic(error)) from None
         else:
-            await self._serve(exchange)
+            await self._answer(exchange, outside=outside)
 
-    async def _serve(self, exchange: Exchange) -> None:
-        headers = dict(exchange.headers)
-        self._access.check(headers)
+    async def _answer(self, exchange: Exchange, *, outside: bool) -> None:
+        headers, access = dict(exchange.headers), self._access
+        if "origin" in headers and (cors := access.cors(headers)):
+            exchange.always = cors
+            if (allowed := access.preflight(exchange.method, headers)) is not None:
+                await exchange.respond(204, b"", allowed)
+                return
+        exchange.note = access.admit(exchange.method, exchange.path, headers, outside=outside)
         methods = self._exact.get(exchange.path)
         if methods is not None:
             handler = methods.get(exchange.method)

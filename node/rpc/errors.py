@@ -60,7 +60,7 @@ CODES: dict[str, Face] = {
 }
 """Where a failure has a finer name than its kind, this table goes before the other."""
 
-HTTP: dict[int, str] = {403: "permission_error", 429: "rate_limit_error"}
+HTTP: dict[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """Types of errors that have only a status; others below 500 are `invalid_request_error`."""
 
 

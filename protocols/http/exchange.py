@@ -26,8 +26,8 @@ Send = Callable[[bytes], Awaitable[None]]
 class Exchange:
     """`path` and `query` are percent-encoded as sent; `body` is whole; `client` is the other side's host and port."""
 
-    __slots__ = ("_bodyless", "_keep", "_request", "_send", "answered", "body", "client", "headers", "headers_sent",
-                 "method", "note", "path", "query")  # fmt: skip
+    __slots__ = ("_bodyless", "_keep", "_request", "_send", "always", "answered", "body", "client", "headers",
+                 "headers_sent", "method", "note", "path", "query")  # fmt: skip
 
     def __init__(self, request: Request, client: tuple[str, int], send: Send, keep_alive: bool) -> None:
         self.method, self.path, self.query = request.method, request.path, request.query
@@ -40,6 +40,8 @@ class Exchange:
         """Whether the answer is whole."""
         self.note: Any = None
         """The handler's own; nothing here looks at it."""
+        self.always: Headers = []
+        """Headers of whatever answer this exchange gets, an error's too."""
         self._request = request
         self._send = send
         self._keep = keep_alive
@@ -95,6 +97,8 @@ class Exchange:
             framing += "connection: close\r\n"
         elif self._request.http_1_0:
             framing += "connection: keep-alive\r\n"
+        if self.always:
+            headers = [*headers, *self.always]
         return write_head(status_line(status), headers, f"{framing}{date_line()}\r\n")
 
 

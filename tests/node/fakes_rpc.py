@@ -14,6 +14,7 @@ from shoal.cache.memory import Memory
 from shoal.cache.tiers import AnswerCache
 from shoal.node.routing.candidates import NodeCandidates
 from shoal.node.routing.router import Router
+from shoal.node.rpc.access import TokenDesk
 from shoal.node.rpc.app import Rpc
 from shoal.protocols.http.limits import Limits
 from shoal.protocols.http.server import Server, serve
@@ -84,8 +85,11 @@ class Reply(Struct):
 class Door:
     """The running RPC, and a client that is no more than bytes."""
 
-    def __init__(self, server: Server, router: Router, cache: AnswerCache, node: FakeNode, shelf: Shelf) -> None:
+    def __init__(
+        self, server: Server, router: Router, cache: AnswerCache, node: FakeNode, shelf: Shelf, rpc: Rpc
+    ) -> None:
         self.server, self.router, self.cache, self.node, self.shelf = server, router, cache, node, shelf
+        self.rpc = rpc
 
     @property
     def port(self) -> int:
@@ -136,9 +140,15 @@ def reply(data: bytes) -> Reply:
 
 @contextlib.asynccontextmanager
 async def door(
-    *providers: Provider, limits: Limits | None = None, hosts: tuple[str, ...] = (), **options: Any
+    *providers: Provider,
+    limits: Limits | None = None,
+    hosts: tuple[str, ...] = (),
+    origins: tuple[str, ...] = (),
+    tokens: TokenDesk | None = None,
+    outside: bool = False,
+    **options: Any,
 ) -> AsyncGenerator[Door]:
-    """A node's RPC that listens on a free port."""
+    """A node's RPC that listens on a free port. outside: as if the requests came from another machine."""
     shelf = Shelf(*providers)
     source, node = NodeCandidates(shelf, options.pop("swarm", None)), FakeNode()
     keep_alive_s = options.pop("keep_alive_s", 15.0)
@@ -148,10 +158,21 @@ async def door(
         trio.open_nursery() as nursery,
     ):
         router = Router(source, cache, signer=ME, **options)
-        rpc = Rpc(router, node=node, source=source, registry=shelf, cache=cache, hosts=hosts, keep_alive_s=keep_alive_s)
+        rpc = Rpc(
+            router,
+            node=node,
+            source=source,
+            registry=shelf,
+            cache=cache,
+            hosts=hosts,
+            origins=origins,
+            tokens=tokens,
+            keep_alive_s=keep_alive_s,
+        )
+        handler = rpc.outside if outside else rpc
         async with router.running():
             server: Server = await nursery.start(
-                functools.partial(serve, rpc, ("127.0.0.1", 0), limits=limits, on_error=rpc.on_error)
+                functools.partial(serve, handler, ("127.0.0.1", 0), limits=limits, on_error=rpc.on_error)
             )
-            yield Door(server, router, cache, node, shelf)
+            yield Door(server, router, cache, node, shelf, rpc)
             nursery.cancel_scope.cancel()

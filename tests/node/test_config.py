@@ -77,7 +77,11 @@ FAULTS = {
     ),
     "a name as an address": ('[rpc]\nlisten = "example.org:80"', "rpc.listen: 'example.org' is not an IP address"),
     "a port too high": ('[rpc]\nlisten = "127.0.0.1:70000"', "rpc.listen: port 70000 does not exist"),
-    "an open RPC": ('[rpc]\nlisten = "0.0.0.0:8642"', "rpc.listen: 0.0.0.0 can be reached from other machines"),
+    "a path as a web origin": (
+        '[rpc]\ncors_origins = ["https://chat.example/app"]',
+        "rpc.cors_origins[0]: 'https://chat.example/app' is not a web origin",
+    ),
+    "a key without its certificate": ('[rpc]\ntls_key = "key.pem"', "rpc.tls_key: is set without rpc.tls_cert"),
     "a socket as a multiaddr": (
         '[swarm]\nlisten = ["0.0.0.0:4642"]',
         "swarm.listen[0]: '0.0.0.0:4642' is not a multiaddr; write one like \"/ip4",

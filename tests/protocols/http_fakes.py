@@ -129,13 +129,13 @@ async def running_client(**options: Any) -> AsyncGenerator[Client]:
         yield client
 
 
-def tls_contexts(folder: Path, host: str = "localhost") -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context with a certificate for `host` and 127.0.0.1, and a client's that trusts only it."""
+def certificate(folder: Path, host: str = "localhost", *, password: bytes | None = None) -> tuple[Path, Path]:
+    """A self-signed certificate for `host` and 127.0.0.1, and its private key, as PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = datetime.datetime.now(datetime.UTC)
     names = x509.SubjectAlternativeName([x509.DNSName(host), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -147,14 +147,18 @@ def tls_contexts(folder: Path, host: str = "localhost") -> tuple[ssl.SSLContext,
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    path = folder / "server.pem"
-    path.write_bytes(
-        pem
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
+    cert_file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock))
+    return cert_file, key_file
+
+
+def tls_contexts(folder: Path, host: str = "localhost") -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context with a certificate for `host` and 127.0.0.1, and a client's that trusts only it."""
+    cert_file, key_file = certificate(folder, host)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path)
+    server.load_cert_chain(cert_file, key_file)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.load_verify_locations(cadata=pem.decode())
+    client.load_verify_locations(cert_file)
     return server, client

@@ -1,0 +1,193 @@
+"""Who may ask the node from where: tokens beyond loopback, and web pages only where their origin was named.
+
+That pages of other sites are refused (Host, Origin, Sec-Fetch-Site) is in test_rpc_errors.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import trio
+from shoal.node.tokens import TokenBook, Tokens
+from shoal.providers.base import Usage
+
+from .fakes_router import Scripted, says
+from .fakes_rpc import door
+
+CHAT = "/v1/chat/completions"
+BODY: dict[str, Any] = {"model": "m1", "messages": [{"role": "user", "content": "Hot?"}]}
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> TokenBook:
+    return TokenBook(tmp_path)
+
+
+def cold() -> Scripted:
+    return Scripted("first", says("Cold.", usage=Usage(7, 2)))
+
+
+async def test_from_outside_only_a_token_opens_the_door(book: TokenBook) -> None:
+    _, secret = book.new("ci")
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        for path in ("/v1/models", "/shoal/v1/status", "/metrics", "/", "/nowhere"):
+            reply = await rpc.ask("GET", path)
+            assert (reply.status, reply.error["code"]) == (401, "invalid_api_key"), path
+            assert reply.headers["www-authenticate"] == "Bearer"
+        for headers in ({"authorization": "Basic x"}, bearer("none"), bearer(secret + "x"), bearer("shoal_")):
+            assert (await rpc.ask("POST", CHAT, BODY, headers)).status == 401
+        assert (await rpc.ask("POST", CHAT, BODY, bearer(secret))).status == 200
+        assert (await rpc.ask("POST", CHAT, BODY, {"x-api-key": secret})).status == 200
+        assert (await rpc.ask("GET", "/healthz")).status == 200, "a balancer needs no token"
+
+
+async def test_a_token_may_come_by_any_name_of_the_node(book: TokenBook) -> None:
+    _, secret = book.new("ci")
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        reply = await rpc.ask("POST", CHAT, BODY, {**bearer(secret), "host": "node.example"})
+    assert reply.status == 200
+
+
+async def test_anthropics_clients_get_anthropics_401(book: TokenBook) -> None:
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        reply = await rpc.ask("POST", "/v1/messages", {})
+    assert (reply.status, reply.json["error"]["type"]) == (401, "authentication_error")
+
+
+async def test_on_loopback_any_key_will_do_but_a_token_that_is_not_good_is_told(book: TokenBook) -> None:
+    async with door(cold(), tokens=Tokens(book)) as rpc:
+        assert (await rpc.ask("POST", CHAT, BODY)).status == 200
+        assert (await rpc.ask("POST", CHAT, BODY, bearer("sk-whatever"))).status == 200
+        assert (await rpc.ask("POST", CHAT, BODY, bearer("shoal_gone"))).status == 401
+
+
+async def test_a_token_for_one_model_asks_no_other(book: TokenBook) -> None:
+    _, secret = book.new("ci", models=("m2",))
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        for path, body in (
+            (CHAT, BODY),
+            (CHAT, {**BODY, "model": "auto"}),
+            (CHAT, {**BODY, "stream": True}),
+            (CHAT, {**BODY, "n": 2}),
+            ("/v1/completions", {"model": "m1", "prompt": "x"}),
+            ("/v1/responses", {"model": "m1", "input": "x"}),
+            ("/v1/messages", {**BODY, "max_tokens": 5}),
+            ("/v1/embeddings", {"model": "m1", "input": "x"}),
+        ):
+            reply = await rpc.ask("POST", path, body, bearer(secret))
+            assert reply.status == 403, path
+        assert (await rpc.ask("POST", CHAT, {**BODY, "model": "m2"}, bearer(secret))).status == 404, "it may ask"
+
+
+async def test_a_model_that_is_refused_is_not_told_from_the_cache_either(book: TokenBook) -> None:
+    _, secret = book.new("ci", models=("m2",))
+    async with door(cold(), tokens=Tokens(book)) as rpc:
+        assert (await rpc.ask("POST", CHAT, BODY)).status == 200
+        assert (await rpc.ask("POST", CHAT, BODY)).headers["x-shoal-cache"] == "memory"
+        assert (await rpc.ask("POST", CHAT, BODY, bearer(secret))).status == 403
+
+
+async def test_requests_beyond_a_tokens_rate_wait(book: TokenBook) -> None:
+    _, secret = book.new("ci", rpm=2)
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        found = [await rpc.ask("POST", CHAT, BODY, bearer(secret)) for _ in range(3)]
+        assert [reply.status for reply in found] == [200, 200, 429]
+        assert found[2].error["type"] == "rate_limit_error"
+        assert 1 <= int(found[2].headers["retry-after"]) <= 30
+        assert (await rpc.ask("GET", "/v1/models", b"", bearer(secret))).status == 200, "looking costs nothing"
+
+
+async def test_what_a_token_used_is_counted(book: TokenBook) -> None:
+    token, secret = book.new("ci", models=("m1",))
+    tokens = Tokens(book)
+    async with door(cold(), tokens=tokens, outside=True) as rpc:
+        await rpc.ask("POST", CHAT, {**BODY, "temperature": 1}, bearer(secret))
+        await rpc.ask("POST", CHAT, {**BODY, "temperature": 1, "stream": True}, bearer(secret))
+        await rpc.ask("POST", CHAT, {**BODY, "n": 2}, bearer(secret))
+        await rpc.ask("POST", CHAT, {**BODY, "model": "m2"}, bearer(secret))
+    used = tokens.usage[token.id]
+    assert (used.requests, used.refused) == (4, 1)
+    assert (used.prompt_tokens, used.completion_tokens) == (21, 8)
+
+
+async def test_only_an_admins_token_changes_the_node(book: TokenBook) -> None:
+    _, asker = book.new("asker")
+    _, admin = book.new("admin", admin=True)
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        refused = await rpc.ask("POST", "/shoal/v1/join", {"invite": "x"}, bearer(asker))
+        assert (refused.status, refused.error["code"]) == (403, "admin_only")
+        assert (await rpc.ask("GET", "/shoal/v1/status", b"", bearer(asker))).status == 200
+        assert (await rpc.ask("POST", "/shoal/v1/join", {"invite": "x"}, bearer(admin))).status == 200
+        assert rpc.node.joined == ["x"]
+
+
+async def test_openais_client_sends_its_token_as_the_key(book: TokenBook) -> None:
+    _, secret = book.new("ci")
+
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+
+        def work(key: str) -> Any:
+            with openai.OpenAI(base_url=f"http://127.0.0.1:{rpc.port}/v1", api_key=key, max_retries=0) as client:
+                return client.chat.completions.create(model="m1", messages=BODY["messages"])
+
+        assert (await trio.to_thread.run_sync(work, secret)).choices[0].message.content == "Cold."
+        with pytest.raises(openai.AuthenticationError):
+            await trio.to_thread.run_sync(work, "sk-none")
+
+
+# -- web pages ---------------------------------------------------------------------------------------------------
+
+SITE = "https://chat.example"
+
+
+async def test_no_page_may_ask_until_its_origin_is_named() -> None:
+    async with door(cold()) as rpc:
+        reply = await rpc.ask("POST", CHAT, BODY, {"origin": SITE})
+        ahead = await rpc.ask("OPTIONS", CHAT, b"", {"origin": SITE, "access-control-request-method": "POST"})
+    assert (reply.status, ahead.status) == (403, 403)
+    assert "access-control-allow-origin" not in {**reply.headers, **ahead.headers}
+
+
+async def test_a_page_of_a_named_origin_asks_and_reads_answers_and_errors(book: TokenBook) -> None:
+    async with door(cold(), origins=(SITE,)) as rpc:
+        ahead = await rpc.ask(
+            "OPTIONS",
+            CHAT,
+            b"",
+            {
+                "origin": SITE,
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "authorization, content-type",
+                "sec-fetch-site": "cross-site",
+            },
+        )
+        asked = {"origin": SITE, "sec-fetch-site": "cross-site"}
+        answer = await rpc.ask("POST", CHAT, BODY, asked)
+        stream = await rpc.ask("POST", CHAT, {**BODY, "stream": True}, asked)
+        error = await rpc.ask("POST", CHAT, b"{", asked)
+        other = await rpc.ask("POST", CHAT, BODY, {"origin": "https://chat.example.evil"})
+        plain = await rpc.ask("POST", CHAT, BODY)
+    assert ahead.status == 204
+    assert ahead.headers["access-control-allow-headers"] == "authorization, content-type"
+    assert (answer.status, stream.status, error.status, other.status) == (200, 200, 400, 403)
+    for reply in (ahead, answer, stream, error):
+        assert reply.headers["access-control-allow-origin"] == SITE
+        assert reply.headers["vary"] == "origin"
+    for reply in (other, plain):
+        assert "access-control-allow-origin" not in reply.headers
+
+
+async def test_a_named_origin_still_needs_a_token_from_outside(book: TokenBook) -> None:
+    async with door(cold(), origins=(SITE,), tokens=Tokens(book), outside=True) as rpc:
+        ahead = await rpc.ask("OPTIONS", CHAT, b"", {"origin": SITE, "access-control-request-method": "POST"})
+        reply = await rpc.ask("POST", CHAT, BODY, {"origin": SITE})
+    assert ahead.status == 204, "a browser asks ahead without a key"
+    assert reply.status == 401
+    assert reply.headers["access-control-allow-origin"] == SITE
