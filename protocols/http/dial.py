@@ -56,7 +56,7 @@ async def _handshake(
 ) -> trio.abc.Stream:
     if trust is None:
         raise ConnectFailed(f"{origin}: no TLS context")
-    # Python 3.11.2 (Debian 12) sets this by itself, and a connection that somebody cut would look like a finished answer.
+    # Python 3.11.2 (Debian 12) sets this by itself, and a cut connection would look like a finished answer.
     trust.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     secure = trio.SSLStream(stream, trust, server_hostname=origin.host)
     with trio.fail_after(limits.tls_timeout_s):
