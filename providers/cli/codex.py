@@ -77,6 +77,7 @@ class Codex(Tool):
     program = "codex"
     install = "run `npm install -g @openai/codex`"
     honours = frozenset({"stop", "response_format"})
+    warms = True
 
     settings: Settings
 

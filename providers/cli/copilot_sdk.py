@@ -45,6 +45,7 @@ class Settings(CopilotSettings, kw_only=True, forbid_unknown_fields=True):
 
 class CopilotSdk(CopilotTool):
     kind = "copilot_sdk"
+    warms = True
 
     settings: Settings
 
@@ -70,6 +71,8 @@ class CopilotSdk(CopilotTool):
         return (str(program), "-I", str(_WORKER), "--version")
 
     def command(self, program: Path, asked: Asked, place: Place) -> Command:
+        # Model and limit come with the question, so that any question finds the one that waits.
+        asked = msgspec.structs.replace(asked, max_tokens=None, model=self.settings.model)
         environ = environ_of(self.settings, asked, place)
         environ |= {"COPILOT_CLI_PATH": str(self._program()), "COPILOT_SKIP_CLI_DOWNLOAD": "1"}
         return Command(argv=(str(program), "-I", str(_WORKER)), environ=environ)

@@ -29,12 +29,12 @@ def say(kind: str, **more: Any) -> None:
     sys.stdout.flush()
 
 
-def deny(request: Any, invocation: Any = None) -> dict[str, str]:
-    return {"kind": "denied-interactively-by-user"}
-
-
 async def answer() -> int:
     from copilot import CopilotClient, RuntimeConnection
+    from copilot.generated.rpc import PermissionDecisionReject  # a plain dict of the same fields breaks the SDK 1.0.27
+
+    def deny(request: Any, invocation: Any = None) -> PermissionDecisionReject:
+        return PermissionDecisionReject()
 
     client = CopilotClient(
         connection=RuntimeConnection.for_stdio(path=os.environ["COPILOT_CLI_PATH"]),

@@ -149,7 +149,7 @@ class ToolProcess:
     async def ended(self) -> int:
         """Waits for the end of the tool itself; its exit code, negative for a signal."""
         assert self._process is not None
-        await self._over()
+        await self.over()
         with trio.move_on_after(0.05):  # a child of it may hold stderr open
             await self._stderr_over.wait()
         # The code without reaping: until `kill`, the process group keeps its number.
@@ -158,10 +158,22 @@ class ToolProcess:
             return 0
         return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
-    async def _over(self) -> None:
-        # A pidfd becomes readable when the process ends; nobody has to sit in a thread for that.
-        if self._process is not None and self._process.returncode is None:
-            await trio.lowlevel.wait_readable(self._pidfd)
+    @property
+    def alive(self) -> bool:
+        """Whether the tool itself runs."""
+        return self._pidfd >= 0 and not _ended(self._pidfd)
+
+    async def over(self) -> None:
+        """Waits for the end of the tool itself."""
+        # A pidfd becomes readable when the process ends; nobody has to sit in a thread for that. A descriptor of its
+        # own for each that waits, because trio lets only one wait for each.
+        if self._pidfd < 0:
+            return
+        watched = os.dup(self._pidfd)
+        try:
+            await trio.lowlevel.wait_readable(watched)
+        finally:
+            os.close(watched)
 
     async def kill(self) -> None:
         """Ends the tool and all that it started, and frees the pipes. Bounded, also in a cancelled scope."""
@@ -173,7 +185,7 @@ class ToolProcess:
             if not _ended(self._pidfd):
                 _signal_group(process.pid, signal.SIGTERM)
                 with trio.move_on_after(TERM_S):
-                    await self._over()
+                    await self.over()
             # What is left of the group: the tool itself, or children that outlived it. Those that left the group
             # are known by their number and their start.
             _signal_group(process.pid, signal.SIGKILL)
@@ -183,8 +195,8 @@ class ToolProcess:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, signal.SIGKILL)
             with trio.move_on_after(REAP_S):
-                await self._over()
-                process.poll()
+                await self.over()
+                process.poll()  # the number is free now; from here on, only signal 0 goes to it
                 await self._gone()
             self._outbox_send.close()
             for stream in self._streams:

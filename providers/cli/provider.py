@@ -7,7 +7,6 @@ leaving it, the tool and all that it started are ended, and its home is removed,
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -30,12 +29,10 @@ from ..base import (
 )
 from ..gate import Gate
 from . import prompt
-from .home import Homes
+from .launch import Launch
 from .process import LineTooLong, ToolProcess
 from .talk import Asked, Fault, Talk
-from .tool import Command, Place, Tool, environ_of_call
-
-log = logging.getLogger("shoal.providers.cli")
+from .tool import Tool
 
 PROBE_S = 5.0
 """Seconds for which a probe's finding is kept."""
@@ -52,7 +49,7 @@ class CliProvider(Provider):
         self.name = name
         self._tool = tool
         self._settings = tool.settings
-        self._homes = Homes(data_dir / "cli")
+        self._launch = Launch(name, tool, data_dir / "cli", warm_s=tool.settings.warm_s)
         self._gate = Gate(name, running=self._settings.max_concurrent, waiting=self._settings.max_queue)
         self._nursery: trio.Nursery | None = None
         self._probed: tuple[float, Status] | None = None
@@ -63,21 +60,12 @@ class CliProvider(Provider):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        try:
-            await trio.to_thread.run_sync(self._homes.open)
-        except OSError as error:
-            log.warning("%s cannot make homes for its calls (%s)", self.name, error.strerror)
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                try:
-                    yield
-                finally:
-                    self._nursery = None
-                    nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._homes.close)
+        async with self._launch.running() as nursery:
+            self._nursery = nursery
+            try:
+                yield
+            finally:
+                self._nursery = None
 
     # -- the probe ---------------------------------------------------------------------------------------------
 
@@ -127,8 +115,7 @@ class CliProvider(Provider):
         code: int | None = None
         try:
             with trio.move_on_after(VERSION_S):
-                place = await self._place(Command(argv=argv, environ={}))
-                async with self._process(Command(argv=argv, environ={}), place) as process:
+                async with self._launch.bare(argv) as process:
                     process.say_no_more()
                     while (line := await process.line()) is not None:
                         lines.append(line)
@@ -148,22 +135,17 @@ class CliProvider(Provider):
 
     @contextlib.asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[AsyncIterator[Event]]:
-        dropped = options.dropped(request, self._tool.honours, self._settings.unsupported, self.name)
+        honours = self._tool.honours
+        if (request.response_format or {}).get("type") != "json_schema":
+            honours = honours - {"response_format"}  # a schema can be asked for, "some JSON" cannot
+        dropped = options.dropped(request, honours, self._settings.unsupported, self.name)
         asked = self._asked(request)
         program = self._tool.found()
         if program is None:
             raise ProviderError(ErrorKind.UNAVAILABLE, self._tool.not_found())
-        async with self._gate:
-            place = await self._place(None)
-            try:
-                command = self._tool.command(program, asked, place)
-                await trio.to_thread.run_sync(self._homes.fill, place.home, command.files, command.links)
-            except BaseException:
-                await self._remove(place)
-                raise
-            talk = self._tool.talk(self.name, asked, place)
-            async with self._process(command, place) as process:
-                yield Events(process, talk, dropped, self._settings.exit_s)
+        async with self._gate, self._launch.started(program, asked) as started:
+            talk = self._tool.talk(self.name, asked, started.place)
+            yield Events(started.process, talk, dropped, self._settings.exit_s)
 
     def _asked(self, request: GenerateRequest) -> Asked:
         """The request as the tool gets it. Raises ProviderError for what it cannot take at all."""
@@ -182,42 +164,6 @@ class CliProvider(Provider):
             schema=schema.get("schema") if isinstance(schema, dict) else None,
             key=self._tool.key(),
         )
-
-    async def _place(self, command: Command | None) -> Place:
-        try:
-            home = await trio.to_thread.run_sync(self._homes.make, command.files if command else {})
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} cannot make a home for a call ({why})") from None
-        except RuntimeError:
-            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} is not running") from None
-        return Place(home, self._homes.cache)
-
-    async def _remove(self, place: Place) -> None:
-        with trio.CancelScope(shield=True):
-            if not await trio.to_thread.run_sync(self._homes.remove, place.home):
-                log.warning("%s: something of a call was not removed; the next start will", self.name)
-
-    @contextlib.asynccontextmanager
-    async def _process(self, command: Command, place: Place) -> AsyncGenerator[ToolProcess]:
-        """The tool while it runs. Leaving ends it and removes its home."""
-        nursery = self._nursery
-        process = ToolProcess(command.argv, environ_of_call(self._tool.environ, place, command), place.work)
-        try:
-            if nursery is None:
-                raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} is not running")
-            try:
-                process.start()
-            except OSError as error:
-                raise ProviderError(
-                    ErrorKind.UNAVAILABLE,
-                    f"{Path(command.argv[0]).name} cannot be started ({error.strerror}); {self._tool.install}",
-                ) from None
-            nursery.start_soon(process.serve)
-            yield process
-        finally:
-            await process.kill()
-            await self._remove(place)
 
 
 class Events:

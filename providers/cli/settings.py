@@ -33,6 +33,8 @@ class CliSettings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """A file that holds the key; it may change while the node runs."""
     max_concurrent: int = 2
     """Each running tool takes 160 to 400 MB of memory."""
+    warm_s: Annotated[float, Meta(ge=0)] = 120.0
+    """Seconds after a call for which one more is kept started, where that makes the next one faster; 0 keeps none."""
     exit_s: Annotated[float, Meta(gt=0)] = 5.0
     """Seconds that a tool may take to end after it has said that the answer is whole."""
 

@@ -55,6 +55,8 @@ class Tool(abc.ABC):
     """What to type to get it."""
     honours: frozenset[str] = frozenset({"stop"})
     """The options of a request that reach the model; `stop` is done by the runner."""
+    warms = False
+    """Whether it gets ready before it reads the question, so that one can be started ahead."""
 
     def __init__(self, settings: CliSettings, environ: Mapping[str, str], credential: Credential) -> None:
         self.settings, self.environ, self.credential = settings, environ, credential

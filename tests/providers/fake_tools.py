@@ -98,9 +98,16 @@ class Parrot(Tool):
 
 
 def parrot(
-    program: Path | None, data_dir: Path, *, environ: Mapping[str, str] | None = None, **settings: Any
+    program: Path | None,
+    data_dir: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    warms: bool = False,
+    **settings: Any,
 ) -> CliProvider:
     environ = {"PARROT_KEY": "sk-parrot-0001", "PATH": "/usr/bin:/bin"} if environ is None else environ
     settings.setdefault("exit_s", 1.0)
     chosen = CliSettings(binary=str(program) if program is not None else None, **settings)
-    return CliProvider("parrot", Parrot(chosen, environ, credential_of(chosen, environ, ("PARROT_KEY",))), data_dir)
+    tool = Parrot(chosen, environ, credential_of(chosen, environ, ("PARROT_KEY",)))
+    tool.warms = warms
+    return CliProvider("parrot", tool, data_dir)

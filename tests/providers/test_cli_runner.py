@@ -325,6 +325,60 @@ async def test_no_descriptor_is_left_after_many_calls(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
 
+# -- one that waits
+
+
+READY = (
+    SAY
+    + """
+open({pids!r}, 'a').write(f'{{os.getpid()}}\\n')
+text = sys.stdin.read()
+say(text='squawk ' + text + ' in ' + os.path.basename(os.environ['HOME']), done=True)
+"""
+)
+
+
+async def test_the_next_call_finds_a_tool_that_has_started_and_each_serves_one_call(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    provider = parrot(script(tmp_path, READY.format(pids=str(pids))), tmp_path / "data", warm_s=60, warms=True)
+    async with provider.running():
+        first = text_of(await answer(provider))
+        assert len(await pids_from(pids, 2)) == 2
+        assert len(homes_of(tmp_path / "data")) == 1
+        second = text_of(await answer(provider, GenerateRequest.of("another")))
+        assert second.startswith("squawk another in ")
+        assert first.rpartition(" ")[2] != second.rpartition(" ")[2]  # no two calls share a home
+        family = await pids_from(pids, 3)
+        assert alive(family[2])
+        assert not any(map(alive, family[:2]))
+    assert len(family) == 3
+    assert not alive(family[2])
+    assert homes_of(tmp_path / "data") == []
+
+
+async def test_one_that_was_started_for_other_settings_is_not_used(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    provider = parrot(script(tmp_path, READY.format(pids=str(pids))), tmp_path / "data", warm_s=60, warms=True)
+    async with provider.running():
+        await answer(provider)
+        waiting = (await pids_from(pids, 2))[1]
+        assert text_of(await answer(provider, GenerateRequest.of("x", system="another"))).startswith("squawk x")
+        family = await pids_from(pids, 4)
+        assert not alive(waiting)
+        assert alive(family[3])
+
+
+async def test_one_that_nobody_needs_is_ended(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    provider = parrot(script(tmp_path, READY.format(pids=str(pids))), tmp_path / "data", warm_s=0.05, warms=True)
+    async with provider.running():
+        await answer(provider)
+        with trio.fail_after(10):
+            while homes_of(tmp_path / "data") or not pids.exists():
+                await trio.sleep(0.005)
+        assert not any(map(alive, await pids_from(pids, 1)))
+
+
 # -- homes
 
 

@@ -67,7 +67,7 @@ def module(kind: str) -> Any:
 def build(
     kind: str, program: Path | None, data_dir: Path, environ: dict[str, str] | None = None, **more: Any
 ) -> Provider:
-    table: dict[str, Any] = {"base_url": URL, "model": "stub", "exit_s": 1.0, **more}
+    table: dict[str, Any] = {"base_url": URL, "model": "stub", "exit_s": 1.0, "warm_s": 0, **more}
     if program is not None:
         table["binary"] = str(program)
         if kind == "copilot_sdk":

@@ -40,6 +40,7 @@ class Real(NamedTuple):
             "binary": str(BIN / self.program),
             "base_url": vendors.base(scenario, self.path),
             "model": "stub",
+            "warm_s": 0,
             **self.extra,
             **more,
         }
