@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
 
 import trio
 
@@ -58,6 +59,9 @@ class Deferred(Provider):
         self._retired = True
         if not self._in_use:
             self._unused.set()
+
+    def facts(self) -> dict[str, Any]:
+        return self._made.facts() if self._made is not None else {}
 
     async def probe(self) -> Status:
         try:

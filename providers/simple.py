@@ -64,8 +64,14 @@ class SimpleProvider(Provider):
         self.name = name
         self.inner = inner
         self._named, self._open = _keywords(inner.generate)
-        self._gate = Gate(name, running=settings.max_concurrent, waiting=settings.max_queue)
+        self._unsupported = settings.unsupported
+        self._gate = Gate(
+            name, running=settings.max_concurrent, waiting=settings.max_queue, patience_s=settings.queue_s
+        )
         self._threads = trio.CapacityLimiter(settings.max_concurrent)
+
+    def facts(self) -> dict[str, Any]:
+        return self._gate.facts()
 
     async def probe(self) -> Status:
         names = tuple(str(n) for n in getattr(self.inner, "models", ()))

@@ -153,7 +153,7 @@ async def ask(data_dir: Path | None, body: dict[str, Any], options: Mapping[str,
     answer = Answer()
     async with connect(data_dir) as node:
         try:
-            await stream(node, body, answer, no_cache=bool(options.get("no_cache")), quiet=as_json)
+            await stream(node, body, answer, cache_control="no-cache" if options.get("no_cache") else "", quiet=as_json)
         finally:
             if not as_json and any(answer.text) and not "".join(answer.text[-1:]).endswith("\n"):
                 print_text("\n")
@@ -163,7 +163,7 @@ async def ask(data_dir: Path | None, body: dict[str, Any], options: Mapping[str,
         print_dim(answer.line())
 
 
-async def stream(node: Node, body: dict[str, Any], answer: Answer, *, no_cache: bool, quiet: bool) -> None:
+async def stream(node: Node, body: dict[str, Any], answer: Answer, *, cache_control: str, quiet: bool) -> None:
     """Relay the answer to stdout as it comes."""
     import msgspec
 
@@ -171,8 +171,8 @@ async def stream(node: Node, body: dict[str, Any], answer: Answer, *, no_cache: 
     from .client import MAX_ANSWER_BYTES, lost, refusal
 
     headers = [("content-type", "application/json"), ("accept", "text/event-stream")]
-    if no_cache:
-        headers.append(("cache-control", "no-cache"))
+    if cache_control:
+        headers.append(("cache-control", cache_control))
     url, data = node.url + "/v1/chat/completions", msgspec.json.encode(body)
     try:
         async with node.http.request("POST", url, headers=headers, body=data) as response:

@@ -23,7 +23,7 @@ SUBCOMMANDS: dict[str, str] = {
     "ask": "Ask a question and stream the answer.",
     "status": "Show what the running node is doing.",
     "peers": "List the peers of the running node.",
-    "providers": "List the providers, which are ready, and why others are not.",
+    "providers": "List the providers, which are ready, and why others are not; test one.",
     "models": "List and install models.",
     "cache": "Look into the cache of answers.",
     "verify": "Check an answer's record: address, signature, request.",

@@ -1,29 +1,180 @@
-"""`shoal providers`: who can generate text here, and why others cannot."""
+"""`shoal providers`: who can generate text here and why others cannot; `shoal providers test` asks one of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .cli import Command, common
-from .output import print_json, print_table
+from .cli import Group, common, trio_run
+from .output import duration, print_facts, print_json, print_table, without_controls
+
+EXAMPLES = """\
+shoal providers
+shoal providers test openrouter      spends one tiny request
+shoal providers --json"""
+
+SHOWN_MODELS = 4
+TINY = "Reply with the single word: ready"
+TINY_TOKENS = 64
+"""Tokens of the tiny answer at most; a model that reasons needs some before it says anything."""
 
 
-@click.command(cls=Command, examples="shoal providers\nshoal providers --json")
+@click.group(cls=Group, examples=EXAMPLES, invoke_without_command=True)
 @common
-def command(as_json: bool, data_dir: Path | None) -> None:
+@click.pass_context
+def command(ctx: click.Context, as_json: bool, data_dir: Path | None) -> None:
     """List the providers, which are ready, and why others are not."""
+    if ctx.invoked_subcommand is not None:
+        return
     from .client import look_up
 
     found = look_up(data_dir, "/shoal/v1/providers")
     if as_json:
         print_json(found)
         return
+    providers = found.get("providers", ())
+    columns = ("provider", "ready", "shared", "load", "models", "about", "reason")
+    print_table(columns, [row_of(provider) for provider in providers], empty="there are no providers")
+    for provider in providers:
+        backends = (provider.get("facts") or {}).get("backends")
+        if backends:
+            print_backends(provider, backends)
+
+
+def row_of(provider: Mapping[str, Any]) -> tuple[str, ...]:
+    """A provider's line of the table."""
+    facts = provider.get("facts") or {}
+    names = [str(m.get("name", m) if isinstance(m, dict) else m) for m in provider.get("models") or ()]
+    about = [str(provider.get("version") or ""), credit_of(facts.get("credit") or {}), str(facts.get("strategy") or "")]
+    return (
+        str(provider.get("name", "")),
+        "ready" if provider.get("ready") else "no",
+        "yes" if provider.get("share") else "no",
+        load_of(facts),
+        models_of(names, any_model=bool(provider.get("any_model"))),
+        ", ".join(part for part in about if part),
+        str(provider.get("reason") or ""),
+    )
+
+
+def models_of(names: Sequence[str], *, any_model: bool = False) -> str:
+    """The first names, and how many more there are."""
+    more = f"{len(names) - SHOWN_MODELS} more" if len(names) > SHOWN_MODELS else "any other" if any_model else ""
+    return ", ".join([*names[:SHOWN_MODELS], *([more] if more else [])])
+
+
+def load_of(facts: Mapping[str, Any]) -> str:
+    """`2/8 +3`: running of how many at once, and how many wait."""
+    if facts.get("running") is None:
+        return ""
+    waiting = facts.get("waiting") or 0
+    return f"{facts['running']}/{facts.get('max_concurrent', '?')}" + (f" +{waiting}" if waiting else "")
+
+
+def credit_of(credit: Mapping[str, Any]) -> str:
+    """What is left of a key's credit (US dollars), where the vendor tells."""
+    used, left, limit = (credit.get(name) for name in ("usage", "limit_remaining", "limit"))
+    if isinstance(left, int | float) and isinstance(limit, int | float):
+        return f"${left:.2f} of ${limit:.2f} left"
+    return f"${used:.2f} used, no limit" if isinstance(used, int | float) else ""
+
+
+def print_backends(provider: Mapping[str, Any], backends: Sequence[Mapping[str, Any]]) -> None:
+    """The table of a pool's backends."""
+    columns = (
+        f"backends of {provider.get('name')}",
+        *("kind", "state", "weight", "load", "others", "first token", "tokens/s", "answers", "failures"),
+        *("models", "reason"),
+    )
     rows = []
-    for provider in found.get("providers", ()):
-        state = "ready" if provider.get("ready") else "no"
-        models = ", ".join(str(m.get("name", m) if isinstance(m, dict) else m) for m in provider.get("models") or ())
-        share = "yes" if provider.get("share") else "no"
-        rows.append((provider.get("name", ""), state, share, models, provider.get("reason") or ""))
-    print_table(("provider", "ready", "shared", "models", "reason"), rows, empty="there are no providers")
+    for backend in backends:
+        first, speed = backend.get("first_token_ms"), backend.get("tokens_per_s")
+        kind = " ".join(str(part) for part in (backend.get("kind"), backend.get("version")) if part)
+        rows.append(
+            (
+                backend.get("name", ""),
+                kind,
+                str(backend.get("state", "")).replace("_", "-"),
+                f"{backend.get('weight', 1):g}",
+                load_of(backend),
+                backend.get("others", 0),
+                "" if first is None else duration(first / 1000),
+                "" if speed is None else f"{speed:.1f}",
+                backend.get("answers", 0),
+                backend.get("failures", 0),
+                models_of([str(name) for name in backend.get("models") or ()]),
+                backend.get("reason", ""),
+            )
+        )
+    print_table(columns, rows, empty="there are no backends")
+
+
+@command.command(
+    "test", examples="shoal providers test openrouter\nshoal providers test local_hf --model smollm2 --json"
+)
+@click.argument("name")
+@click.option("--model", "-m", help="The model; without it the provider's default.")
+@common
+@click.pass_context
+def test(ctx: click.Context, name: str, model: str | None, as_json: bool, data_dir: Path | None) -> None:
+    """Ask provider NAME one tiny question, past the cache: first token, speed, usage.
+
+    It spends one request, with at most 64 tokens of an answer.
+    """
+    above = ctx.parent.params if ctx.parent is not None else {}
+    found = trio_run(measure, data_dir or above.get("data_dir"), name, model)
+    if as_json or above.get("as_json"):
+        print_json(found)
+        return
+    usage = found["usage"] or {}
+    cost = f", ${usage['cost']:.6f}" if isinstance(usage.get("cost"), int | float) else ""
+    spent = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens{cost}" if usage else "not told"
+    speed = found["tokens_per_s"]
+    facts = [
+        ("provider", found["provider"]),
+        ("model", found["model"] or "unknown"),
+        ("first token", duration(found["first_token_ms"] / 1000)),
+        ("whole answer", duration(found["ms"] / 1000)),
+        ("speed", "too short to tell" if speed is None else f"{speed:.1f} tokens/s"),
+        ("usage", spent),
+    ]
+    if found["dropped"]:
+        facts.append(("left out", ", ".join(found["dropped"])))
+    print_facts([*facts, ("said", without_controls(found["answer"]).strip()[:80] or f"nothing ({found['finish']})")])
+
+
+async def measure(data_dir: Path | None, name: str, model: str | None) -> dict[str, Any]:
+    """One request to one provider, and what it took. CommandError with the node's reason."""
+    from .ask_command import Answer, body_of, stream
+    from .client import connect
+
+    answer = Answer()
+    body = body_of(TINY, model=model, provider=name, max_tokens=TINY_TOKENS, fallback=False)
+    async with connect(data_dir) as node:
+        await stream(node, body, answer, cache_control="no-store", quiet=True)
+    return measured(answer.as_json(), answer.shoal)
+
+
+def measured(answer: Mapping[str, Any], shoal: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures: times in milliseconds as the node measured them, tokens a second after the first token."""
+    route = shoal.get("route")
+    last = route[-1] if isinstance(route, list) and route else {}
+    first_ms = last.get("first_token_ms") or (answer.get("first_token_s") or answer.get("seconds") or 0) * 1000
+    whole_ms = last.get("ms") or (answer.get("seconds") or 0) * 1000
+    usage = answer.get("usage")
+    tokens = (usage or {}).get("completion_tokens") or 0
+    speed = (tokens - 1) / (whole_ms - first_ms) * 1000 if tokens > 1 and whole_ms > first_ms else None
+    return {
+        "provider": answer.get("provider"),
+        "model": answer.get("model"),
+        "first_token_ms": round(first_ms, 1),
+        "ms": round(whole_ms, 1),
+        "tokens_per_s": None if speed is None else round(speed, 1),
+        "usage": usage,
+        "dropped": list(last.get("dropped") or ()),
+        "finish": answer.get("finish_reason"),
+        "answer": answer.get("answer"),
+    }
