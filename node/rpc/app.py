@@ -31,6 +31,7 @@ from .metrics_node import Telemetry
 from .models import Models
 from .node_api import Node, NodeApi
 from .openai_chat import ChatCompletions
+from .openapi import OpenApi
 from .relay import KEEP_ALIVE_S, Relay
 from .responses import Responses
 
@@ -99,6 +100,7 @@ class Rpc:
             "/shoal/v1/events": {"GET": self.telemetry.feed},
             "/v1/chat/completions": {"POST": chat},
             "/v1/models": {"GET": models.get_all},
+            "/openapi.json": {"GET": OpenApi()},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/shoal/v1/status": {"GET": api.status},
@@ -158,6 +160,11 @@ class Rpc:
                 await handler(exchange, headers)
                 return
         await self._other(exchange, headers, methods)
+
+    @property
+    def paths(self) -> dict[str, set[str]]:
+        """Every path with its methods; one that ends in "/" stands for those with a name behind it."""
+        return {path: set(methods) for path, methods in (*self._exact.items(), *self._items)}
 
     def on_error(self, error: Exception) -> tuple[int, list[Header], bytes]:
         """How an exception looks from outside; for `serve`."""
