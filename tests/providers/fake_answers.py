@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -202,9 +203,13 @@ def script(body: dict[str, Any], traits: Traits) -> Iterator[Step]:
         words = []
     pause = traits.number("slow", 80) / 1000
     slow = "slow" in traits
+    dies_at = zlib.crc32(encode(body)) % (len(words) + 1)
     for i, word in enumerate(words):
         if slow:
             yield pause
+        if "dies" in traits and i == dies_at:
+            yield End(reset=bool(dies_at % 2))
+            return
         if i == 2 and (end := _middle(traits, base)) is not None:
             yield from end
             if "hold" not in traits:

@@ -23,6 +23,8 @@ with "+": /s/words200+slow5/v1. A path with /api/v1 gets OpenRouter's manners in
   loading         (llamacpp) 503 from /health       busyN           (vllm, llamacpp) N requests wait there
   keyspent        (/key) nothing of the key's limit is left
   sayskey         (with a status) the error repeats the key that came
+  dies            the connection ends after a token that the body's checksum decides
+  shred           (with each) the stream in pieces of 1 to 61 bytes, whatever they hold
   noprefill       a 400 for a final assistant message, which all others go on with (restarts: start again)
 A model whose name contains "missing" is a 404. The reply is "ECHO<the last user text>", one word per token.
 It is fast, because benchmarks subtract it: no HTTP library, one write for an answer.
@@ -263,7 +265,10 @@ class _Connection:
                 out.append(b"%x\r\n%b\r\n" % (len(step), step))
                 if not spaced:
                     continue
-            await self._send(b"".join(out))
+            if "shred" in traits:
+                await self._shred(b"".join(out))
+            else:
+                await self._send(b"".join(out))
             out.clear()
             if isinstance(step, float):
                 await self._pause(step)
@@ -297,6 +302,12 @@ class _Connection:
     async def _send(self, data: bytes) -> None:
         while data:
             data = data[await self._socket.send(data) :]
+
+    async def _shred(self, data: bytes) -> None:
+        while data:
+            size = 1 + data[0] % 61
+            await self._send(data[:size])
+            data = data[size:]
 
     async def _pause(self, seconds: float) -> None:
         """Waits, and notices when the client leaves meanwhile."""
