@@ -1,7 +1,7 @@
 """Answers to and from CAR files: `shoal cache export` and `shoal cache import`, without files and without a screen.
 
 An export has one root, a batch over all its records (batch.py), so that it is one DAG to Kubo, too. Its order is the
-store's: the root and its leaves, then each record with the content that it links before it. What is taken in is
+store's: the root and its leaves, then each record with what it links before it. What is taken in is
 verified like anything else from outside, except for the trust rule, which is asked when an answer is used.
 
     plan = await plan_export(store, since_ms=0, model=None)
@@ -20,7 +20,7 @@ from msgspec import Struct
 from .batch import batch
 from .car import header, section
 from .cid import DAG_CBOR, RAW, CidError, codec_of
-from .record import RecordRefused, SignedRecord, verify
+from .record import RecordRefused, SignedRecord, decode, verify
 from .schema import read
 from .store import Store, StoreError
 from .tiers import AnswerCache
@@ -71,10 +71,14 @@ async def export(store: Store, plan: Plan) -> AsyncIterator[bytes]:
         found = await store.find(cid)
         if found is None:
             raise StoreError("an answer was removed while it was being exported; start the export again")
-        if found.extra is not None and found.extra_cid is not None and found.extra_cid not in linked:
-            linked.add(found.extra_cid)
-            buffer += section(found.extra_cid, found.extra)
-        buffer += section(found.cid, found.block)
+        try:
+            signed = SignedRecord(decode(found.block, found.extra), found.block, found.cid, found.extra)
+        except RecordRefused:
+            raise StoreError("an answer of another version of Shoal is here; forget it, then export again") from None
+        for name, block in signed.blocks:  # with the text for people, too: whoever pins the root follows every link
+            if name not in linked:
+                buffer += section(name, block)
+        linked.update(name for name, _ in signed.blocks[:-1])
         if len(buffer) >= PIECE_BYTES:
             yield bytes(buffer)
             buffer.clear()

@@ -1,6 +1,6 @@
 """A receipt: one answer in a file that anyone can check offline, with nothing but this page of rules and the file.
 
-It is a CAR with the record as its root; the content's block beside it when the record links one; and, when the asker
+It is a CAR with the record as its root; beside it what the record links, the content or its text; and, when the asker
 wants to show the question as well, the canonical request, whose CID is the one in the record. Any IPFS tool reads it.
 The public key is in the record: the peer id is the key. `shoal verify FILE` checks it; docs/record.md says how.
 
@@ -54,9 +54,7 @@ class Receipt(Struct, frozen=True):
 def write(signed: SignedRecord, request: bytes | None = None) -> bytes:
     """The file. request: the canonical request, to be shown in it; ReceiptError when the record answers another one,
     or names its request by a private swarm's key, which a reader of the receipt does not have."""
-    data = header([signed.cid]) + section(signed.cid, signed.block)
-    if signed.extra is not None and signed.extra_cid is not None:
-        data += section(signed.extra_cid, signed.extra)
+    data = header([signed.cid]) + b"".join(section(cid, block) for cid, block in reversed(signed.blocks))
     if request is not None:
         cid = cid_of(DAG_CBOR, request)
         if not same_request(signed.record.request, cid):
