@@ -11,6 +11,7 @@ to read that one. The roster is kept in a file, so that who was put out stays ou
 
 from __future__ import annotations
 
+import base64
 import logging
 import time
 from collections.abc import Callable
@@ -192,6 +193,7 @@ class Admission:
             "owner": self.owner,
             "mine": self.pen is not None,
             "number": self.number,
+            "roster": self.wire and [base64.b64encode(part).decode() for part in self.wire],
             "members": [
                 {"peer": m.peer, "name": f"peer:{short(m.peer)}", "roles": list(m.roles), "since": m.since}
                 for m in (roster.members if roster is not None else ())

@@ -37,7 +37,7 @@ Roles = Annotated[tuple[Role, ...], Meta(max_length=3)]
 S = TypeVar("S", bound="Ticket | Roster")
 
 
-class RosterRefused(Exception):
+class RosterRefused(ValueError):
     """A ticket or roster is not believed. The message says why."""
 
 

@@ -452,8 +452,12 @@ class Swarm:
     # -- who belongs ---------------------------------------------------------------------------------------------
 
     def take_roster(self, wire: Any) -> bool:
-        """A roster that somebody brings; whether it is new. RosterRefused when it is not the owner's."""
+        """A roster that the owner brings; whether it is new. ValueError (RosterRefused) when it is not the owner's."""
         return self.admission.take(wire)
+
+    def roster_view(self) -> dict[str, Any]:
+        """The owner, the members and who was put out, for `shoal swarm members`."""
+        return self.admission.view()
 
     def _fetch_roster(self, session: Session) -> None:
         if self._nursery is not None and not self.admission.open:
