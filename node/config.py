@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from . import addresses
+from .swarm import rules
+from .swarm.rules import ShareRule
 from .routing.routes import Target, option_faults
 
 
@@ -185,6 +187,9 @@ class Config(Section, frozen=True):
             "takes every name without another route, `default` the requests that name no model."
         ),
     ] = {}
+    share: Annotated[
+        dict[str, ShareRule], said("[share.NAME], one each: limits on what peers get of a shared provider.")
+    ] = {}
     providers: Annotated[
         dict[str, dict[str, Any]], said("[providers.NAME], one each. share = true offers it to peers.")
     ] = {}
@@ -265,5 +270,6 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
                 yield f"routes.{name}[{index}].options", fault
     if config.telemetry.otlp is not None and not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", config.telemetry.otlp):
         yield "telemetry.otlp", "wants the collector's address, for example http://127.0.0.1:4318"
+    yield from rules.faults(config.share)
     if config.router.first_token_s > config.router.deadline_s:
         yield "router.first_token_s", "is longer than router.deadline_s, so it could never pass; lower it"

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from . import config_env, paths
 from .config import SECTIONS, Config, ConfigError, faults, is_secret
+from .swarm.rules import ShareLimits, ShareRule
 from .routing.routes import Target
 
 
@@ -223,7 +224,10 @@ def _example(key: str) -> str:
 
 def _suggest(parent: str, name: str) -> str:
     """The remedy for an unknown key: the nearest one in its table, or the table where it belongs."""
-    table = Target if parent.startswith("routes") else SECTIONS[parent] if parent else Config
+    if parent.startswith("share."):
+        table: type[Struct] = ShareLimits if ".models." in parent else ShareRule
+    else:
+        table = Target if parent.startswith("routes") else SECTIONS[parent] if parent else Config
     names = [f.name for f in msgspec.structs.fields(table)]
     near = difflib.get_close_matches(name, names, n=1)
     if near:

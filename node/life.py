@@ -40,7 +40,9 @@ from .rpc.app import Rpc
 from .rpc.metrics_otlp import Otlp
 from .swarm.advert import AdvertContent, Load, OfferedModel, SharedProvider
 from .swarm.invite import Invite
+from .swarm.rules import SUBSCRIPTION_NOTE, SUBSCRIPTIONS
 from .swarm.serving import PeersAnswer
+from .swarm.sharing import Sharing
 from .swarm_seat import SwarmSeat
 from .tokens import TokenBook, Tokens
 
@@ -70,6 +72,7 @@ class Life:
         )
         if self.cache is not None:
             self.cache.on_public = self.seat.announce
+        self.sharing = Sharing(config.share, path=paths.sharing_file(data), on_change=self.seat.changed)
         self.source = NodeCandidates(
             daemon.registry,
             self.seat,
@@ -79,6 +82,7 @@ class Life:
             forward=config.router.forward,
             routes=Routes(config.routes),
             on_change=self.seat.changed,
+            lend=self.sharing.lend,
         )
         self.router = Router(
             self.source,
@@ -131,6 +135,8 @@ class Life:
             daemon.announce.rpc(self.url, self._seconds["rpc"])
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sit)
+                nursery.start_soon(self.sharing.run)
+                stack.callback(self.sharing.close)
                 if daemon.loaded.config.telemetry.otlp is not None:
                     nursery.start_soon(self._tell_collector, daemon.loaded.config.telemetry.otlp)
                 await self._until_the_end()
@@ -193,6 +199,8 @@ class Life:
         for name, reason in sorted(daemon.registry.refused.items()):
             providers[name] = {"configured": False, "ready": False, "reason": reason, "models": [], "share": False}
         daemon.announce.providers(providers)
+        for name in sorted(SUBSCRIPTIONS & shared):
+            daemon.announce.note(SUBSCRIPTION_NOTE.format(name))
         self._seconds["ready"] = _age_s()
         swarm = self.seat.swarm
         daemon.announce.ready(
@@ -239,7 +247,29 @@ class Life:
         }
 
     def peers(self) -> list[dict[str, Any]]:
-        return self.seat.peers()
+        """The peers, each with what it has had here."""
+        return [peer | {"consumed": self.sharing.consumed(peer["peer"])} for peer in self.seat.peers()]
+
+    def swarm_view(self) -> dict[str, Any]:
+        """The swarm, and who belongs to it where it has an owner."""
+        membership, swarm = self.membership, self.seat.swarm
+        facts: dict[str, Any] = {"name": swarm.name if swarm is not None else membership.name}
+        facts |= {"private": membership.key is not None, "owner": membership.owner, "up": swarm is not None}
+        return facts | (swarm.roster_view() if swarm is not None else {})
+
+    async def take_roster(self, wire: list[bytes]) -> bool:
+        return (await self.seat.seated()).take_roster(wire)
+
+    def sharing_view(self) -> dict[str, Any]:
+        return self.sharing.view()
+
+    def pause(self, seconds: float | None) -> dict[str, Any]:
+        self.sharing.pause(seconds)
+        return self.sharing.view()
+
+    def resume(self) -> dict[str, Any]:
+        self.sharing.resume()
+        return self.sharing.view()
 
     async def fetch(self, cid: str) -> bytes | None:
         return await self.seat.fetch(cid)
@@ -248,7 +278,8 @@ class Life:
         """Join now, and at every start. A swarm with another key begins a new life; see `Daemon.move`."""
         parsed = Invite.parse(invite)
         wanted = decide(self.daemon.loaded.config.swarm, joined=[invite])
-        if wanted.key != self.membership.key:
+        own = set(parsed.peers) == {self.daemon.identity.peer_id} and parsed.swarm is not None
+        if wanted.key != self.membership.key or wanted.owner != self.membership.owner or own:
             moved = self.daemon.move(invite)
             return {"swarm": moved.name, "private": moved.key is not None, "moving": True}
         swarm = await self.seat.seated()
@@ -269,6 +300,12 @@ class Life:
     def _serve_peer(
         self, request: GenerateRequest, peer: PeerId, deadline_s: float, hops: int, seen: Sequence[PeerId]
     ) -> AbstractAsyncContextManager[PeersAnswer]:
+        shared = {
+            name: request.model or status.default_model
+            for name, status in self.source.statuses.items()
+            if name in self.daemon.registry.shared and status.offers(request.model)
+        }
+        self.sharing.check(shared, peer)
         return self.router.answer_for_peer(request, peer, deadline_s, hops, seen)
 
     async def _find_blocks(self, requests: list[bytes]) -> list[bytes | None]:
@@ -281,17 +318,18 @@ class Life:
         """What this node offers to peers: its shared providers that are ready, and the machine."""
         registry, models, providers = self.daemon.registry, list[OfferedModel](), list[SharedProvider]()
         for name, status in self.source.statuses.items():
-            if status.ready and name in registry.shared:
-                models += [OfferedModel(name, model) for model in status.models]
+            if status.ready and name in registry.shared and self.sharing.lends(name):
+                models += [OfferedModel(name, model) for model in status.models if self.sharing.lends(name, model.name)]
                 most = registry.settings[name].max_concurrent
                 providers.append(SharedProvider(name, status.any_model, status.default_model, most))
         return AdvertContent(
             models=tuple(models),
             providers=tuple(providers),
             hardware=msgspec.to_builtins(self.daemon.hardware),
+            limits={p.name: told for p in providers if (told := self.sharing.told(p.name))},
             addresses=tuple(told),
             version=version(),
-            load=Load(running=self.router.in_flight),
+            load=Load(running=self.router.in_flight, cpu=sample().cpu_percent / 100),
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from ..protocols.peer_id import PeerId
 from . import addresses
 from .config import SwarmSection
 from .state import P2pState
@@ -31,7 +32,7 @@ class Membership(Struct, frozen=True, kw_only=True):
     old_keys: those that the swarm had before, the last one first; what was stored under them stays readable here.
 
     chosen: whether the owner set `listen`; otherwise a port that is taken may be replaced by another.
-    opened: whether this listens beyond the machine because of an invite. notes: what the owner should know, in lines.
+    opened: whether this listens beyond the machine because of an invite. owner, ticket: of a swarm with an owner. notes: what the owner should know, in lines.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Membership(Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...]
     chosen: bool
     opened: bool = False
+    owner: PeerId | None = None
+    ticket: tuple[bytes, bytes] | None = None
     invites: tuple[Invite, ...] = ()
     notes: tuple[str, ...] = ()
     old_keys: tuple[bytes, ...] = ()
@@ -99,10 +102,13 @@ def with_invites(
     if len(invites) < len(last) + len(configured):
         notes.append(f"invites to other swarms than {name!r} are passed over; a node is in one swarm at a time")
     old = tuple(bytes.fromhex(text) for text in section.old_keys) if name == section.name else ()
+    owner, ticket = (named.owner, named.ticket) if named is not None else (None, None)
     if section.listen:
         return Membership(
             name=name,
             key=key,
+            owner=owner,
+            ticket=ticket,
             listen=section.listen,
             chosen=True,
             invites=invites,
@@ -114,6 +120,8 @@ def with_invites(
     return Membership(
         name=name,
         key=key,
+        owner=owner,
+        ticket=ticket,
         listen=listen,
         chosen=False,
         opened=beyond,

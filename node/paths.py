@@ -81,6 +81,21 @@ def health_file(data: Path) -> Path:
     return data / "health.json"
 
 
+def owner_file(data: Path) -> Path:
+    """The key of the swarms that were created here."""
+    return data / "owner.json"
+
+
+def roster_file(data: Path, owner: str) -> Path:
+    """Who belongs to a swarm with an owner, as that owner has signed it."""
+    return data / f"roster-{owner[-12:]}.bin"
+
+
+def sharing_file(data: Path) -> Path:
+    """What peers have had here, and whether sharing is paused."""
+    return data / "sharing.json"
+
+
 def answers_file(data: Path) -> Path:
     return data / "answers.sqlite"
 

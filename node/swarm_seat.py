@@ -20,6 +20,7 @@ from msgspec import Struct
 from ..protocols.peer_id import Identity
 from ..providers.base import Provider
 from . import addresses, paths
+from .identity import load
 from .membership import EVERYWHERE, LOOPBACK, Membership
 from .state import P2pState
 
@@ -55,6 +56,14 @@ class _SwarmSection(Struct, frozen=True):
     listen: tuple[str, ...]
     peers: tuple[str, ...]
     key: str | None
+
+
+def _owner_key(data: Path) -> Identity | None:
+    """The key that owns the swarms created on this machine."""
+    try:
+        return load(paths.owner_file(data))
+    except FileNotFoundError:
+        return None
 
 
 class PublicBlocks:
@@ -100,6 +109,7 @@ class SwarmSeat:
         from ..protocols.p2p.bitswap import Bitswap
         from ..protocols.p2p.errors import ListenFailed
         from ..protocols.p2p.host import Host
+        from .swarm.admission import Admission
         from .swarm.peerbook import PeerBook
         from .swarm.swarm import Swarm
 
@@ -113,6 +123,14 @@ class SwarmSeat:
             key=membership.key.hex() if membership.key is not None else None,
         )
         book = PeerBook(paths.peers_file(self._data))
+        admission = Admission(
+            membership.name,
+            self._identity.peer_id,
+            owner=membership.owner,
+            ticket=list(membership.ticket) if membership.ticket is not None else None,
+            path=paths.roster_file(self._data, membership.owner) if membership.owner is not None else None,
+            owner_key=_owner_key(self._data),
+        )
         swarm = Swarm(
             host,
             self._identity,
@@ -121,9 +139,10 @@ class SwarmSeat:
             serve=self._serve,
             find_blocks=self._find_blocks,
             book=book,
+            admission=admission,
             on_change=self._on_change,
         )
-        bitswap = Bitswap(host, self._blocks)
+        bitswap = Bitswap(host, self._blocks, may_read=lambda peer: swarm.admission.may(peer, "cache"))
         async with host.running():
             for address in membership.listen:
                 try:

@@ -19,7 +19,10 @@ from .failures import PipeClosedError, report, say
 
 SUBCOMMANDS: dict[str, str] = {
     "run": "Start a node on this machine.",
+    "swarm": "Create a swarm, invite people, and put nodes out.",
     "join": "Join a swarm by its invite.",
+    "pause": "Lend nothing to peers for a while.",
+    "resume": "Lend to peers again.",
     "ask": "Ask a question and stream the answer.",
     "status": "Show what the running node is doing.",
     "peers": "List the peers of the running node.",

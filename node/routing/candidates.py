@@ -42,6 +42,10 @@ REFRESH_GAP_S = 1.0
 """Requests that nobody can answer cause at most one round of probes in this time (seconds)."""
 
 
+Lend = Callable[[str, Provider, str | None, str], Provider | None]
+"""(name, provider, model, peer) -> the provider as that peer gets it; None: not now."""
+
+
 class Providers(Protocol):
     """What is wanted of the registry (providers/registry.py)."""
 
@@ -94,8 +98,10 @@ class NodeCandidates:
         forward: bool = True,
         routes: Routes | None = None,
         on_change: Callable[[], None] | None = None,
+        lend: Lend | None = None,
     ) -> None:
         self._registry, self._swarm = registry, swarm if forward else None
+        self._lend = lend
         self._order = tuple(canonical(name) for name in order)
         self._provider = canonical(provider) if provider is not None else None
         self._model, self._on_change = model, on_change
@@ -201,7 +207,16 @@ class NodeCandidates:
                 found += self._here(name, request, ask)
         if not peers_done:
             found += self._peers(request, ask, pin)
-        return found
+        return found if ask.from_here or self._lend is None else list(self._lent(found, ask, self._lend))
+
+    @staticmethod
+    def _lent(found: list[Candidate], ask: Ask, lend: Lend) -> Iterator[Candidate]:
+        """What a peer gets of them: providers of this node within the limits that their owner has set."""
+        for candidate in found:
+            if candidate.peer is not None:
+                yield candidate
+            elif (lent := lend(candidate.name, candidate.provider, candidate.model, ask.caller)) is not None:
+                yield msgspec.structs.replace(candidate, provider=lent)
 
     def _route(self, asked: GenerateRequest, ask: Ask | None) -> Route | None:
         """The targets of the route that the caller's model name has, as far as his pin allows. Peers know no routes."""

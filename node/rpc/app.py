@@ -30,6 +30,7 @@ from .messages_answer import render_anthropic
 from .metrics_node import Telemetry
 from .models import Models
 from .node_api import Node, NodeApi
+from .swarm_api import SwarmApi
 from .openai_chat import ChatCompletions
 from .openapi import OpenApi
 from .relay import KEEP_ALIVE_S, Relay
@@ -92,6 +93,7 @@ class Rpc:
         models = Models(source, node)
         api = NodeApi(node, router, _Providers(source, registry), cache)
         keeping, gateway = CacheApi(cache, source), Gateway(node, cache)
+        swarm = SwarmApi(node)
         dashboard = Dashboard()
         self.telemetry = Telemetry(router, node, _Providers(source, registry), models, cache)
         self._exact: dict[str, dict[str, Handler]] = {
@@ -112,6 +114,11 @@ class Rpc:
             "/shoal/v1/cache/export": {"GET": keeping.export},
             "/shoal/v1/cache/import": {"POST": keeping.import_},
             "/shoal/v1/join": {"POST": api.join},
+            "/shoal/v1/swarm": {"GET": swarm.swarm},
+            "/shoal/v1/swarm/roster": {"POST": swarm.roster},
+            "/shoal/v1/sharing": {"GET": swarm.sharing},
+            "/shoal/v1/pause": {"POST": swarm.pause},
+            "/shoal/v1/resume": {"POST": swarm.resume},
             "/shoal/v1/route/last": {"GET": api.last_route},
             "/v1/completions": {"POST": Completions(relay)},
             "/v1/embeddings": {"POST": Embeddings(router, source)},

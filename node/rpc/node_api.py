@@ -26,6 +26,7 @@ from ...providers.base import Status
 from ..routing.router import Router
 from .chat_request import decode_object
 from .errors import JSON, ApiError, bad_request
+from .swarm_api import SwarmNode
 
 RAW_CODEC = 0x55
 MAX_LIST = 10_000
@@ -33,7 +34,7 @@ MAX_LIST = 10_000
 IPLD_RAW: Header = ("content-type", "application/vnd.ipld.raw")
 
 
-class Node(Protocol):
+class Node(SwarmNode, Protocol):
     """What the daemon tells about itself."""
 
     def status(self) -> dict[str, Any]:
