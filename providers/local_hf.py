@@ -22,6 +22,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -33,10 +34,13 @@ from .gate import Gate
 from .hf_worker import frames
 from .hf_worker.keeper import WorkerKeeper
 from .hf_worker.link import WorkerLink, worker_command, worker_environ
+from .options import settle, told
 from .settings import BuildContext, ProviderSettings
 
 PROBE_S = 5.0
 """Seconds for which a probe's finding is kept."""
+HONOURS = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
+"""The options of a request that reach the model."""
 LIBRARIES = ("torch", "transformers", "safetensors")
 
 
@@ -81,7 +85,9 @@ class LocalHf(Provider):
     ) -> None:
         self.name = name
         self._settings, self._models_dir, self._environ, self._command = settings, models_dir, environ, worker
-        self._gate = Gate(name, running=settings.max_concurrent, waiting=settings.max_queue)
+        self._gate = Gate(
+            name, running=settings.max_concurrent, waiting=settings.max_queue, patience_s=settings.queue_s
+        )
         self.keeper = WorkerKeeper(name, self._prepare, idle_unload_s=settings.idle_unload_s)
         self._probed: tuple[float, Status] | None = None
 
@@ -93,6 +99,9 @@ class LocalHf(Provider):
             yield
 
     # -- what it offers --------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        return self._gate.facts()
 
     async def probe(self) -> Status:
         now = trio.current_time()
@@ -130,11 +139,12 @@ class LocalHf(Provider):
 
     @contextlib.asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[Event]]:
-        request = self._accept(request)
+        request, dropped = settle(self._accept(request), HONOURS, self._settings.unsupported, self.name)
+        request = msgspec.structs.replace(request, extra={}, response_format=None)  # what is left changes no answer
         async with self._gate, self.keeper.worker() as link:
             call = link.begin(request)
             try:
-                yield call
+                yield told(dropped, call)
             finally:
                 link.leave(call)
 
@@ -146,7 +156,7 @@ class LocalHf(Provider):
         if request.model is not None and weights.canonical(request.model) != name:
             raise ProviderError(ErrorKind.UNAVAILABLE, f'{self.name} serves "{name}" and no other model')
         max_tokens = self._settings.max_tokens if request.max_tokens is None else request.max_tokens
-        return msgspec.structs.replace(request, max_tokens=max_tokens, extra={}, response_format=None)
+        return msgspec.structs.replace(request, max_tokens=max_tokens)
 
     async def _prepare(self) -> WorkerLink:
         """The link to a worker that is about to start. Raises ProviderError when there is nothing to load."""
@@ -186,11 +196,6 @@ def not_offered(request: GenerateRequest) -> str:
         for part in m.content or ()
     ):
         return "the local model reads text only; leave images out, or ask a provider that takes them"
-    form = (request.response_format or {}).get("type", "text")
-    if form != "text":
-        return f"the local model cannot promise a response_format of {str(form)[:40]!r}; leave it out and ask in words"
-    if request.extra.get("logprobs"):
-        return "the local model gives no logprobs; leave logprobs out"
     if request.max_tokens is not None and request.max_tokens < 1:
         return f"max_tokens is {request.max_tokens}; an answer needs at least 1"
     return ""

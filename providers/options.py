@@ -8,12 +8,12 @@ images, several answers) is not here: a provider that lacks it cannot give the a
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import AsyncIterator, Set
 from typing import Any
 
 import msgspec
 
-from .base import ErrorKind, GenerateRequest, ProviderError
+from .base import Dropped, ErrorKind, Event, GenerateRequest, ProviderError
 from .settings import Unsupported
 
 SAMPLING = frozenset({"temperature", "top_p", "seed"})
@@ -68,6 +68,26 @@ def without(request: GenerateRequest, names: tuple[str, ...]) -> GenerateRequest
     changes = {name: _UNSET[name] for name in names if name in TYPED}
     extra = {name: value for name, value in request.extra.items() if name not in names}
     return msgspec.structs.replace(request, extra=extra, **changes)
+
+
+def told(dropped: tuple[str, ...], events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    """The events, after one that names what was dropped."""
+    return _Told(dropped, events) if dropped else events
+
+
+class _Told:
+    def __init__(self, dropped: tuple[str, ...], events: AsyncIterator[Event]) -> None:
+        self._first: Dropped | None = Dropped(dropped)
+        self._events = events
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return await anext(self._events)
 
 
 def named(names: tuple[str, ...]) -> str:

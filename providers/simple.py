@@ -24,6 +24,7 @@ import trio
 
 from .base import (
     Capabilities,
+    Dropped,
     ErrorKind,
     Event,
     Finish,
@@ -41,10 +42,11 @@ from .base import (
     Usage,
 )
 from .gate import Gate
+from .options import settle
 from .quoting import quotable
 from .settings import ProviderSettings
 
-_EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Logprobs, Usage, Finish)
+_EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Logprobs, Usage, Finish, Dropped)
 _END = object()
 _CLOSE_S = 1.0
 
@@ -80,17 +82,24 @@ class SimpleProvider(Provider):
 
     @contextlib.asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[AsyncIterator[Event]]:
+        request, dropped = self._settle(request)
         prompt, options = self._call_of(request)
         async with self._gate:
-            events = _Events(self.name, request, self._threads)
+            events = _Events(self.name, request, self._threads, dropped)
             try:
                 await events.start(self.inner.generate, prompt, options)
                 yield events
             finally:
                 await events.leave()
 
+    def _settle(self, request: GenerateRequest) -> tuple[GenerateRequest, tuple[str, ...]]:
+        """The request without the options that `generate` does not take, and their names."""
+        if self._open:
+            return request, ()
+        return settle(request, self._named, self._unsupported, self.name)
+
     def _call_of(self, request: GenerateRequest) -> tuple[str, dict[str, Any]]:
-        """The prompt and the options; an option that `generate` does not take is an error, not dropped."""
+        """The prompt and the options. What is no option and cannot be passed on is refused."""
         options: dict[str, Any] = {
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
@@ -150,9 +159,11 @@ def _keywords(function: Callable[..., object]) -> tuple[frozenset[str], bool]:
 class _Events:
     """The events of one call, from whatever the user's function gave."""
 
-    def __init__(self, name: str, request: GenerateRequest, threads: trio.CapacityLimiter) -> None:
+    def __init__(
+        self, name: str, request: GenerateRequest, threads: trio.CapacityLimiter, dropped: tuple[str, ...]
+    ) -> None:
         self._name, self._request, self._threads = name, request, threads
-        self._ready: deque[Event] = deque()
+        self._ready: deque[Event] = deque([Dropped(dropped)] if dropped else ())
         self._pieces: Iterator[object] | AsyncIterator[object] | None = None
         self._in_thread = self._left = False
         self._sent = self._useful = self._over = False
@@ -217,7 +228,7 @@ class _Events:
             self._over = True
             if not self._useful:
                 raise self._failure("finished with no text")
-        elif not isinstance(piece, Usage):
+        elif not isinstance(piece, Usage | Dropped):
             self._sent = True
             self._useful = (
                 self._useful or isinstance(piece, ToolCallDelta) or (isinstance(piece, TextDelta) and bool(piece.text))

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 from shoal.providers import local_hf
 from shoal.providers.base import (
+    Dropped,
     ErrorKind,
     Finish,
     GenerateRequest,
@@ -319,8 +320,6 @@ async def test_measured_rates_show_in_the_probe(start: Start) -> None:
     [
         (wish("x", n=2), "n is 1"),
         (wish("x", tools=({"type": "function"},)), "tools"),
-        (wish("x", response_format={"type": "json_object"}), "response_format"),
-        (wish("x", extra={"logprobs": True}), "logprobs"),
         (wish("x", max_tokens=0), "max_tokens"),
         (GenerateRequest(messages=()), "messages is empty"),
         (
@@ -344,6 +343,18 @@ async def test_what_is_not_offered_is_refused_in_words_before_a_worker_starts(
             await answer(provider, request_)
         assert caught.value.kind is ErrorKind.BAD_REQUEST
         assert starts(log) == []
+
+
+async def test_options_that_the_model_lacks_are_left_out_and_named_or_refused_as_the_owner_says(start: Start) -> None:
+    odd = wish("words 1", response_format={"type": "json_object"}, extra={"logprobs": True, "user": "me"})
+    async with start() as provider:
+        async with provider.generate(odd) as events:
+            said = [event async for event in events]
+        assert said[:2] == [Dropped(("logprobs", "response_format")), TextDelta("w0 ")]
+    async with start(unsupported="refuse") as provider:
+        with pytest.raises(ProviderError, match="cannot honour logprobs, response_format") as caught:
+            await answer(provider, odd)
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 
 async def test_text_that_is_no_unicode_is_refused_and_harms_nobody(start: Start) -> None:

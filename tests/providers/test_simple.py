@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 from shoal.providers.base import (
+    Dropped,
     ErrorKind,
     Event,
     Finish,
@@ -103,13 +104,15 @@ async def test_options_arrive_under_their_names_and_unset_ones_do_not() -> None:
     assert events[0].text == f"hi|None|{expected}"
 
 
-async def test_an_option_that_it_does_not_take_is_an_error_that_names_it() -> None:
+async def test_an_option_that_it_does_not_take_is_left_out_and_named_or_refused_as_the_owner_says() -> None:
     def narrow(prompt: str, *, model_name: str | None = None) -> str:
         return "x"
 
-    error = await fail(provider_of(narrow), GenerateRequest.of("hi", seed=1, max_tokens=2))
+    request = GenerateRequest.of("hi", seed=1, max_tokens=2)
+    assert (await collect(provider_of(narrow), request))[0] == Dropped(("max_tokens", "seed"))
+    error = await fail(provider_of(narrow, unsupported="refuse"), request)
     assert error.kind is ErrorKind.UNAVAILABLE
-    assert error.message == "mine does not take max_tokens, seed"
+    assert error.message.startswith("mine cannot honour max_tokens, seed; leave them out")
     assert (await fail(provider_of(lambda prompt: "x"))).message == "mine does not take model_name"
     assert await collect(provider_of(lambda prompt: "x"), GenerateRequest.of("hi")) == [TextDelta("x"), Finish("stop")]
 
