@@ -224,7 +224,7 @@ def _example(key: str) -> str:
 
 def _suggest(parent: str, name: str) -> str:
     """The remedy for an unknown key: the nearest one in its table, or the table where it belongs."""
-    if parent.startswith("share."):
+    if parent.startswith("share"):
         table: type[Struct] = ShareLimits if ".models." in parent else ShareRule
     else:
         table = Target if parent.startswith("routes") else SECTIONS[parent] if parent else Config
@@ -282,8 +282,9 @@ def effective(config: Config) -> dict[str, dict[str, Any]]:
             for name, value in values.items()
             if value is not None
         }
-    if not shown["routes"]:
-        del shown["routes"]
+    for tables in ("routes", "share"):
+        if not shown[tables]:
+            del shown[tables]
     for provider, table in config.providers.items():
         key = f"providers.{provider}"
         shown[key] = {k: "(hidden)" if is_secret(f"{key}.{k}") else v for k, v in table.items()}
