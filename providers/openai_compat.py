@@ -255,10 +255,14 @@ class OpenAiCompat(Provider):
             body = await response.read(_ERROR_BYTES)
         except ClientError:
             body = b""
-        hint = self._settings.api_key_env or self._settings.api_key_file or f"api_key_env in [providers.{self.name}]"
         return from_response(
-            response.status, response.header, body, request, key=self._credential.read(), key_hint=hint
+            response.status, response.header, body, request, key=self._credential.read(), key_hint=self.key_hint
         )
+
+    @property
+    def key_hint(self) -> str:
+        """Where the key comes from; never the key."""
+        return self._settings.api_key_env or self._settings.api_key_file or f"api_key_env in [providers.{self.name}]"
 
     def _unreached(self, error: ClientError) -> ProviderError:
         """A connection that failed before the answer's head."""

@@ -2,20 +2,26 @@
 
     OPENROUTER_API_KEY=... shoal run
 
-Its own request fields (`models`, `provider`, `route`, `transforms`, `plugins`) pass through; comments in the stream,
-errors inside a 200, cost in the usage and the two kinds of 402 are understood by openai_wire.py and openai_errors.py.
+A probe also asks for the state of the key (GET /key: limit, what is left of it, what was used), which costs nothing.
+Its own request fields (`models`, `provider` as an object, `route`, `transforms`, `plugins`) pass through; comments in
+the stream, errors inside a 200, cost in the usage and the two kinds of 402 are understood by openai_wire.py and
+openai_errors.py.
 Variables win over the configuration's keys. Documentation: https://openrouter.ai/docs/api-reference/overview
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
+import trio
+from msgspec import Meta, Struct
 
 from . import environment, openai_compat
-from .base import Provider
+from .base import Provider, ProviderError, Status
 from .credential import Credential
 from .settings import BuildContext
 
@@ -33,6 +39,8 @@ class Settings(openai_compat.Settings, kw_only=True, forbid_unknown_fields=True)
     """Your site, for OpenRouter's rankings."""
     app_title: str | None = None
     """Your application's name, for OpenRouter's rankings."""
+    key_ttl_s: Annotated[float, Meta(gt=0)] = 60.0
+    """How long what was learned about the key is believed."""
 
 
 def missing(environ: Mapping[str, str]) -> str | None:
@@ -70,4 +78,89 @@ def build(name: str, settings: Settings, context: BuildContext) -> Provider:
         variables=own or names,
         file=Path(settings.api_key_file).expanduser() if settings.api_key_file else None,
     )
-    return openai_compat.OpenAiCompat(name, settings, credential, environ)
+    return OpenRouter(name, settings, credential, environ)
+
+
+class KeyState(Struct, omit_defaults=True):
+    """What GET /key says of the key, in US dollars: https://openrouter.ai/docs/api-reference/limits. Not its label,
+    which shows parts of it."""
+
+    limit: float | None = None
+    limit_remaining: float | None = None
+    usage: float | None = None
+    usage_daily: float | None = None
+    usage_weekly: float | None = None
+    usage_monthly: float | None = None
+    is_free_tier: bool | None = None
+    free_model_daily_requests: float | dict[str, Any] | None = None
+
+
+class _KeyAnswer(Struct):
+    data: KeyState
+
+
+class OpenRouter(openai_compat.OpenAiCompat):
+    """An OpenAI-compatible back end that also knows how its key stands."""
+
+    def __init__(
+        self, name: str, settings: Settings, credential: Credential, environ: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(name, settings, credential, environ)
+        self._key_url = settings.base_url.rstrip("/") + "/key"
+        self._key_ttl_s, self._key_timeout_s = settings.key_ttl_s, settings.probe_timeout_s
+        self._key: KeyState | None = None
+        self._key_fault = ""
+        self._key_until = float("-inf")
+        self._asking = trio.Lock()
+        self._background: trio.Nursery | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        async with super().running(), trio.open_nursery() as nursery:
+            self._background = nursery
+            try:
+                yield
+            finally:
+                self._background = None
+                nursery.cancel_scope.cancel()
+
+    def facts(self) -> dict[str, Any]:
+        credit = msgspec.to_builtins(self._key) if self._key is not None else None
+        return super().facts() | ({"credit": credit} if credit is not None else {})
+
+    async def probe(self) -> Status:
+        """As of any such server, and not ready when the key's limit is spent or the key is refused."""
+        status = await super().probe()
+        if not status.ready:
+            return status
+        if trio.current_time() >= self._key_until:
+            if self._key is None or self._background is None:
+                await self._learn_key()
+            else:  # not in a request's way; the next caller sees what comes of it
+                self._key_until = trio.current_time() + self._key_timeout_s + 1
+                self._background.start_soon(self._learn_key)
+        if self._key_fault:
+            return msgspec.structs.replace(status, ready=False, reason=self._key_fault)
+        return status
+
+    async def _learn_key(self) -> None:
+        async with self._asking:
+            with trio.move_on_after(self._key_timeout_s):
+                try:
+                    code, body = await self.look_up(self._key_url, _KEY_BYTES)
+                    self._take_key(code, body)
+                except (ProviderError, msgspec.DecodeError, UnicodeDecodeError):
+                    pass  # the catalogue was answered: a key whose state cannot be learned may well work
+            self._key_until = trio.current_time() + self._key_ttl_s
+
+    def _take_key(self, code: int, body: bytes) -> None:
+        self._key_fault = ""
+        if code in (401, 403):
+            self._key_fault = f"the key is refused (HTTP {code}); check {self.key_hint}"
+        elif code == 200:
+            self._key = key = msgspec.json.decode(body, type=_KeyAnswer).data
+            if key.limit_remaining is not None and key.limit_remaining <= 0:
+                self._key_fault = "the key's credit limit is spent; raise it at https://openrouter.ai/settings/keys"
+
+
+_KEY_BYTES = 64 * 1024

@@ -21,7 +21,7 @@ with "+": /s/words200+slow5/v1. A path with /api/v1 gets OpenRouter's manners in
   toolcall        a tool call in pieces             notools         (with toolcall) finishes with "stop"
   vllm ollama llamacpp   also that server's own paths, at the root and below /s/SCENARIO/
   loading         (llamacpp) 503 from /health       busyN           (vllm, llamacpp) N requests wait there
-  keyspent        (/key) nothing of the key's limit is left
+  keyspent        (/key) nothing of the key's limit is left    nokey404 nokeyjson   (/key) a 404, or no JSON
   sayskey         (with a status) the error repeats the key that came
   dies            the connection ends after a token that the body's checksum decides
   shred           (with each) the stream in pieces of 1 to 61 bytes, whatever they hold
@@ -82,6 +82,7 @@ class FakeUpstream:
         self.port = port
         self.requests: list[Recorded] = []
         self.count = self.in_flight = self.disconnects = self.connections = 0
+        self.altered: dict[str, str] = {}
         self._keep = keep
         self._turns: dict[str, int] = {}
         self._changed = trio.Event()
@@ -95,6 +96,10 @@ class FakeUpstream:
     @property
     def chats(self) -> list[Recorded]:
         return [r for r in self.requests if r.path.endswith("/chat/completions")]
+
+    def alter(self, scenario: str, other: str) -> None:
+        """From now on, what asks for `scenario` gets `other`."""
+        self.altered[scenario] = other
 
     def release(self) -> None:
         """Answers that are held go on, those of later requests too."""
@@ -211,7 +216,8 @@ class _Connection:
 
     async def _answer(self, request: Recorded) -> bool:
         """True when the connection can serve another request."""
-        traits, path = Traits(request.scenario), request.path.partition("?")[0].rstrip("/")
+        scenario = self._upstream.altered.get(request.scenario, request.scenario)
+        traits, path = Traits(scenario), request.path.partition("?")[0].rstrip("/")
         if path == "/_state":
             state = {
                 name: getattr(self._upstream, name) for name in ("count", "in_flight", "disconnects", "connections")
@@ -225,6 +231,8 @@ class _Connection:
             if (text := own_path(path, traits)) is not None:
                 status, body, kind = text
                 return await self._json(status, body, kind=kind)
+            if path.endswith("/key") and ("nokey404" in traits or "nokeyjson" in traits):
+                return await self._json(404 if "nokey404" in traits else 200, b"<html>")
             if (found := looked_up(path, traits)) is not None:
                 return await self._json(200, found)
         return await self._json(404, {"error": {"message": f"stub: no route {request.method} {path}"}})

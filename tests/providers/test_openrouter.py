@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from shoal.node.rpc.chat_request import read_call
 from shoal.providers import openrouter
 from shoal.providers.base import ErrorKind, Event, Finish, GenerateRequest, Provider, ProviderError, TextDelta, Usage
 from shoal.providers.faults import SettingsError
@@ -21,13 +22,16 @@ KEY = "sk-or-v1-planted"
 
 
 @asynccontextmanager
-async def router(upstream: FakeUpstream, scenario: str = "or", **environ: str) -> AsyncGenerator[Provider]:
+async def router(
+    upstream: FakeUpstream, scenario: str = "or", *, key_ttl_s: float = 60.0, **environ: str
+) -> AsyncGenerator[Provider]:
     environ = {
         "OPENROUTER_API_KEY": KEY,
         "SHOAL_OPENROUTER_BASE_URL": upstream.url(scenario, "/api/v1"),
         **environ,
     }
-    provider = openrouter.build("openrouter", openrouter.Settings(), BuildContext(Path("unused"), environ))
+    settings = openrouter.Settings(key_ttl_s=key_ttl_s)
+    provider = openrouter.build("openrouter", settings, BuildContext(Path("unused"), environ))
     async with provider.running():
         yield provider
 
@@ -133,6 +137,59 @@ async def test_the_catalogue_is_the_list_of_models_and_the_default_is_offered(up
     assert status.ready
     assert [m.name for m in status.models] == ["stub", "stub-2", "echo", "openai/gpt-4o-mini"]
     assert status.default_model == "openai/gpt-4o-mini"
+
+
+async def test_the_keys_state_is_learned_without_spending_and_shows_nothing_of_the_key(upstream: FakeUpstream) -> None:
+    async with router(upstream) as provider:
+        assert (await provider.probe()).ready
+        facts = provider.facts()
+        await provider.probe()
+    assert facts["credit"] == {
+        "limit": 10.0,
+        "limit_remaining": 8.5,
+        "usage": 1.5,
+        "usage_daily": 0.25,
+        "is_free_tier": False,
+    }
+    assert [request.path for request in upstream.requests] == ["/api/v1/models", "/api/v1/key"]
+
+
+async def test_a_key_whose_limit_is_spent_is_not_ready_and_says_where_to_raise_it(upstream: FakeUpstream) -> None:
+    async with router(upstream, "or+keyspent") as provider:
+        status = await provider.probe()
+    assert (status.ready, status.reason.partition(";")[0]) == (False, "the key's credit limit is spent")
+
+
+async def test_a_key_that_is_topped_up_is_ready_again_without_a_probe_waiting_for_it(upstream: FakeUpstream) -> None:
+    async with router(upstream, "or+keyspent", key_ttl_s=0.01) as provider:
+        assert not (await provider.probe()).ready
+        upstream.alter("or+keyspent", "or")
+        with trio.fail_after(5):
+            while not (await provider.probe()).ready:
+                await trio.sleep(0.01)
+        assert provider.facts()["credit"]["limit_remaining"] == 8.5
+
+
+@pytest.mark.parametrize("scenario", ["nokey404", "nokeyjson"])
+async def test_a_key_whose_state_cannot_be_learned_is_believed(upstream: FakeUpstream, scenario: str) -> None:
+    async with router(upstream, f"or+{scenario}") as provider:
+        assert (await provider.probe()).ready
+        assert "credit" not in provider.facts()
+
+
+async def test_its_routing_object_and_our_pin_are_different_things() -> None:
+    body = b'{"model": "a/b", "messages": [{"role": "user", "content": "x"}], "provider": %s}'
+    pinned = read_call(body % b'"openrouter"', {}).request
+    assert (pinned.provider, pinned.extra) == ("openrouter", {})
+    theirs = read_call(body % b'{"order": ["x"], "allow_fallbacks": false}', {"x-shoal-provider": "openrouter"}).request
+    assert (theirs.provider, theirs.extra) == ("openrouter", {"provider": {"order": ["x"], "allow_fallbacks": False}})
+
+
+async def test_a_retry_after_that_is_a_date_is_seconds_from_now(upstream: FakeUpstream) -> None:
+    async with router(upstream, "s429date") as provider:
+        with pytest.raises(ProviderError) as caught:
+            await collect(provider)
+    assert caught.value.retry_after == pytest.approx(30, abs=2)
 
 
 async def test_without_a_key_it_says_where_to_put_one_and_asks_nobody(upstream: FakeUpstream) -> None:
