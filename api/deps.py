@@ -23,11 +23,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+from .backends import NAME, own_pool
 from .background import BackgroundLoop, Held
 from .cache.canonical import CanonicalError, why_not_cacheable
 from .cache.key import request_key
 from .engine import LocalRouter, Said, local_router
-from .errors import GenerationError, NotConfiguredError
+from .errors import GenerationError
 from .node.config_file import Loaded, load_config
 from .node.state import RpcState, running_rpc
 from .options import Call
@@ -54,9 +55,9 @@ class RouterDeps:
     """Caches, providers and the background loop behind `generate_text`. Any thread may use it.
 
     remote_cache: asked for an answer before anybody else, and told of each that may be kept. backend_manager: given out
-    by `get_backend_manager`. config, data_dir, environ: as for the node; None is the node's own rule. use_daemon: True
-    asks only the node that runs on the data directory, False never does, None does when one runs. max_cached: entries
-    of `set_cached`.
+    by `get_backend_manager` in place of the configured one. config, data_dir, environ: as for the node; None is the
+    node's own rule. use_daemon: True asks only the node that runs on the data directory, False never does, None does
+    when one runs. max_cached: entries of `set_cached`.
     """
 
     def __init__(
@@ -175,16 +176,23 @@ class RouterDeps:
         return made
 
     def get_backend_manager(self, **options: Any) -> Any:
-        """The backend manager that was handed in. Raises NotConfiguredError when there is none: ours comes later."""
-        if self.backend_manager is None:
-            raise NotConfiguredError(
-                "backend_manager: comes in a later version; hand one in as RouterDeps(backend_manager=...)"
-            )
+        """An `LLMProvider` over several servers: the one that was handed in, else the configured one.
+
+        options: keys of `[providers.backend_manager]` (strategy, backends, ...) make a pool of the caller's own, the
+        same for the same options. Raises NotConfiguredError when no backend is configured, TypeError, ValueError.
+        """
+        if self.backend_manager is not None:
+            if options:
+                raise TypeError(
+                    f"the backend manager that was handed in takes no options, got {', '.join(sorted(options))}"
+                )
+            return self.backend_manager
         if options:
-            raise TypeError(
-                f"the backend manager that was handed in takes no options, got {', '.join(sorted(options))}"
-            )
-        return self.backend_manager
+            key = ("backend_manager", msgspec.json.encode(options, order="deterministic"))
+            return self.get_or_create(key, functools.partial(own_pool, self, options))
+        from .router import get_llm_provider
+
+        return get_llm_provider(NAME, deps=self)
 
     # -- answers -----------------------------------------------------------------------------------------------
 
@@ -222,6 +230,11 @@ class RouterDeps:
                 return None
         with self._router() as router:
             return self._loop.call(router.check, name)
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The variables that count here."""
+        return self._environ
 
     @property
     def loaded(self) -> Loaded:
@@ -330,7 +343,8 @@ def _with_defaults(call: Call, loaded: Loaded, keys: Collection[str]) -> Call:
     if not named:
         return call
     request = msgspec.structs.replace(request, **named)
-    return msgspec.structs.replace(call, request=request, body={**call.body, **named})
+    body = {**call.body, **{name: value for name, value in named.items() if name not in call.body}}
+    return msgspec.structs.replace(call, request=request, body=body)
 
 
 def _shared_key(request: GenerateRequest, mode: str) -> str | None:

@@ -33,6 +33,8 @@ PASSED_ON = frozenset(
 )
 """Fields that upstreams know and Shoal does not type; any other goes into `extra`."""
 
+PIN_HEADER = "x-shoal-provider"
+
 OTHER = frozenset({"extra", "max_new_tokens", "messages", "system", "use_cache"})
 
 OPTIONS = TYPED | PASSED_ON | OTHER
@@ -71,8 +73,10 @@ def call_of(prompt: str | None, model_name: str | None, provider: str | None, op
         if options.get(name) is not None and not isinstance(options[name], bool):
             raise TypeError(f"{name} must be True, False or None, not {type(options[name]).__name__}")
     body = _body(prompt, model_name, provider, options)
+    # OpenRouter's routing object has the field of that name; the pin goes where it does not get in its way.
+    pin = {PIN_HEADER: provider} if provider and isinstance(body.get("provider"), dict) else {}
     try:
-        call = read_call(msgspec.json.encode(body), {})
+        call = read_call(msgspec.json.encode(body), pin)
     except ApiError as error:
         raise ValueError(error.message) from None
     except TypeError as error:  # msgspec met something that JSON has no form for
@@ -93,14 +97,14 @@ def _body(prompt: str | None, model_name: str | None, provider: str | None, opti
             raise ValueError("max_tokens and max_new_tokens are the same option; give one of them")
         body["max_tokens"] = options["max_new_tokens"]
     for name, value in _extra(options.get("extra")).items():
-        if name in body or name in KNOWN:
+        if (name in body or name in KNOWN) and not (name == "provider" and isinstance(value, dict)):
             raise ValueError(f"extra holds {name!r}, which is an option of its own; give it by its name")
         body[name] = value
     body["messages"] = _messages(prompt, options)
     if model_name:
         body["model"] = model_name
     if provider:
-        body["provider"] = provider
+        body.setdefault("provider", provider)
     return body
 
 

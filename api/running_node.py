@@ -12,7 +12,7 @@ from .engine import Said, no_text
 from .errors import GenerationError, NotConfiguredError, ProviderFailedError, UnknownProviderError
 from .node.rpc.errors import KINDS
 from .node.state import RpcState
-from .options import Call
+from .options import PIN_HEADER, Call
 from .protocols.http.client import Client, ClientError, ConnectFailed, Response
 from .providers.base import ErrorKind
 from .providers.registry import canonical
@@ -71,6 +71,8 @@ async def answer(http: Client, node: RpcState, call: Call, *, use_cache: bool, d
     headers = [("content-type", "application/json")]
     if not use_cache:
         headers.append(("cache-control", "no-store"))
+    if call.request.provider is not None and isinstance(call.body.get("provider"), dict):
+        headers.append((PIN_HEADER, call.request.provider))
     body = msgspec.json.encode({**call.body, "stream": False})
     try:
         with trio.fail_after((call.timeout_s or deadline_s) + _GRACE_S):

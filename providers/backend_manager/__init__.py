@@ -20,7 +20,6 @@ from collections.abc import Mapping
 import msgspec
 
 from .. import environment, openai_compat
-from ..base import Provider
 from ..faults import SettingsError
 from ..settings import BuildContext
 from .policy import STRATEGIES, Strategy
@@ -45,7 +44,7 @@ def missing(environ: Mapping[str, str]) -> str:
     return f"{'switched on, but ' if on else ''}no backend is configured; {_HOW}"
 
 
-def build(name: str, settings: Settings, context: BuildContext) -> Provider:
+def build(name: str, settings: Settings, context: BuildContext) -> BackendPool:
     """Raises SettingsError, or VariableError for a variable that cannot be read."""
     if not settings.backends:
         raise SettingsError("backends", "is empty", _HOW)
