@@ -46,4 +46,7 @@ class NoAnswer(Exception):
         message = error.message
         if len(tried) > 1:
             message = "No provider could answer. " + "; ".join(a.sentence() for a in tried)
+        if error.kind is ErrorKind.OVERLOADED and error.status is None:
+            # No upstream said so: a queue of this node, or of a peer, is full.
+            return cls(error.kind, message, route, code="node_full", retry_after=error.retry_after or 1.0)
         return cls(error.kind, message, route, retry_after=error.retry_after)

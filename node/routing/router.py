@@ -38,6 +38,7 @@ from .health import Health
 from .limits import RoutingLimits
 from .no_answer import NoAnswer
 from .recording import Cache, Found, Recorder
+from .shares import Shares
 from .watcher import Watcher
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Router:
         self.health = Health()
         self.alarms = Alarms()
         self.flights = Flights()
-        self.in_flight = 0
+        self._shares = Shares()
         self.counts: Counter[str] = Counter()
         self.notes: deque[RouteNote] = deque(maxlen=self.limits.recent_routes)
         self.watchers: list[Watcher] = []
@@ -121,6 +122,11 @@ class Router:
             finally:
                 self._nursery = None
                 nursery.cancel_scope.cancel()
+
+    @property
+    def in_flight(self) -> int:
+        """Generations under way."""
+        return self._shares.taken
 
     # -- asking ------------------------------------------------------------------------------------------------
 
@@ -267,18 +273,13 @@ class Router:
     def _launch(self, ask: Ask, key: Key | None, shared: Hashable | None) -> Flight:
         if self._nursery is None:
             raise NoAnswer(ErrorKind.UNAVAILABLE, "The node is stopping; ask again when it runs.", code="stopping")
-        if self.in_flight >= self.limits.max_in_flight:
-            raise NoAnswer(
-                ErrorKind.OVERLOADED,
-                f"This node works on {self.in_flight} requests, which is its limit; ask again in a moment.",
-                code="node_full",
-                retry_after=1.0,
-            )
+        if (why_not := self._shares.why_not(ask.caller, self.limits.max_in_flight)) is not None:
+            raise NoAnswer(ErrorKind.OVERLOADED, why_not, code="node_full", retry_after=1.0)
         flight = Flight(ask.deadline, read_ahead=self.limits.read_ahead_events)
         flight.cache = "miss" if key is not None else "bypass"
         if shared is not None:
             self.flights.add(shared, flight)
-        self.in_flight += 1
+        self._shares.take(ask.caller)
         self._nursery.start_soon(self._fly, flight, ask, key, shared)
         return flight
 
@@ -309,7 +310,7 @@ class Router:
         finally:
             flight.fail(stopped())
             flight.left.set()
-            self.in_flight -= 1
+            self._shares.give_back(ask.caller)
             if shared is not None:
                 self.flights.remove(shared, flight)
 
