@@ -210,7 +210,7 @@ class _Only:
     def candidates(self, request: GenerateRequest, ask: Ask) -> list[Candidate]:
         return [Candidate(provider=self._provider, name=self._name, model=request.model)]
 
-    def settled(self, request: GenerateRequest, ask: Ask) -> GenerateRequest:
+    def settled(self, request: GenerateRequest, ask: Ask | None = None) -> GenerateRequest:
         return request
 
     async def refresh(self) -> None:

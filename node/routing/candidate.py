@@ -73,7 +73,7 @@ class CandidateSource(Protocol):
         """Everyone who may answer, in the order to try."""
         ...
 
-    def settled(self, request: GenerateRequest, ask: Ask) -> GenerateRequest:
+    def settled(self, request: GenerateRequest, ask: Ask | None = None) -> GenerateRequest:
         """The request with aliases resolved and defaults filled in: what the cache key is made from."""
         ...
 

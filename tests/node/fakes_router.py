@@ -156,7 +156,7 @@ class Listed:
         self.refreshed = 0
         self.none = NoAnswer(ErrorKind.UNAVAILABLE, "Nobody offers that.", code="model_not_found", param="model")
 
-    def settled(self, request: GenerateRequest, ask: Ask) -> GenerateRequest:
+    def settled(self, request: GenerateRequest, ask: Ask | None = None) -> GenerateRequest:
         if request.provider == "alias":
             return msgspec.structs.replace(request, provider="first")
         return request
