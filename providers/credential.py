@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .base import ErrorKind, ProviderError
+from .keyring_entry import KeyringEntry
 
 
 class Credential:
-    """A key in the first environment variable that is set, else in a file (which may change while the node runs).
+    """A key in the first environment variable that is set, else in a file (which may change while the node runs), else
+    in the system's keyring.
 
-    Neither named: no key is sent. `required` makes a missing key a reason not to start.
+    None of them named: no key is sent. `required` makes a missing key a reason not to start.
     """
 
     def __init__(
@@ -24,16 +26,17 @@ class Credential:
         environ: Mapping[str, str],
         variables: tuple[str, ...] = (),
         file: Path | None = None,
+        keyring: KeyringEntry | None = None,
         required: bool = True,
     ) -> None:
         self._environ = environ
         self._variables = variables
-        self._file = file
+        self._file, self._keyring = file, keyring
         self._required = required
         self._seen: tuple[int, int, str] | None = None
 
     def __repr__(self) -> str:
-        return f"Credential({', '.join(self._variables)}{self._file or ''})"
+        return f"Credential({', '.join(self._variables)}{self._file or ''}{self._keyring or ''})"
 
     def read(self) -> str | None:
         """The key, or None where none is asked for. Raises ProviderError(UNAVAILABLE) that says where to put one."""
@@ -42,6 +45,8 @@ class Credential:
                 return _checked(value, variable)
         if self._file is not None:
             return self._read_file(self._file)
+        if self._keyring is not None:
+            return _checked(self._keyring.read(), "the keyring")
         if self._variables and self._required:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"no key; set {self._variables[-1]}")
         return None

@@ -37,6 +37,7 @@ from .credential import Credential
 from .embedding import Embeddings, EmbedRequest
 from .faults import SettingsError
 from .gate import Gate
+from .keyring_entry import entry_of
 from .openai_embeddings import embeddings_body, embeddings_of
 from .openai_errors import from_response
 from .openai_wire import ChatAnswer, MaxTokensField, body_of, continued, models_of
@@ -63,6 +64,8 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """The environment variable that holds the key."""
     api_key_file: str | None = None
     """A file that holds the key; it may change while the node runs."""
+    api_key_keyring: str | None = None
+    """The key's place in the system's keyring, SERVICE/NAME (`shoal providers login NAME` writes it to shoal/NAME)."""
     models: tuple[str, ...] = ()
     """The models to offer. Empty: what the server lists."""
     any_model: bool = False
@@ -98,6 +101,7 @@ def build(name: str, settings: Settings, context: BuildContext) -> OpenAiCompat:
         environ=context.environ,
         variables=(settings.api_key_env,) if settings.api_key_env else (),
         file=Path(settings.api_key_file).expanduser() if settings.api_key_file else None,
+        keyring=entry_of(settings.api_key_keyring),
     )
     return OpenAiCompat(name, settings, credential, context.environ)
 
@@ -262,7 +266,10 @@ class OpenAiCompat(Provider):
     @property
     def key_hint(self) -> str:
         """Where the key comes from; never the key."""
-        return self._settings.api_key_env or self._settings.api_key_file or f"api_key_env in [providers.{self.name}]"
+        settings = self._settings
+        if settings.api_key_keyring and not (settings.api_key_env or settings.api_key_file):
+            return f"the keyring's {settings.api_key_keyring}"
+        return settings.api_key_env or settings.api_key_file or f"api_key_env in [providers.{self.name}]"
 
     def _unreached(self, error: ClientError) -> ProviderError:
         """A connection that failed before the answer's head."""

@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 from . import environment, openai_compat
 from .base import Provider, ProviderError, Status
 from .credential import Credential
+from .keyring_entry import entry_of
 from .settings import BuildContext
 
 BASE_URL = "https://openrouter.ai/api/v1"
@@ -69,7 +70,7 @@ def build(name: str, settings: Settings, context: BuildContext) -> Provider:
         settings,
         base_url=told("OPENROUTER_BASE_URL", None) or settings.base_url,
         default_model=model,
-        api_key_env=own[0] if own else names[-1],
+        api_key_env=own[0] if own else None if settings.api_key_file or settings.api_key_keyring else names[-1],
         headers=headers,
     )
     openai_compat.check(settings)
@@ -77,6 +78,7 @@ def build(name: str, settings: Settings, context: BuildContext) -> Provider:
         environ=environ,
         variables=own or names,
         file=Path(settings.api_key_file).expanduser() if settings.api_key_file else None,
+        keyring=entry_of(settings.api_key_keyring),
     )
     return OpenRouter(name, settings, credential, environ)
 

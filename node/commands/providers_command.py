@@ -9,12 +9,18 @@ from typing import Any
 import click
 
 from .cli import Group, common, trio_run
-from .output import duration, print_facts, print_json, print_table, without_controls
+from .exit_codes import ExitCode
+from .failures import CommandError
+from .output import duration, print_facts, print_json, print_table, print_text, without_controls
 
 EXAMPLES = """\
 shoal providers
 shoal providers test openrouter      spends one tiny request
+shoal providers login openrouter     files its key in the system's keyring
 shoal providers --json"""
+
+SERVICE = "shoal"
+"""What keys are filed under."""
 
 SHOWN_MODELS = 4
 TINY = "Reply with the single word: ready"
@@ -178,3 +184,37 @@ def measured(answer: Mapping[str, Any], shoal: Mapping[str, Any]) -> dict[str, A
         "finish": answer.get("finish_reason"),
         "answer": answer.get("answer"),
     }
+
+
+@command.command(
+    "login", examples="shoal providers login openrouter\npass show openrouter | shoal providers login openrouter"
+)
+@click.argument("name")
+@common
+def login(name: str, as_json: bool, data_dir: Path | None) -> None:
+    """File the API key of provider NAME in the system's keyring, for `api_key_keyring`.
+
+    The key is asked for without showing it, or read from standard input. It stands in no file and no command line.
+    """
+    import sys
+
+    from ...providers.base import ProviderError
+    from ...providers.keyring_entry import store
+    from ...providers.registry import canonical
+
+    user = canonical(name)
+    if sys.stdin.isatty():
+        key = click.prompt(f"API key of {user}", hide_input=True, err=True).strip()
+    else:
+        key = sys.stdin.readline().strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise CommandError("that is no key; it must be one word of ASCII", ExitCode.USAGE)
+    try:
+        store(SERVICE, user, key)
+    except ProviderError as error:
+        raise CommandError(error.message, ExitCode.REFUSED) from None
+    setting = f'api_key_keyring = "{SERVICE}/{user}"'
+    if as_json:
+        print_json({"provider": user, "api_key_keyring": f"{SERVICE}/{user}"})
+    else:
+        print_text(f"filed; now write  {setting}  into [providers.{user}] of the configuration\n")

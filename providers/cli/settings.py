@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from ..credential import Credential
 from ..faults import SettingsError
+from ..keyring_entry import entry_of
 from ..settings import ProviderSettings
 
 
@@ -31,6 +32,8 @@ class CliSettings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """The environment variable that holds the key. Unset: the vendor's own names."""
     api_key_file: str | None = None
     """A file that holds the key; it may change while the node runs."""
+    api_key_keyring: str | None = None
+    """The key's place in the system's keyring, SERVICE/NAME (`shoal providers login NAME` writes it to shoal/NAME)."""
     max_concurrent: int = 2
     """Each running tool takes 160 to 400 MB of memory."""
     warm_s: Annotated[float, Meta(ge=0)] = 120.0
@@ -46,14 +49,21 @@ def credential_of(
     file = Path(settings.api_key_file).expanduser() if settings.api_key_file else None
     if settings.api_key_env:
         names = (settings.api_key_env,)
-    elif file is not None:
+    elif file is not None or settings.api_key_keyring:
         names = ()
-    return Credential(environ=environ, variables=names, file=file, required=required or bool(settings.api_key_env))
+    return Credential(
+        environ=environ,
+        variables=names,
+        file=file,
+        keyring=entry_of(settings.api_key_keyring),
+        required=required or bool(settings.api_key_env),
+    )
 
 
 def hint_of(settings: CliSettings, names: tuple[str, ...]) -> str:
     """Where that key comes from, for a sentence."""
-    return settings.api_key_env or settings.api_key_file or " or ".join(names)
+    keyring = f"the keyring's {settings.api_key_keyring}" if settings.api_key_keyring else ""
+    return settings.api_key_env or settings.api_key_file or keyring or " or ".join(names)
 
 
 def checked_url(key: str, url: str | None, example: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from shoal.node.commands.exit_codes import ExitCode
 from shoal.protocols.http.exchange import Exchange
 
-from .fake_node import DONE, WHO, FakeNode, chunk, fake_node
+from .fake_node import DONE, WHO, FakeNode, chunk, fake_node, shoal
 
 PATH = "GET /shoal/v1/providers"
 CHAT = "POST /v1/chat/completions"
@@ -101,3 +101,30 @@ async def test_a_provider_that_cannot_answer_ends_the_test_with_its_reason(node:
     assert done.returncode == ExitCode.NO_ANSWER
     assert b"set GEMINI_API_KEY" in done.stderr
     assert done.stdout == b""
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+async def test_login_files_a_key_and_says_what_to_configure(monkeypatch: Any, arguments: tuple[str, ...]) -> None:
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+    done = await shoal("providers", "login", "OpenRouter", *arguments, stdin=b"sk-planted\n")
+    assert done.returncode == 0, done.stderr
+    assert b"shoal/openrouter" in done.stdout
+    assert b"sk-planted" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "words"),
+    [
+        (b"sk-planted\n", ExitCode.REFUSED, b"the keyring takes no key (NoKeyringError)"),
+        (b"\n", ExitCode.USAGE, b"that is no key"),
+        (b"two words\n", ExitCode.USAGE, b"that is no key"),
+    ],
+)
+async def test_login_that_cannot_file_a_key_says_why_and_repeats_nothing(
+    monkeypatch: Any, key: bytes, code: ExitCode, words: bytes
+) -> None:
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
+    done = await shoal("providers", "login", "openrouter", stdin=key)
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert words in done.stderr
+    assert key.strip() not in done.stderr or not key.strip()
