@@ -62,7 +62,7 @@ EXAMPLES: dict[str, Example] = {
         "    OPENROUTER_API_KEY=... shoal run --config configs/openrouter.toml",
         {
             "router": {"order": ["openrouter", "local_hf", "peers"]},
-            "providers.openrouter": {"model": "openai/gpt-4o-mini"},
+            "providers.openrouter": {"default_model": "openai/gpt-4o-mini"},
         },
     ),
     "kubo.toml": Example(

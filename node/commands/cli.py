@@ -24,7 +24,9 @@ SUBCOMMANDS: dict[str, str] = {
     "pause": "Lend nothing to peers for a while.",
     "resume": "Lend to peers again.",
     "ask": "Ask a question and stream the answer.",
+    "chat": "Talk with a model over several turns.",
     "status": "Show what the running node is doing.",
+    "top": "Watch requests, peers and providers as they change.",
     "peers": "List the peers of the running node.",
     "providers": "List the providers, which are ready, and why others are not; test one.",
     "models": "List and install models.",
@@ -32,7 +34,10 @@ SUBCOMMANDS: dict[str, str] = {
     "verify": "Check an answer's record: address, signature, request.",
     "receipt": "Write an answer's record to a file that others can check offline.",
     "token": "Make, list and revoke access tokens.",
-    "config": "Check or show the configuration.",
+    "config": "Begin, check or show the configuration.",
+    "service": "Run the node as a service of your login.",
+    "doctor": "Find out what is wrong, and what to do.",
+    "completion": "Complete commands in your shell.",
     "version": "Show the version.",
 }
 

@@ -11,6 +11,8 @@ from .cli import Command, Group, common
 from .output import print_json, print_text
 
 EXAMPLES = """\
+shoal config init
+shoal config init --example private-swarm
 shoal config check configs/lone.toml
 shoal config show
 shoal config show --json"""
@@ -20,7 +22,7 @@ config_option = click.option("--config", "path", type=click.Path(path_type=Path)
 
 @click.group(cls=Group, examples=EXAMPLES)
 def command() -> None:
-    """Check or show the configuration."""
+    """Begin, check or show the configuration."""
 
 
 @command.command("check", cls=Command, examples="shoal config check\nshoal config check configs/private-swarm.toml")
@@ -56,3 +58,45 @@ def show(path: Path | None, as_json: bool, data_dir: Path | None) -> None:
         )
         return
     print_text(f"# file: {loaded.source or 'none'}\n# data directory: {loaded.data_dir}\n\n{as_toml(loaded.config)}")
+
+
+@command.command(
+    "init", cls=Command, examples="shoal config init\nshoal config init --example private-swarm ./shoal.toml"
+)
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--example", "-e", metavar="NAME", help="Begin with an example; `shoal config init -e help` lists them.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@common
+def init(file: Path | None, example: str | None, force: bool, as_json: bool, data_dir: Path | None) -> None:
+    """Write a configuration file to begin with: every key with its default, or an example.
+
+    Without FILE it goes where `shoal run` looks for it. A private swarm's key is made anew.
+    """
+    from .. import paths
+    from ..config_doc import EXAMPLES as FILES
+    from ..config_doc import example_file, reference_file
+    from .exit_codes import ExitCode
+    from .failures import CommandError
+
+    names = {name.removesuffix(".toml"): name for name in FILES}
+    if example is not None and example not in names:
+        raise CommandError(f"the examples are: {', '.join(names)}", ExitCode.USAGE)
+    text = reference_file() if example is None else example_file(names[example])
+    if example == "private-swarm":
+        import secrets
+
+        key = f'# The same on every node; whoever has it belongs.\nkey = "{secrets.token_hex(32)}"\n'
+        text = text.replace("[swarm]\n", "[swarm]\n" + key, 1)
+    target = file or (data_dir / "config.toml" if data_dir is not None else paths.default_config_file())
+    if target.exists() and not force:
+        raise CommandError(f"{target} is there already; --force replaces it", ExitCode.REFUSED)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        paths.write_private(target, text.encode(), replace=True)
+    except OSError as error:
+        raise CommandError(f"{target}: cannot be written: {paths.reason(error)}", ExitCode.USAGE) from None
+    if as_json:
+        print_json({"file": str(target), "example": example})
+    else:
+        shown = f" --config {target}" if file is not None else ""
+        print_text(f"{target} is written; `shoal run{shown}` uses it\n")

@@ -71,12 +71,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
     out.print(table)
 
 
-def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
-    """Names and values, one a line; a value is never broken, so that it can be copied."""
+def print_facts(facts: Iterable[tuple[str, Any]], end: str = "\n") -> None:
+    """Names and values, one a line; a value is never broken, so that it can be copied. end: of each line."""
     rows = [(name, without_controls(str(value)).replace("\n", " ")) for name, value in facts]
     width = max((len(name) for name, _ in rows), default=0)
     dim, plain = ("\x1b[2m", "\x1b[0m") if in_colour(sys.stdout) else ("", "")
-    print_text("".join(f"{dim}{name:<{width}}{plain}  {value}\n" for name, value in rows))
+    print_text("".join(f"{dim}{name:<{width}}{plain}  {value}{end}" for name, value in rows))
 
 
 def in_colour(stream: TextIO) -> bool:

@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .cli import Command, common
-from .output import duration, print_facts, print_json, size
+from .output import duration, print_facts, print_json, print_json_line, print_text, size
 
 
-@click.command(cls=Command, examples="shoal status\nshoal status --json | jq -r .swarm.invite")
+@click.command(cls=Command, examples="shoal status\nshoal status --watch\nshoal status --json | jq -r .swarm.invite")
+@click.option("--watch", "-w", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@click.option("--every", type=click.FloatRange(0.1, 3600), default=1.0, help="Seconds between two looks of --watch.")
 @common
-def command(as_json: bool, data_dir: Path | None) -> None:
+def command(watch: bool, every: float, as_json: bool, data_dir: Path | None) -> None:
     """Show what the running node is doing.
 
     The invite of a private swarm holds its key: give it only to those who shall belong.
     """
     from .client import find_node, look_up
 
-    found = look_up(data_dir, "/shoal/v1/status")
-    # A private swarm's invite is not in the RPC's answer, but in a file that only the node's owner can read.
-    swarm = found.setdefault("swarm", {})
-    swarm["invite"] = swarm.get("invite") or find_node(data_dir).invite
-    if as_json:
-        print_json(found)
+    def look() -> dict[str, Any]:
+        found: dict[str, Any] = look_up(data_dir, "/shoal/v1/status")
+        # A private swarm's invite is not in the RPC's answer, but in a file that only the node's owner can read.
+        swarm = found.setdefault("swarm", {})
+        swarm["invite"] = swarm.get("invite") or find_node(data_dir).invite
+        return found
+
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            watching(look, every, as_json=as_json)
+    elif as_json:
+        print_json(look())
     else:
-        print_facts(facts(found))
+        print_facts(facts(look()))
+
+
+def watching(look: Callable[[], dict[str, Any]], every: float, *, as_json: bool) -> None:
+    """The same again and again: in place on a terminal, one after the other elsewhere."""
+    clear = sys.stdout.isatty() and not as_json
+    while True:
+        found = look()
+        if as_json:
+            print_json_line(found)
+        else:
+            # From the top left; the rest of each line and of the screen is cleared after it was written: no flicker.
+            print_text("\x1b[H" if clear else "")
+            print_facts(facts(found), end="\x1b[K\n" if clear else "\n")
+            print_text("\x1b[J" if clear else "\n")
+        time.sleep(every)
 
 
 def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -42,7 +68,8 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "RPC", f"{found.get('rpc')}/v1"
     state = "" if swarm.get("up") else ", not up yet"
     private = "private, " if swarm.get("private") else ""
-    yield "swarm", f"{swarm.get('name')} ({private}{swarm.get('peers', 0)} peers connected{state})"
+    peers = swarm.get("peers", 0)
+    yield "swarm", f"{swarm.get('name')} ({private}{peers} {'peer' if peers == 1 else 'peers'} connected{state})"
     for address in swarm.get("addresses") or ():
         yield "listening", address
     if swarm.get("invite"):

@@ -1,0 +1,65 @@
+"""`shoal doctor`: is everything in order, and what to do where it is not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .cli import Command, common, trio_run
+from .exit_codes import ExitCode
+from .failures import CommandError
+from .output import in_colour, print_json, print_text, without_controls
+
+MARKS = {"ok": ("✓", "32"), "note": ("!", "33"), "fault": ("✗", "31")}
+
+
+@click.command(cls=Command, examples="shoal doctor\nshoal doctor --config ~/shoal.toml\nshoal doctor --json")
+@click.option("--config", "-c", type=click.Path(path_type=Path), metavar="FILE", help="Check with this configuration.")
+@common
+def command(config: Path | None, as_json: bool, data_dir: Path | None) -> int:
+    """Check the installation, the configuration and the running node. Exit status 1 when something does not work."""
+    import msgspec
+
+    from .checks import Finding, of_machine, of_node
+
+    findings = list(of_machine(config, data_dir))
+    try:
+        findings += of_node(*trio_run(_ask, data_dir))
+    except CommandError as error:
+        running = error.code is not ExitCode.NO_NODE or "no node is running" not in error.message
+        state = "fault" if running else "note"
+        findings.append(Finding("node", state, error.message if running else "none runs here", "`shoal run`"))
+    faults = sum(finding.state == "fault" for finding in findings)
+    if as_json:
+        print_json({"ok": not faults, "findings": msgspec.to_builtins(findings)})
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            _show(finding.name, width, finding.state, finding.text, finding.remedy)
+        if faults:
+            print_text(f"\n{faults} {'thing does' if faults == 1 else 'things do'} not work\n")
+    return ExitCode.NO_ANSWER if faults else ExitCode.OK
+
+
+def _show(name: str, width: int, state: str, text: str, remedy: str) -> None:
+    mark, colour = MARKS[state]
+    colours = in_colour(sys.stdout)
+    if colours:
+        mark = f"\x1b[{colour}m{mark}\x1b[0m"
+    text = " ".join(without_controls(text).split())
+    print_text(f"{mark} {name:<{width}}  {text}\n")
+    if remedy and state != "ok":
+        arrow = "\x1b[2m→\x1b[0m" if colours else "→"
+        print_text(f"  {'':<{width}}  {arrow} {without_controls(remedy)}\n")
+
+
+async def _ask(data_dir: Path | None) -> tuple[dict[str, object], list[dict[str, object]], list[dict[str, object]]]:
+    from .client import connect
+
+    async with connect(data_dir) as node:
+        status = await node.get("/shoal/v1/status")
+        providers = (await node.get("/shoal/v1/providers")).get("providers") or []
+        peers = (await node.get("/shoal/v1/peers")).get("peers") or []
+        return status, providers, peers

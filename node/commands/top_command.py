@@ -1,0 +1,108 @@
+"""`shoal top`: what the running node is doing, live, in the whole terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli import Command, common, trio_run
+from .output import console, print_json
+
+
+@click.command(cls=Command, examples="shoal top\nshoal top --once\nshoal top --json | jq .requests.live")
+@click.option("--once", is_flag=True, help="Print the state now, and end.")
+@common
+def command(once: bool, as_json: bool, data_dir: Path | None) -> None:
+    """Show requests, peers, providers and cache as they change. q or Ctrl-C ends it."""
+    from .client import find_node
+
+    find_node(data_dir)
+    once = once or as_json or not sys.stdout.isatty()
+    with contextlib.suppress(KeyboardInterrupt) if not once else contextlib.nullcontext():
+        try:
+            trio_run(print_once if once else watch, data_dir, *([as_json] if once else []))
+        except BaseExceptionGroup as group:
+            if once or group.split(KeyboardInterrupt)[1] is not None:
+                raise
+
+
+async def print_once(data_dir: Path | None, as_json: bool) -> None:
+    from .client import connect
+    from .feed import follow
+    from .top_screen import screen
+
+    out = console()
+    async with connect(data_dir) as node, contextlib.aclosing(follow(node)) as states:
+        async for sections in states:
+            if as_json:
+                print_json(sections)
+            else:
+                out.print(screen(sections, min(out.width, 120), 60))
+            return
+
+
+async def watch(data_dir: Path | None) -> None:
+    """Redraw with each piece of news, until q is pressed."""
+    import trio
+    from rich.live import Live
+
+    from .client import connect
+    from .feed import follow
+    from .top_screen import screen
+
+    out = console()
+    async with connect(data_dir) as node, trio.open_nursery() as nursery:
+        nursery.start_soon(_quit_on_q, nursery.cancel_scope)
+        with Live(console=out, screen=True, auto_refresh=False) as live:
+            async with contextlib.aclosing(follow(node)) as states:
+                async for sections in states:
+                    live.update(screen(sections, out.width, out.height), refresh=True)
+        nursery.cancel_scope.cancel()
+
+
+async def _quit_on_q(scope: Any) -> None:
+    async with keys() as pressed:
+        async for key in pressed:
+            if key in (b"q", b"Q", b"\x1b"):
+                scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def keys() -> AsyncGenerator[Any]:
+    """The keys as they are pressed, without echo; none when stdin is no terminal."""
+    import termios
+    import tty
+
+    if not sys.stdin.isatty():
+        yield _nothing()
+        return
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    tty.setcbreak(fd)
+    try:
+        yield _read_keys(fd)
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+async def _read_keys(fd: int) -> AsyncGenerator[bytes]:
+    import os
+
+    import trio
+
+    while True:
+        await trio.lowlevel.wait_readable(fd)
+        key = os.read(fd, 1)
+        if not key:
+            return
+        yield key
+
+
+async def _nothing() -> AsyncGenerator[bytes]:
+    for nothing in ():
+        yield nothing
