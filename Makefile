@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo run test lint bench interop browser model clean chaos
+.PHONY: help setup demo run test lint bench interop browser clients fuzz model clean chaos
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -25,7 +25,7 @@ run: $(READY)   ## run a node with your own configuration
 	@$(SHOAL) run
 
 test: $(READY) model ## unit, property, two-node and end-to-end tests
-	@$(PYTHON) -m pytest -q -m "not interop and not providers and not browser" $(ARGS)
+	@$(PYTHON) -m pytest -q -m "not interop and not providers and not browser and not clients" $(ARGS)
 
 lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -40,6 +40,14 @@ interop: $(READY) ## against other implementations: a real Kubo fetches an answe
 browser: $(READY) ## the dashboard in a headless Chromium (installs Debian's)
 	@./tests/browser/install.sh
 	@$(PYTHON) -m pytest -q -m browser tests/browser $(ARGS)
+
+clients: $(READY) ## other programs' clients, Claude Code and Codex among them, against a real node; schemathesis
+	@./tests/clients/install.sh
+	@./scripts/install_providers.sh
+	@$(PYTHON) -m pytest -q -m clients tests/clients $(ARGS)
+
+fuzz: $(READY)  ## a million random inputs for the HTTP parsers; ARGS="--count 1000 --seed 1"
+	@$(PYTHON) -m tests.protocols.http_fuzz $(ARGS)
 
 chaos: $(READY)  ## ten real nodes under load for ten minutes, killed and started again; ARGS="--nodes 4 --seconds 60"
 	@$(PYTHON) -m tests.chaos $(ARGS)

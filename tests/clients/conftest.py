@@ -1,0 +1,79 @@
+"""A real node with a fake upstream behind it, for real clients to ask."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.node import Upstream
+from tests.e2e.node_process import NodeProcess
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "build/clients"
+TOOLS = ROOT / "build/providers/node_modules/.bin"
+
+CONFIG = """
+[providers.local_hf]
+enabled = false
+[providers.plain]
+type = "openai_compat"
+base_url = "{plain}"
+models = ["echo"]
+[providers.calling]
+type = "openai_compat"
+base_url = "{calling}"
+models = ["caller"]
+[providers.thinking]
+type = "openai_compat"
+base_url = "{thinking}"
+models = ["thinker"]
+"""
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """The model "echo" repeats what it was told, "caller" calls a tool, "thinker" thinks before it speaks."""
+    with Upstream() as upstream:
+        config = CONFIG.format(
+            plain=upstream.url("each"), calling=upstream.url("toolcall"), thinking=upstream.url("reasoning")
+        )
+        with NodeProcess(tmp_path_factory.mktemp("node"), config=config) as running:
+            yield running
+
+
+class Told:
+    """What a client printed, and how it ended."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    def __repr__(self) -> str:
+        return f"exit {self.code}\n{self.out[-3000:]}\n{self.err[-3000:]}"
+
+
+def run(*command: str | Path, home: Path, within: float = 90, **environ: str) -> Told:
+    """Run a client with a home of its own and nothing of ours in its environment."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    done = subprocess.run(
+        [str(part) for part in command],
+        env={**kept, "HOME": str(home), "NO_PROXY": "127.0.0.1", **environ},
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=within,
+        check=False,
+    )
+    return Told(done)
+
+
+def python(script: str, node: NodeProcess, home: Path, **environ: str) -> Told:
+    """Run a script with the clients' own Python; BASE is the node's address."""
+    interpreter = CLIENTS / "venv/bin/python"
+    if not interpreter.exists():
+        pytest.skip("run tests/clients/install.sh (make clients does)")
+    return run(interpreter, "-c", f"BASE = {node.rpc!r}\n{script}", home=home, **environ)
