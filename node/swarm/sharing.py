@@ -320,4 +320,3 @@ def _open_at(hours: tuple[str, ...], now: float) -> bool:
 def _to_midnight(now: float) -> float:
     moment = datetime.datetime.fromtimestamp(now)
     return 86_400.0 - (moment.hour * 3600 + moment.minute * 60 + moment.second)
-

@@ -9,9 +9,10 @@ import ipaddress
 import time
 from collections.abc import Callable, Iterable
 
-import psutil
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
+
+from .. import interfaces
 
 INTERFACES_FRESH_S = 10.0  # how long a list of the machine's addresses is believed
 
@@ -61,7 +62,7 @@ def host_port(parsed: Multiaddr) -> tuple[str, int]:
 
 
 def concrete(
-    listening: Iterable[tuple[str, int]], interfaces: Callable[[], list[str]] | None = None
+    listening: Iterable[tuple[str, int]], of_machine: Callable[[], list[str]] | None = None
 ) -> list[tuple[str, int]]:
     """(IP address, port) pairs that can be dialled, for listeners on (IP address, port); loopback last, each once.
 
@@ -72,7 +73,7 @@ def concrete(
         if not _is_wildcard(host):
             found[host, port] = None
             continue
-        for address in (interfaces or machine_addresses)():
+        for address in (of_machine or machine_addresses)():
             if host == "::" or ":" not in address:
                 found[address, port] = None
     return sorted(found, key=lambda pair: ipaddress.ip_address(pair[0]).is_loopback)
@@ -87,19 +88,7 @@ def machine_addresses() -> list[str]:
     global _interfaces  # a system call of a millisecond, asked for with every identify
     now = time.monotonic()
     if _interfaces is None or now - _interfaces[0] > INTERFACES_FRESH_S:
-        states = psutil.net_if_stats()
-        found = []
-        for name, entries in psutil.net_if_addrs().items():
-            if name in states and not states[name].isup:
-                continue
-            for entry in entries:
-                try:
-                    address = ipaddress.ip_address(entry.address.partition("%")[0])
-                except ValueError:
-                    continue  # a hardware address
-                if not (address.is_link_local or address.is_unspecified or address.is_multicast):
-                    found.append(str(address))
-        _interfaces = (now, found)
+        _interfaces = (now, interfaces.machine_addresses())
     return _interfaces[1]
 
 

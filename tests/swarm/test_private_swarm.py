@@ -1,0 +1,106 @@
+"""A private swarm of real nodes: created by a command, joined by its invite, and left by whom its owner puts out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import segno
+import trio
+from shoal.node.commands.pause_command import seconds_of
+from shoal.node.commands.swarm_command import blocks
+
+from tests.e2e.fixtures import NO_MODEL, in_thread, start, until
+
+SHOAL = str(Path(sys.executable).with_name("shoal"))
+
+
+def create(folder: Path, *args: str) -> str:
+    run = subprocess.run(
+        [SHOAL, "swarm", "create", "lab", *args, "--json", "--data-dir", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return str(json.loads(run.stdout)["invite"])
+
+
+def connected(count: int):
+    return lambda said: sum(peer["connected"] for peer in said["peers"]) == count
+
+
+async def test_a_private_swarm_lets_in_who_is_invited_and_drops_who_is_put_out(tmp_path: Path) -> None:
+    await in_thread(create, tmp_path / "owner", "--private")
+    config = NO_MODEL + '[swarm]\nlisten = ["/ip4/127.0.0.1/tcp/0"]\n'
+    owner = await start(tmp_path / "owner", config=config)
+    with owner:
+        invite = json.loads((await in_thread(owner.shoal, "swarm", "invite", "--json")).stdout)["invite"]
+        one, two = [await start(tmp_path / name, "--join", invite, config=config) for name in ("one", "two")]
+        with one, two:
+            for node in (owner, one, two):
+                await until(node, ("peers",), connected(2), within=15)
+            said = await until(one, ("swarm", "members"), lambda said: len(said.get("members", ())) == 3)
+            assert {member["peer"] for member in said["members"]} == {n.peer_id for n in (owner, one, two)}
+            refused = await in_thread(one.shoal, "swarm", "revoke", two.peer_id, check=False)
+            assert refused.returncode == 5
+            assert "owner" in refused.stderr
+            began = trio.current_time()
+            await in_thread(owner.shoal, "swarm", "revoke", two.peer_id)
+            for node in (owner, one):
+                await until(node, ("peers",), connected(1))
+            await until(two, ("peers",), connected(0))
+            assert trio.current_time() - began < 10
+            await until(one, ("swarm", "members"), lambda said: len(said["revoked"]) == 1)
+        with await start(tmp_path / "two", "--join", invite, config=config) as two:
+            await until(two, ("peers",), lambda said: all(peer["problem"] for peer in said["peers"]))
+            for node in (owner, two):
+                await until(node, ("peers",), connected(0))
+
+
+async def test_a_running_node_moves_to_the_swarm_that_it_creates_and_others_follow(tmp_path: Path) -> None:
+    config = NO_MODEL + '[swarm]\nlisten = ["/ip4/127.0.0.1/tcp/0"]\n'
+    with await start(tmp_path / "one", config=config) as one, await start(tmp_path / "two", config=config) as two:
+        made = await in_thread(one.shoal, "swarm", "create", "lab", "--private", "--json")
+        invite = json.loads(made.stdout)["invite"]
+        assert json.loads((await in_thread(one.shoal, "status", "--json")).stdout)["swarm"]["private"]
+        await in_thread(two.shoal, "join", invite)
+        for node in (one, two):
+            await until(node, ("peers",), connected(1), within=20)
+        open_one = await in_thread(one.shoal, "swarm", "create", "plaza", "--json")
+        assert not json.loads(open_one.stdout)["private"]
+        status = await until(one, ("status",), lambda said: said["swarm"]["name"] == "plaza", within=20)
+        assert not status["swarm"]["private"]
+        await until(two, ("peers",), connected(0))
+
+
+async def test_pause_and_resume_are_told(tmp_path: Path) -> None:
+    with await start(tmp_path / "one", config=NO_MODEL) as one:
+        assert "2m00s" in (await in_thread(one.shoal, "pause", "--for", "2m")).stdout
+        told = json.loads((await in_thread(one.shoal, "pause", "--json")).stdout)
+        assert told["paused"]
+        assert told["paused_until"] is None
+    with await start(tmp_path / "one", config=NO_MODEL) as one:  # the pause holds over a restart
+        assert json.loads((await in_thread(one.shoal, "resume", "--json")).stdout)["paused"] is False
+        wrong = await in_thread(one.shoal, "pause", "--for", "soon", check=False)
+        assert wrong.returncode == 2
+
+
+def test_spans_of_time_are_read_as_people_write_them() -> None:
+    assert [seconds_of(text) for text in ("30s", "1.5h", "2 d")] == [30, 5400, 172_800]
+
+
+@pytest.mark.parametrize("text", ["shoal1abc", "SHOAL1" + "A7" * 400])
+def test_the_qr_code_on_the_screen_is_the_code(text: str) -> None:
+    matrix = segno.make(text.upper(), error="l", micro=False).matrix
+    lines = blocks(matrix).split("\n")
+    pixels: list[list[int]] = []
+    for line in lines:
+        pixels.append([int(sign in "▄ ") for sign in line])
+        pixels.append([int(sign in "▀ ") for sign in line])
+    size = len(matrix)
+    assert [row[2 : 2 + size] for row in pixels[2 : 2 + size]] == [list(row) for row in matrix]
+    assert not any(pixels[0] + pixels[1])
