@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -244,3 +246,29 @@ async def test_a_collector_that_is_away_costs_nothing_but_its_spans() -> None:
 
 def test_headers_for_a_collector_are_read_as_the_specification_says() -> None:
     assert list(extra_headers("a=1, b=x%2Cy ,,=z,c")) == [("a", "1"), ("b", "x,y")]
+
+
+# -- the board in configs/ ---------------------------------------------------------------------------------------
+
+
+async def test_every_metric_of_the_grafana_board_exists() -> None:
+    board = json.loads((Path(__file__).parents[2] / "configs" / "grafana.json").read_text())
+    asked = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"\b((?:gen_ai|shoal|process)_\w+)\{", target["expr"])
+    }
+    usage = Usage(7, 3)
+    said = ["Cold", Pause(0.02), *says(" water", usage=usage)]
+    async with door(Scripted("bad", fails(ErrorKind.AUTH)), Scripted("first", said)) as node:
+        node.node.status = lambda: {  # type: ignore[method-assign]
+            "swarm": {"counts": {"adverts_refused": {"stale": 1}, "adverts_taken": 1, "frames_received": 9}}
+        }
+        node.cache._refused["signature"] += 1
+        await node.chat()
+        await node.chat({"cache-control": "only-if-cached"}, messages=[{"role": "user", "content": "other"}])
+        text = (await node.ask("GET", "/metrics")).body.decode()
+    there = set(re.findall(r"^(\w+)", text, re.MULTILINE))
+    assert len(asked) > 15
+    assert asked <= there
