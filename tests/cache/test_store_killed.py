@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shoal.cache.cid import holds
 from shoal.cache.record import verify
 from shoal.cache.store import Store
 
@@ -60,6 +61,10 @@ async def test_a_killed_node_loses_no_answer_that_it_called_durable(tmp_path: Pa
         no_link = "SELECT count(*) FROM answers WHERE linked IS NOT NULL AND linked NOT IN (SELECT id FROM blocks)"
         no_index = "SELECT count(*) FROM blocks WHERE id NOT IN (SELECT block FROM answers)"
         no_index += " AND id NOT IN (SELECT linked FROM answers WHERE linked IS NOT NULL)"
-        assert [db.execute(query).fetchone()[0] for query in (no_block, no_link, no_index)] == [0, 0, 0]
+        no_origin = "SELECT count(*) FROM derived WHERE block NOT IN (SELECT id FROM blocks)"
+        for query in (no_block, no_link, no_index, no_origin):
+            assert db.execute(query).fetchone() == (0,), query
+        for cid, data in db.execute("SELECT cid, data FROM blocks"):
+            assert holds(cid, data)
     db.close()
     assert len(durable) >= KILLS

@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import trio
+from shoal.cache.derived import derived_of
+from shoal.cache.sealing import Seal
 from shoal.cache.store import Store
 
 from .answers import LONG, answer, ask
 
 GROUP = 7
+SEAL = Seal(b"k" * 32)
 
 
 def nth_content(n: int) -> str:
@@ -28,7 +31,8 @@ async def main(path: Path, first: int) -> None:
         while True:
             group = range(n, n + GROUP)
             for m in group:
-                store.put(answer(ask(str(m)), content=nth_content(m)), public=True)
+                signed = answer(ask(str(m)), content=nth_content(m), link_text=True)
+                store.put(signed, public=True, derived=derived_of(signed, SEAL))
             await store.flush()
             print(*group, sep="\n", flush=True)
             n += GROUP
