@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import resource
 import selectors
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -40,8 +42,8 @@ trio.run(main)
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-def hurry(port: int, seconds: float) -> list[float]:
-    """Latencies of one keep-alive client, in seconds, sorted."""
+def hurry(port: int, seconds: float, meanwhile: Callable[[], None]) -> list[float]:
+    """Latencies of one keep-alive client, in seconds, sorted. meanwhile: called between two requests."""
     found: list[float] = []
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -51,17 +53,9 @@ def hurry(port: int, seconds: float) -> list[float]:
             while not connection.recv(65536).endswith(b"ok"):
                 pass
             found.append(time.monotonic() - start)
+            meanwhile()
             time.sleep(0.001)
     return sorted(found)
-
-
-def dribble(slow: list[socket.socket], selector: selectors.BaseSelector, share: float) -> int:
-    """A byte of a header from some of the slow ones; returns how many the server has closed."""
-    step = max(1, int(1 / share))
-    for connection in slow[int(time.monotonic() * 1000) % step :: step]:
-        with contextlib.suppress(OSError):
-            connection.send(b"x")
-    return sum(1 for _ in selector.select(0))
 
 
 def main() -> None:
@@ -77,7 +71,7 @@ def main() -> None:
         assert server.stdout is not None
         port = int(server.stdout.readline())
         process = psutil.Process(server.pid)
-        alone, memory = hurry(port, options.seconds), process.memory_info().rss
+        alone, memory = hurry(port, options.seconds, lambda: None), process.memory_info().rss
         selector, slow = selectors.DefaultSelector(), list[socket.socket]()
         for _ in range(count):
             connection = socket.create_connection(("127.0.0.1", port), timeout=30)
@@ -87,12 +81,17 @@ def main() -> None:
             slow.append(connection)
         grown = process.memory_info().rss - memory
         times = process.cpu_times()
-        before, crowded, closed = times.user + times.system, list[float](), 0
-        for _ in range(10):
-            closed = dribble(slow, selector, 0.1)
-            crowded += hurry(port, options.seconds / 10)
+        before = times.user + times.system
+        turns = itertools.cycle(slow)
+
+        def dribble() -> None:
+            """A byte more of a header from one of the slow ones, so that each sends one every few seconds."""
+            with contextlib.suppress(OSError):
+                next(turns).send(b"x")
+
+        crowded = hurry(port, options.seconds, dribble)
+        closed = len(selector.select(0))
         times = process.cpu_times()
-        crowded.sort()
         rows = [
             (0, len(alone), f"{quantile(alone, 0.5) * 1e3:.2f}", f"{quantile(alone, 0.99) * 1e3:.1f}", "", 0),
             (
