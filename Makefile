@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo run test lint bench interop browser clients fuzz model clean chaos
+.PHONY: help setup demo run test lint bench interop providers browser clients fuzz model clean chaos
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -36,6 +36,11 @@ lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 interop: $(READY) ## against other implementations: a real Kubo fetches an answer by its CID
 	@./tests/interop/install.sh
 	@$(PYTHON) -m pytest -q -m interop tests/interop $(ARGS)
+
+providers: $(READY) ## the real command-line tools (installed into build/providers, 1.2 GB) against fake vendors
+	@./scripts/install_providers.sh
+	@$(PYTHON) -m pytest -q -m providers tests/providers_real $(ARGS)
+	@$(PYTHON) -m tests.providers_real.figures
 
 browser: $(READY) ## the dashboard in a headless Chromium (installs Debian's)
 	@./tests/browser/install.sh
