@@ -7,11 +7,12 @@ nodes' caches against the first attempt. What a finished answer leaves behind (r
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
-from ...providers.base import Dropped, ErrorKind, Event, ProviderError
+from ...cache.key import Key
+from ...providers.base import POLICY, Dropped, ErrorKind, Event, ProviderError
 from .alarm import Alarms, Watch
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
@@ -22,6 +23,7 @@ from .health import Health
 from .limits import RoutingLimits
 from .no_answer import NoAnswer
 from .recording import Found, Recorder
+from .speed import Speed
 from .walk import Step, Walk, nothing_said
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Generation:
         *,
         source: CandidateSource,
         health: Health,
+        speed: Speed,
         alarms: Alarms,
         limits: RoutingLimits,
         recorder: Recorder | None,
@@ -57,6 +60,7 @@ class Generation:
     ) -> None:
         self._flight, self._ask = flight, ask
         self._source, self._health, self._alarms, self._limits = source, health, alarms, limits
+        self._speed = speed
         self._recorder, self._look_up = recorder, look_up
         self._answer_so_far = Continuation(ask.request)
         self._walk_scope = trio.CancelScope()
@@ -93,10 +97,10 @@ class Generation:
 
     async def _answer(self) -> None:
         request = self._ask.request
-        candidates = self._source.candidates(request, self._ask)
+        candidates = self._candidates()
         if not candidates:
             await self._source.refresh()
-            candidates = self._source.candidates(request, self._ask)
+            candidates = self._candidates()
         if not candidates:
             await self._give_up(self._source.why_none(request, self._ask))
             return
@@ -120,7 +124,7 @@ class Generation:
             if self._answer_so_far.said.bytes > self._limits.max_answer_bytes:
                 break
             if begun:
-                walk.offer(self._source.candidates(request, self._ask), prefer=self._answer_so_far.model)
+                walk.offer(self._candidates(), prefer=self._answer_so_far.model)
         last = walk.error or ProviderError(ErrorKind.UNAVAILABLE, "No provider could be asked.")
         await self._give_up(NoAnswer.after(last, self._flight.route))
 
@@ -129,6 +133,11 @@ class Generation:
         if self._look_up is not None and not self._flight.events:
             await self._looked.wait()
         self._flight.fail(failure)
+
+    def _candidates(self) -> Sequence[Candidate]:
+        key = self._ask.key
+        found = self._source.candidates(self._ask.request, self._ask)
+        return self._speed.ranked(found, trio.current_time(), key.cid if isinstance(key, Key) else None)
 
     async def _next(self, walk: Walk) -> Step | None:
         """The next step, when its time has come; None when there is none that fits the deadline."""
@@ -199,9 +208,15 @@ class Generation:
             error = self._as_seen(candidate, error, plan.way, added=events_of_it > 0)
             attempt.outcome, attempt.reason = str(error.kind), error.message
             if not isinstance(error, Diverged):
-                self._health.failed(candidate, error, trio.current_time())
+                now = trio.current_time()
+                self._health.failed(candidate, error, now)
+                if POLICY[error.kind].breaker:
+                    self._speed.failed(candidate, now)
             return error
         self._health.answered(candidate)
+        if plan.way is Way.FRESH and attempt.first_token_ms is not None:
+            first_s, took_s, now = attempt.first_token_ms / 1000, attempt.ms / 1000, trio.current_time()
+            self._speed.answered(candidate, first_s, len(flight.events) - before, took_s, now)
         attempt.outcome = ANSWERED
         self._land(candidate, events)
         return None

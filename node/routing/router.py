@@ -39,6 +39,7 @@ from .limits import RoutingLimits
 from .no_answer import NoAnswer
 from .recording import Cache, Found, Recorder
 from .shares import Shares
+from .speed import Speed
 from .watcher import Watcher
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Router:
     ) -> None:
         self.limits = limits or RoutingLimits()
         self.health = Health()
+        self.speed = Speed()
         self.alarms = Alarms()
         self.flights = Flights()
         self._shares = Shares()
@@ -294,6 +296,7 @@ class Router:
             ask,
             source=self._source,
             health=self.health,
+            speed=self.speed,
             alarms=self.alarms,
             limits=self.limits,
             recorder=self.recorder,
