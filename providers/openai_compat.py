@@ -198,7 +198,8 @@ class OpenAiCompat(Provider):
             if response.status != 200:
                 raise await self._refusal(response, request)
             kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
-            yield _Events(response, ChatAnswer(request), dropped, whole=kind == "application/json")
+            answer = ChatAnswer(request, key=self._credential.read())
+            yield _Events(response, answer, dropped, whole=kind == "application/json")
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Vectors for texts (providers/embedding.py). Raises ProviderError."""

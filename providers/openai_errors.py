@@ -110,7 +110,7 @@ def from_response(
     )
 
 
-def in_band(failure: Failure | str, request: GenerateRequest, *, sent: bool) -> ProviderError:
+def in_band(failure: Failure | str, request: GenerateRequest, *, sent: bool, key: str | None = None) -> ProviderError:
     """The error that came inside a 200: alone, or as an event of the stream. After text was sent: INTERRUPTED."""
     failure = failure if isinstance(failure, Failure) else Failure(message=failure)
     status = int(failure.code) if isinstance(failure.code, (int, float)) and 400 <= failure.code < 600 else 0
@@ -119,7 +119,7 @@ def in_band(failure: Failure | str, request: GenerateRequest, *, sent: bool) -> 
         return ProviderError(
             ErrorKind.INTERRUPTED, f"the upstream reported an error in mid-stream{_label(status, failure)}"
         )
-    return ProviderError(kind, _sentence(kind, status, failure, request, None, "the key", None), status=status or None)
+    return ProviderError(kind, _sentence(kind, status, failure, request, key, "the key", None), status=status or None)
 
 
 def parse(body: bytes) -> Failure:

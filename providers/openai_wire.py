@@ -160,10 +160,11 @@ class ChatAnswer:
 
     sent: something of the answer was given out, so that a failure from now on is an interruption.
     finished: the upstream said how the answer ends; only usage may still come. done: nothing more will come.
-    failure: what went wrong; the events that the same `feed` gave come before it.
+    failure: what went wrong; the events that the same `feed` gave come before it. key: what an error may not repeat.
     """
 
-    def __init__(self, asked_for: GenerateRequest) -> None:
+    def __init__(self, asked_for: GenerateRequest, *, key: str | None = None) -> None:
+        self._key = key
         self._sse = SseParser()
         self._request = asked_for
         self._text = self._tools = False
@@ -242,7 +243,7 @@ class ChatAnswer:
         if chunk.model:
             self._model = chunk.model
         if chunk.error is not None:
-            self.failure = in_band(chunk.error, self._request, sent=self.sent or bool(out))
+            self.failure = in_band(chunk.error, self._request, sent=self.sent or bool(out), key=self._key)
             return
         for choice in chunk.choices or ():
             if choice.index:

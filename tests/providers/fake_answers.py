@@ -248,6 +248,11 @@ def _middle(traits: Traits, base: bytes) -> list[Step] | None:
     return None
 
 
+def refusal_with_key(request: Recorded) -> dict[str, Any]:
+    """An error inside a 200 that says again what key it got, as careless gateways do."""
+    return {"code": 400, "message": f"Bad request by {request.headers.get('authorization')}"}
+
+
 def provider_error() -> dict[str, Any]:
     metadata = {"error_type": "provider_unavailable", "provider_code": "stub"}
     return {"code": 502, "message": "Provider disconnected: stub", "metadata": metadata}

@@ -22,7 +22,7 @@ with "+": /s/words200+slow5/v1. A path with /api/v1 gets OpenRouter's manners in
   vllm ollama llamacpp   also that server's own paths, at the root and below /s/SCENARIO/
   loading         (llamacpp) 503 from /health       busyN           (vllm, llamacpp) N requests wait there
   keyspent        (/key) nothing of the key's limit is left    nokey404 nokeyjson   (/key) a 404, or no JSON
-  sayskey         (with a status) the error repeats the key that came
+  sayskey         (with a status or err200) the error repeats the key that came
   dies            the connection ends after a token that the body's checksum decides
   shred           (with each) the stream in pieces of 1 to 61 bytes, whatever they hold
   noprefill       a 400 for a final assistant message, which all others go on with (restarts: start again)
@@ -61,6 +61,7 @@ from tests.providers.fake_answers import (  # as a script it has no package to b
     looked_up,
     own_path,
     provider_error,
+    refusal_with_key,
     script,
     whole,
 )
@@ -256,7 +257,8 @@ class _Connection:
         if status is not None:
             return await self._error(status, traits, request)
         if "err200" in traits:
-            return await self._json(200, {"id": "gen-x", "choices": [], "error": provider_error()})
+            error = refusal_with_key(request) if "sayskey" in traits else provider_error()
+            return await self._json(200, {"id": "gen-x", "choices": [], "error": error})
         if not body.get("stream") or "json" in traits:
             return await self._json(200, whole(body, traits))
         return await self._stream(traits, script(body, traits))
