@@ -26,7 +26,9 @@ from ..tokens import PREFIX, Token
 from .errors import ApiError
 
 _OWN_SITES = frozenset({"same-origin", "none"})
-_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_OPEN_PATHS = frozenset({"/healthz", "/readyz", "/"})
+_OPEN_FILES = "/assets/"
+"""The dashboard's page and files hold no data; what they fetch needs the token that the page asks for."""
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _EXPOSED = "x-shoal-provider, x-shoal-peer, x-shoal-cache, x-shoal-cid, x-shoal-route, retry-after"
 _HEADER_LIST = re.compile(r"[A-Za-z0-9, -]{1,1000}")
@@ -79,7 +81,7 @@ class Access:
         outside: the request did not come by loopback, and needs a token. Raises ApiError 401, 403 or 429.
         """
         grant = self._grant(method, path, headers)
-        if grant is None and outside and path not in _OPEN_PATHS:
+        if grant is None and outside and path not in _OPEN_PATHS and not path.startswith(_OPEN_FILES):
             raise _unauthorized("This node wants a token from other machines: make one with `shoal token new NAME`.")
         self.check(headers, any_host=grant is not None or outside)
         return grant

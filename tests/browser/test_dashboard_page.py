@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from shoal.node.tokens import TokenBook, Tokens
 from shoal.providers.base import ModelInfo, Status
 
 from tests.browser.chromium import Browser, Page, chromium
@@ -196,3 +197,19 @@ async def test_the_page_finds_back_when_the_node_was_away(browser: Browser, tmp_
         page = await opened(browser, node)
     await page.until("document.querySelector('#link').dataset.state === 'lost'")
     assert await page.run("document.querySelector('#link-text').textContent") == "Reconnecting"
+
+
+async def test_from_another_machine_the_page_asks_for_a_token_and_uses_it(browser: Browser, tmp_path: Path) -> None:
+    book = TokenBook(tmp_path)
+    _, secret = book.new("phone")
+    tokens = Tokens(book)
+    async with door(Scripted("first", says("Cold.")), outside=True, tokens=tokens) as node:
+        page = await browser.open(f"http://127.0.0.1:{node.port}/")
+        await page.until("document.querySelector('#token').open")
+        assert await page.run("document.querySelector('#link-text').textContent") == "Locked"
+        await page.run("document.querySelector('#token-value').focus()")
+        await page.type(secret)
+        await page.enter()
+        await page.until("document.querySelector('#link').dataset.state === 'live'")
+        await page.run("document.querySelector('#prompt').value = 'hot?'; document.querySelector('#send').click()")
+        await page.until("document.querySelector('#answer-text').textContent === 'Cold.'")

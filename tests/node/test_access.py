@@ -37,7 +37,7 @@ def cold() -> Scripted:
 async def test_from_outside_only_a_token_opens_the_door(book: TokenBook) -> None:
     _, secret = book.new("ci")
     async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
-        for path in ("/v1/models", "/shoal/v1/status", "/metrics", "/", "/nowhere"):
+        for path in ("/v1/models", "/shoal/v1/status", "/metrics", "/shoal/v1/events", "/nowhere"):
             reply = await rpc.ask("GET", path)
             assert (reply.status, reply.error["code"]) == (401, "invalid_api_key"), path
             assert reply.headers["www-authenticate"] == "Bearer"

@@ -147,3 +147,12 @@ async def test_more_listeners_than_the_limit_are_turned_away(monkeypatch: Any) -
         with trio.fail_after(5):
             while node.rpc.telemetry.feed.listeners:
                 await trio.sleep(0.02)
+
+
+async def test_from_another_machine_the_page_loads_and_its_data_wants_a_token() -> None:
+    async with door(Scripted("first", says("x")), outside=True) as node:
+        host = {"host": "shoal.example"}
+        assert (await node.ask("GET", "/", headers=host)).status == 200
+        assert (await node.ask("GET", "/assets/feed.js", headers=host)).status == 200
+        for path in ("/shoal/v1/events", "/metrics", "/shoal/v1/status", "/v1/models"):
+            assert (await node.ask("GET", path, headers=host)).status == 401
