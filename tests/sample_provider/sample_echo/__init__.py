@@ -1,0 +1,1 @@
+"""A package that brings two providers: `parrot`, the shortest possible, and `echo`, with settings and events."""
