@@ -326,7 +326,7 @@ class Life:
             models=tuple(models),
             providers=tuple(providers),
             hardware=msgspec.to_builtins(self.daemon.hardware),
-            limits={p.name: told for p in providers if (told := self.sharing.told(p.name))},
+            limits={p.name: limits for p in providers if (limits := self.sharing.told(p.name))},
             addresses=tuple(told),
             version=version(),
             load=Load(running=self.router.in_flight, cpu=sample().cpu_percent / 100),

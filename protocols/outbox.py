@@ -27,12 +27,12 @@ class ByteStream(Protocol):
 
 
 class Outbox:
-    """writes, frames: counted. lost: set by `close`, raised to those who wait for room."""
+    """writes, frames, bytes: counted. lost: set by `close`, raised to those who wait for room."""
 
     def __init__(self, stream: ByteStream, limits: SessionLimits) -> None:
         self.flush_bytes = limits.flush_bytes
         self.lost: Exception | None = None
-        self.writes = self.frames = 0
+        self.writes = self.frames = self.bytes = 0
         self._stream, self._limits = stream, limits
         self._out = bytearray()
         self._out_frames = 0
@@ -120,6 +120,7 @@ class Outbox:
             self._writing_since = math.inf
             self.writes += 1
             self.frames += count
+            self.bytes += len(data)
             self._last_write = now = trio.current_time()
             self._lot.unpark_all()
             if pause := max(self._pace.take(count, now), self._byte_pace.take(len(data), now)):

@@ -96,7 +96,7 @@ class Session:
         self.remote_hello: Hello | None = None
         self.lost: Exception | None = None
         self.leaving: str | None = None
-        self.frames_in = 0
+        self.frames_in = self.bytes_in = 0
         self._stream, self._service = stream, service
         self._outbox = Outbox(stream, limits)
         self._mine: dict[int, OutgoingCall] = {}
@@ -121,6 +121,10 @@ class Session:
     @property
     def last_rx(self) -> float:
         return self._heartbeat.last_rx
+
+    @property
+    def bytes_out(self) -> int:
+        return self._outbox.bytes
 
     @property
     def calls_in_flight(self) -> int:
@@ -239,6 +243,7 @@ class Session:
             self._heartbeat.last_rx = now = trio.current_time()
             if self._byte_bucket.take(len(data), now):
                 raise ProtocolError(f"more than {self.limits.bytes_per_s:.0f} bytes a second")
+            self.bytes_in += len(data)
             frames = parser.feed(data)
             if frames:
                 self.frames_in += len(frames)

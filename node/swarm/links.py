@@ -87,6 +87,7 @@ class Links:
         self._dials = trio.CapacityLimiter(DIALS)
         self.begun = 0  # sessions
         self._frames_of_ended = 0
+        self._bytes_of_ended = [0, 0]  # in, out
 
     @property
     def open(self) -> bool:
@@ -119,6 +120,15 @@ class Links:
 
     def _all(self) -> list[Session]:
         return [session for peer in self.peers.values() for session in peer.sessions]
+
+    @property
+    def bytes_received(self) -> int:
+        """On all sessions since the start; what the transport adds is not counted."""
+        return self._bytes_of_ended[0] + sum(session.bytes_in for session in self._all())
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._bytes_of_ended[1] + sum(session.bytes_out for session in self._all())
 
     @property
     def frames_received(self) -> int:
@@ -286,6 +296,8 @@ class Links:
             return
         peer.sessions.remove(session)
         self._frames_of_ended += session.frames_in
+        self._bytes_of_ended[0] += session.bytes_in
+        self._bytes_of_ended[1] += session.bytes_out
         if peer.session is session:
             others = [other for other in peer.sessions if other.usable]
             peer.use(others[0] if others else None)

@@ -316,6 +316,8 @@ class Swarm:
             "adverts_refused": dict(self._adverts.refused),
             "sessions_begun": self._links.begun,
             "frames_received": self._links.frames_received,
+            "bytes_received": self._links.bytes_received,
+            "bytes_sent": self._links.bytes_sent,
         }
 
     async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
@@ -457,7 +459,7 @@ class Swarm:
 
     def roster_view(self) -> dict[str, Any]:
         """The owner, the members and who was put out, for `shoal swarm members`."""
-        return self.admission.view()
+        return self.admission.view() | {"figures": self.stats()}
 
     def _fetch_roster(self, session: Session) -> None:
         if self._nursery is not None and not self.admission.open:
