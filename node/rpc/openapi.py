@@ -241,6 +241,12 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", "/ipfs/{cid}", "A public block, as a trustless gateway", None, statuses=(404, 406), kind="*/*"),
 )
 
+EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+}
+"""One server-sent event; its data is JSON as the API whose stream it is describes it."""
+
 _REFUSALS = (400, 401, 403, 413, 429, 500)
 _REASONS = {
     400: "The request is malformed; `param` names the field",
@@ -292,7 +298,7 @@ def _operation(operation: Operation, named: Mapping[type[Struct], dict[str, Any]
     if not (operation.answer is None and operation.kind == "application/json"):
         content: dict[str, Any] = {operation.kind: {"schema": named[operation.answer]} if operation.answer else {}}
         if operation.streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {"schema": EVENT}
         responses["200"] = {"description": "The answer", "content": content}
     for status in sorted({*_REFUSALS, *operation.statuses}):
         responses[str(status)] = {

@@ -26,7 +26,7 @@ def test_nothing_that_schemathesis_tries_breaks_the_description(node: NodeProces
     left_out = [part for path in ENDLESS for part in ("--exclude-path", path)]
     told = run(
         schemathesis,
-        *("run", f"{node.rpc}/openapi.json", "--checks", ",".join(CHECKS), "--max-examples", "40", "--no-color"),
+        *("run", f"{node.rpc}/openapi.json", "--checks", ",".join(CHECKS), "--max-examples", "25", "--no-color"),
         *("--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all", *left_out),
         home=tmp_path,
         within=900,
