@@ -156,6 +156,7 @@ class NodeApi:
         if raw:
             await exchange.respond(200, block, [IPLD_RAW])
             return
+        name, block = self._the_cache().unseal(block) or (name, block)
         if codec_of(name) == RAW_CODEC:
             await _respond(exchange, {"cid": cid_text(name), "content": block.decode(errors="replace")})
             return
@@ -163,11 +164,15 @@ class NodeApi:
             record, extra = await self._record(block)
         except RecordRefused as refused:
             raise ApiError(422, f"The block is not an answer: {refused.sentence}.", code="not_a_record") from None
-        await _respond(exchange, _record_object(record, name, extra))
+        found = _record_object(record, name, extra)
+        if seals := self._the_cache().seals:
+            found["sealed"] = cid_text(seals[0].cid(name, block))  # under which a private swarm publishes it
+        await _respond(exchange, found)
 
     async def verify(self, exchange: Exchange, headers: Mapping[str, str], cid: str) -> None:
         """Every check of an answer's record, with what it found."""
         name, block = await self._block(cid)
+        name, block = self._the_cache().unseal(block) or (name, block)
         try:
             _, extra = await self._record(block)
         except RecordRefused:
