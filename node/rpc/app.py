@@ -30,11 +30,11 @@ from .messages_answer import render_anthropic
 from .metrics_node import Telemetry
 from .models import Models
 from .node_api import Node, NodeApi
-from .swarm_api import SwarmApi
 from .openai_chat import ChatCompletions
 from .openapi import OpenApi
 from .relay import KEEP_ALIVE_S, Relay
 from .responses import Responses
+from .swarm_api import SwarmApi
 
 Handler = Callable[[Exchange, Mapping[str, str]], Awaitable[None]]
 """Takes the exchange, and its headers as a mapping."""
@@ -102,7 +102,7 @@ class Rpc:
             "/shoal/v1/events": {"GET": self.telemetry.feed},
             "/v1/chat/completions": {"POST": chat},
             "/v1/models": {"GET": models.get_all},
-            "/openapi.json": {"GET": OpenApi()},
+            "/openapi.json": {"GET": OpenApi(lambda: self.paths)},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/shoal/v1/status": {"GET": api.status},

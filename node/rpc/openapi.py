@@ -5,7 +5,7 @@ What a body may hold beyond the typed fields is passed on to providers, so nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -268,14 +268,27 @@ _REASONS = {
 }
 
 
-def document() -> dict[str, Any]:
-    """The whole description, JSON-compatible."""
-    structs = [kind for op in OPERATIONS for kind in (op.answer, op.body) if kind is not None]
+def operations(served: Mapping[str, Iterable[str]]) -> list[Operation]:
+    """OPERATIONS, and in few words what else is `served` (see `Rpc.paths`)."""
+    known = {(op.path.partition("{")[0], op.method.upper()) for op in OPERATIONS}
+    found = list(OPERATIONS)
+    for path, methods in served.items():
+        name = "{name}" if path.endswith("/") and path != "/" else ""
+        for method in sorted(methods):
+            if (path, method) not in known:
+                found.append(Operation(method.lower(), path + name, "The node about itself", None, kind="*/*"))
+    return found
+
+
+def document(served: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+    """The whole description, JSON-compatible. served: the paths that there are, with their methods."""
+    described = operations(served)
+    structs = [kind for op in described for kind in (op.answer, op.body) if kind is not None]
     wanted = list(dict.fromkeys([*structs, Error, AnthropicError]))
     schemas, components = msgspec.json.schema_components(wanted, ref_template="#/components/schemas/{name}")
     named = dict(zip(wanted, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
+    for operation in described:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, named)
     return {
         "openapi": "3.1.0",
@@ -319,10 +332,11 @@ def _operation(operation: Operation, named: Mapping[type[Struct], dict[str, Any]
 class OpenApi:
     """The handler; the description is made when it is first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, served: Callable[[], Mapping[str, Iterable[str]]]) -> None:
+        self._served = served
         self._body = b""
 
     async def __call__(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
         if not self._body:
-            self._body = msgspec.json.encode(document())
+            self._body = msgspec.json.encode(document(self._served()))
         await exchange.respond(200, self._body, [JSON])

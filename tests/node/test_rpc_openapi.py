@@ -25,10 +25,12 @@ async def test_every_path_and_method_is_described_and_nothing_more() -> None:
         plain = path.partition("{")[0] + ("*" if "{" in path else "")
         described.setdefault(plain, set()).update(method.upper() for method in methods)
     assert described == served
+    written = {operation.path.partition("{")[0] for operation in OPERATIONS}
+    assert written >= {path.rstrip("*") for path in served if path.startswith("/v1/")}, "a guess is not enough here"
 
 
 def test_every_reference_leads_somewhere() -> None:
-    found = document()
+    found = document({})
 
     def references(value: Any) -> set[str]:
         if isinstance(value, dict):
@@ -42,7 +44,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_a_chats_body_is_described_by_what_checks_it() -> None:
-    schemas = document()["components"]["schemas"]
+    schemas = document({})["components"]["schemas"]
     assert schemas["ChatBody"]["required"] == ["messages"]
     assert "temperature" in schemas["ChatBody"]["properties"]
 
