@@ -39,6 +39,7 @@ class Claude(Tool):
     program = "claude"
     install = "run `npm install -g @anthropic-ai/claude-code`"
     honours = frozenset({"stop", "max_tokens"})
+    warms = True
 
     settings: Settings
 
@@ -49,6 +50,7 @@ class Claude(Tool):
     def command(self, program: Path, asked: Asked, place: Place) -> Command:
         oauth = asked.key is not None and asked.key.startswith("sk-ant-oat")
         argv = [str(program), "-p", "--output-format", "stream-json", "--verbose", "--include-partial-messages"]
+        argv += ["--input-format", "stream-json"]  # plain text it would wait for only three seconds
         if not oauth:
             argv.append("--bare")  # less of everything, but it reads no token of a subscription
         argv += [
@@ -144,7 +146,8 @@ class ClaudeTalk(Talk[_Line]):
     _started: _Usage | None = None
 
     def opening(self) -> bytes:
-        return self.asked.prompt.encode()
+        message = {"role": "user", "content": self.asked.prompt}
+        return msgspec.json.encode({"type": "user", "message": message}) + b"\n"
 
     def on(self, line: _Line) -> None:
         if line.type == "stream_event" and line.event is not None:

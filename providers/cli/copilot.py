@@ -36,6 +36,7 @@ class Settings(CopilotSettings, kw_only=True, forbid_unknown_fields=True):
 
 class Copilot(CopilotTool):
     kind = "copilot_cli"
+    warms = True
 
     def command(self, program: Path, asked: Asked, place: Place) -> Command:
         argv = [
@@ -97,6 +98,7 @@ class _Data(Struct):
     errorMessage: str = ""  # noqa: N815
     errorType: str = ""  # noqa: N815
     message: str = ""
+    outcome: str = ""
     toolRequests: list[object] | None = None  # noqa: N815
     inputTokens: float = 0  # noqa: N815
     outputTokens: float = 0  # noqa: N815
@@ -129,7 +131,7 @@ class CopilotTalk(Talk[_Line]):
 
     def __init__(self, name: str, asked: Asked, key_hint: str) -> None:
         super().__init__(name, asked, key_hint, _Line)
-        self._whole = False
+        self._whole = self._finished = False
 
     def opening(self) -> bytes:
         if self.asked.system == PLAIN:
@@ -159,12 +161,18 @@ class CopilotTalk(Talk[_Line]):
                 self.failed(copilot_account.fault_of(data.statusCode, data.errorType, data.errorMessage), cut=True)
             case "session.error":
                 self.failed(copilot_account.fault_of(data.statusCode, data.errorType, data.message))
-            case "assistant.turn_end" if self.said and not self._whole:
+            case "abort" | "agent.interrupted":
+                self.failed(Fault(kind=ErrorKind.CONNECTION, said="it was interrupted"), cut=True)
+            case "model.call_finished":
+                self._finished = data.outcome == "success"
+            case "assistant.turn_end" if self.said and self._finished and not self._whole:
                 # Cut by the length limit: now it would ask for more and glue the texts together.
                 self.done("length", cut=True)
             case "result":
-                if line.exitCode == 0:
+                if line.exitCode == 0 and (self._whole or not self.said):
                     self.done("stop")
+                elif line.exitCode == 0:
+                    self.failed(Fault(kind=ErrorKind.CONNECTION, said="it ended in the middle of its answer"))
                 else:
                     self.failed(Fault(kind=ErrorKind.UPSTREAM, said=f"it reported exit code {line.exitCode}"))
 

@@ -13,12 +13,14 @@ from typing import Any
 
 TOLD = frozenset(
     (
+        "abort",
         "assistant.message_delta",
         "assistant.message",
         "assistant.usage",
         "assistant.turn_end",
         "tool.execution_start",
         "model.call_failure",
+        "model.call_finished",
         "session.error",
     )
 )

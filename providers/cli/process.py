@@ -27,7 +27,7 @@ import trio
 LINE_BYTES = 8 * 1024 * 1024
 """A longer line is no event of any tool."""
 STDERR_BYTES = 64 * 1024
-TERM_S = 0.08
+TERM_S = 0.05
 """Seconds between asking the tool to end (SIGTERM) and ending it (SIGKILL): a tool's tree is gone in 250 ms."""
 GONE_S = 0.2
 """Seconds that are waited for the tool's children to be gone as well; a container without an init never reaps them."""

@@ -82,7 +82,7 @@ class FakeUpstream:
     def __init__(self, *, port: int = 0, keep: bool = True) -> None:
         self.port = port
         self.requests: list[Recorded] = []
-        self.count = self.in_flight = self.disconnects = self.connections = 0
+        self.count = self.in_flight = self.disconnects = self.connections = self.open_connections = 0
         self.altered: dict[str, str] = {}
         self._keep = keep
         self._turns: dict[str, int] = {}
@@ -176,6 +176,13 @@ class _Connection:
         self._pending = b""
 
     async def run(self) -> None:
+        self._upstream.open_connections += 1
+        try:
+            await self._serve()
+        finally:
+            self._upstream.open_connections -= 1
+
+    async def _serve(self) -> None:
         with self._socket, contextlib.suppress(OSError, _LeftError):
             while (request := await self._read()) is not None:
                 self._upstream.began(request)

@@ -170,6 +170,30 @@ def test_codex_is_ended_when_it_wants_to_run_something(said: dict[str, Any], tmp
         talk.exited(None, "")
 
 
+@pytest.mark.parametrize("kind", ["copilot_cli", "copilot_sdk"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        # What 1.0.102 writes at SIGTERM in mid-stream, with an exit code of 0 in its result.
+        [{"type": "agent.interrupted", "data": {"cancelPhase": "mid_stream"}}],
+        [{"type": "abort", "data": {"reason": "user_initiated"}}],
+        [
+            {"type": "model.call_finished", "data": {"outcome": "cancelled"}},
+            {"type": "assistant.turn_end", "data": {"turnId": "0"}},
+            {"type": "result", "exitCode": 0},
+        ],
+    ],
+)
+def test_copilot_that_was_ended_from_outside_is_no_answer(kind: str, said: list[Any], tmp_path: Path) -> None:
+    talk = talk_of(kind, tmp_path)
+    talk.hear(b'{"type":"assistant.message_delta","data":{"deltaContent":"half"}}')
+    for line in said:
+        talk.hear(json.dumps(line).encode())
+    with pytest.raises(ProviderError) as caught:
+        talk.exited(None if talk.cut else 0, "")
+    assert caught.value.kind is ErrorKind.INTERRUPTED
+
+
 async def test_gemini_that_was_ended_from_outside_exits_with_0_and_is_no_answer(tmp_path: Path) -> None:
     found = recording("gemini_cli", "ok")
     found["stdout"] = [line for line in found["stdout"] if '"result"' not in line]

@@ -22,6 +22,10 @@ class Echo:
     prefill_tps, decode_tps = 5.0, 2.0
 
     def __init__(self) -> None:
+        self.verifies = False
+        self.script: list[int] | None = None
+        """What it says instead of the prompt, whatever a sequence has already."""
+        self.drafts: list[list[int]] = []
         self.running: dict[int, tuple[Sequence, int]] = {}
 
     @property
@@ -30,6 +34,13 @@ class Echo:
 
     def add(self, sequence: Sequence) -> None:
         self.running[sequence.id] = (sequence, 0)
+        self.drafts.append(list(sequence.draft))
+
+    def reused(self, id_: int) -> int:
+        return 0
+
+    def redraft(self, id_: int, tokens: list[int]) -> None:
+        self.drafts.append(tokens)
 
     def remove(self, id_: int) -> None:
         self.running.pop(id_, None)
@@ -37,7 +48,8 @@ class Echo:
     def step(self, gone: Callable[[int], bool]) -> list[tuple[int, int]]:
         out = []
         for id_, (sequence, at) in list(self.running.items()):
-            out.append((id_, ([*sequence.tokens, END])[at]))
+            said = sequence.tokens if self.script is None else self.script
+            out.append((id_, ([*said, END])[at]))
             self.running[id_] = (sequence, at + 1)
         return out
 
@@ -58,12 +70,12 @@ class Bench:
                 raise PromptRefused(ErrorKind.CONTEXT_LENGTH, "too long")
             if text == "odd":
                 raise ZeroDivisionError("the secret text")
-            return Prompt(list(map(ord, text)), list(map(ord, request.prefix)))
+            return Prompt(list(map(ord, text)), list(map(ord, request.prefix)), request.prefix)
 
         model: Any = SimpleNamespace(
             name="echo",
             engine=self.engine,
-            prompter=SimpleNamespace(prompt=prompt, context_length=50),
+            prompter=SimpleNamespace(prompt=prompt, context_length=50, tokens=lambda text: list(map(ord, text))),
             decode=lambda tokens: "".join(map(chr, tokens)),
             ends=frozenset({END}),
             temperature=0.0,
@@ -194,3 +206,42 @@ def test_a_worker_that_computes_long_without_a_word_shows_that_it_lives(
     monkeypatch.setattr(server, "BEAT_S", 0.0)
     bench.feed(frames.Generate(1, GenerateRequest.of("ab")))
     assert bench.turns(2) == [frames.Beat(), frames.Beat()]
+
+
+def test_a_continued_answer_is_picked_again_and_only_what_is_new_is_said(bench: Bench) -> None:
+    bench.engine.verifies, bench.engine.script = True, list(map(ord, "one two"))
+    events = bench.answer("hi", prefix="one ")
+    assert text_of(events) == "two"
+    assert [event for event in events if isinstance(event, Usage)] == [Usage(2, 3)]
+    assert bench.engine.drafts == [list(map(ord, "one "))]
+
+
+def test_an_answer_cut_inside_a_token_goes_on_inside_it(bench: Bench) -> None:
+    bench.engine.verifies, bench.engine.script = True, [1000, 1001]
+    bench.server._model.decode = lambda tokens: "".join({1000: "one ", 1001: "two"}[token] for token in tokens)
+    assert text_of(bench.answer("hi", prefix="on")) == "e two"
+    assert bench.engine.drafts == [[111, 110]]
+
+
+def test_what_is_picked_instead_of_the_draft_gets_a_new_draft_for_the_rest(bench: Bench) -> None:
+    bench.engine.verifies, bench.engine.script = True, [1000, ord("t"), ord("w"), ord("o")]
+    bench.server._model.decode = lambda tokens: "".join("one " if token == 1000 else chr(token) for token in tokens)
+    assert text_of(bench.answer("hi", prefix="one tw")) == "o"
+    assert bench.engine.drafts[1] == [1000, ord("t"), ord("w")]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}])
+def test_a_prefix_that_somebody_else_wrote_is_taken_as_it_is(bench: Bench, options: dict[str, float]) -> None:
+    bench.engine.verifies = True
+    events = bench.answer("hi", prefix="ho", **options)  # picked would be "hi"; taken over, it echoes "hiho"
+    assert text_of(events) == "hiho"
+
+
+def test_a_continued_answer_ends_where_the_whole_would(bench: Bench) -> None:
+    bench.engine.verifies, bench.engine.script = True, list(map(ord, "one two"))
+    events = bench.answer("hi", prefix="one ", max_tokens=6)
+    assert text_of(events) == "tw"
+    assert events[-1] == Finish("length", "echo")
+    events = bench.answer("hi", prefix="one ", max_tokens=4)
+    assert text_of(events) == ""
+    assert events[-1] == Finish("length", "echo")

