@@ -108,6 +108,10 @@ class RouterSection(Section, frozen=True):
     deadline_s: Annotated[float, said("Seconds for a request in all.", gt=0)] = 300.0
     first_token_s: Annotated[float, said("Seconds that a provider gets until its first token.", gt=0)] = 60.0
     idle_s: Annotated[float, said("Seconds between two tokens before a provider counts as stalled.", gt=0)] = 30.0
+    hedge: Annotated[
+        bool,
+        said("Ask a second provider, too, when the first is slower to begin than 95 % of its answers; both may cost."),
+    ] = False
     provider_cache: Annotated[bool, said("get_llm_provider() gives the same object again for the same name.")] = True
 
 

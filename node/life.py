@@ -94,6 +94,7 @@ class Life:
                 first_token_s=config.router.first_token_s,
                 idle_s=config.router.idle_s,
                 hops=config.router.hops,
+                hedge=config.router.hedge,
                 swarm_wait_s=config.cache.swarm_wait_ms / 1000,
             ),
         )

@@ -12,6 +12,7 @@ from msgspec import Struct
 from ...protocols.peer_id import PeerId
 from ...providers.base import Event, GenerateRequest, Provider
 from .ask import Ask
+from .attempt import ANSWERED, Attempt
 from .no_answer import NoAnswer
 
 
@@ -55,6 +56,11 @@ class Candidate(Struct, frozen=True, kw_only=True):
     def place(self) -> tuple[str, str | None, PeerId | None]:
         """What tells one candidate of a request from another."""
         return self.name, self.model, self.peer
+
+
+def attempt_at(candidate: Candidate, outcome: str = ANSWERED, reason: str = "") -> Attempt:
+    """The entry of a route for a try at this candidate."""
+    return Attempt(provider=candidate.name, model=candidate.model, peer=candidate.peer, outcome=outcome, reason=reason)
 
 
 @runtime_checkable

@@ -16,8 +16,9 @@ from ...providers.base import POLICY, Dropped, ErrorKind, Event, ProviderError
 from .alarm import Alarms, Watch
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
-from .candidate import Candidate, CandidateSource
+from .candidate import Candidate, CandidateSource, attempt_at
 from .continuation import Continuation, Diverged, Plan, Splice, Way, prefixed
+from .duel import Duel
 from .flight import Flight
 from .health import Health
 from .limits import RoutingLimits
@@ -113,9 +114,12 @@ class Generation:
         )
         while (step := await self._next(walk)) is not None:
             before = len(self._flight.events)
-            error = await self._attempt(step)
+            duel = self._duel(step, walk) if self._limits.hedge else None
+            error = await self._attempt(step, duel)
             if error is None:
                 return
+            if duel is not None and not duel.started:
+                walk.once_more(duel.rival)
             added = len(self._flight.events) > before
             begun = self._answer_so_far.begun
             walk.failed(step, error, trio.current_time(), begun=begun, added=added and begun)
@@ -167,16 +171,27 @@ class Generation:
 
     def _note_skipped(self, walk: Walk) -> None:
         for candidate, block in walk.skipped:
-            self._flight.route.append(_entry(candidate, outcome=SKIPPED, reason=f"{block.kind}: {block.reason}"))
+            self._flight.route.append(attempt_at(candidate, outcome=SKIPPED, reason=f"{block.kind}: {block.reason}"))
         walk.skipped.clear()
 
-    async def _attempt(self, step: Step) -> ProviderError | None:
+    def _duel(self, step: Step, walk: Walk) -> Duel | None:
+        """A second candidate for this step, where one may be asked beside the first."""
+        after_s = self._speed.slow_after(step.candidate)
+        if after_s is None or self._answer_so_far.said.said or self._ask.request.prefix or self._ask.request.has_tools:
+            return None
+        rival = walk.rival(trio.current_time())
+        if rival is None:
+            return None
+        after_s = after_s * 1.05 + 0.005  # one that is as fast as ever is no cause
+        return Duel(step.candidate, rival, self._ask, self._flight, self._health, self._answer_so_far, after_s)
+
+    async def _attempt(self, step: Step, duel: Duel | None = None) -> ProviderError | None:
         """One try at one candidate: None when the flight has ended with an answer, else why it failed."""
         candidate, flight, whole = step.candidate, self._flight, self._answer_so_far
         plan = self._plan(candidate)
         if isinstance(plan, str):  # a walk does not step onto one that does not fit
             return ProviderError(ErrorKind.UNAVAILABLE, f"{candidate.name} cannot take this: {plan}")
-        attempt = _entry(candidate)
+        attempt = attempt_at(candidate)
         if plan.way is not Way.FRESH:
             attempt.way = str(plan.way)
         said = whole.said
@@ -191,8 +206,11 @@ class Generation:
         error: ProviderError | None = None
         splice = whole.begin(plan, flight.model)
         try:
-            events, error = await self._relay(candidate, plan, splice, attempt, start)
+            events, error = await self._relay(candidate, plan, splice, attempt, start, duel)
         finally:
+            if duel is not None:
+                candidate, attempt = duel.over(candidate, attempt)
+                duel.ended(_ms_since(start))
             attempt.ms = _ms_since(start)
             if said.finish is None and error is None:
                 self._health.let_go(candidate)
@@ -236,7 +254,13 @@ class Generation:
         return error
 
     async def _relay(
-        self, candidate: Candidate, plan: Plan, splice: Splice | None, attempt: Attempt, start: float
+        self,
+        candidate: Candidate,
+        plan: Plan,
+        splice: Splice | None,
+        attempt: Attempt,
+        start: float,
+        duel: Duel | None = None,
     ) -> tuple[object, ProviderError | None]:
         """Moves a provider's events into the flight under the attempt's limits; gives the stream for its result."""
         ask, flight, said = self._ask, self._flight, self._answer_so_far.said
@@ -254,12 +278,15 @@ class Generation:
         try:
             with limit:
                 request = prefixed(ask.request, plan)
-                async with candidate.open(request, ask, deadline_s=flight.deadline - start) as stream:
+                opened = candidate.open(request, ask, deadline_s=flight.deadline - start)
+                async with opened if duel is None else duel.open(opened, request, attempt) as stream:
                     events = stream
                     source: AsyncIterable[Event] = stream
                     if splice is not None:
                         source = _Spliced(stream, splice, lambda: self._heard(candidate, attempt, start, watch))
                     async for event in source:
+                        if duel is not None:
+                            candidate, attempt = duel.over(candidate, attempt)
                         if self._won_elsewhere:
                             await trio.lowlevel.checkpoint()  # the walk is cancelled; this event was at hand already
                         if said.add(event):
@@ -398,10 +425,6 @@ async def _only_model(candidate: Candidate) -> str | None:
 
 def _ms_since(start: float) -> float:
     return round((trio.current_time() - start) * 1000, 3)
-
-
-def _entry(candidate: Candidate, outcome: str = ANSWERED, reason: str = "") -> Attempt:
-    return Attempt(provider=candidate.name, model=candidate.model, peer=candidate.peer, outcome=outcome, reason=reason)
 
 
 def _provider_error(candidate: Candidate, caught: BaseException) -> ProviderError:

@@ -16,6 +16,8 @@ class RoutingLimits(Struct, frozen=True, kw_only=True):
     """Seconds between two events before an attempt counts as stalled."""
     hops: int = 1
     """How often a request from this machine may be forwarded."""
+    hedge: bool = False
+    """Ask a second candidate, too, when the first is silent for longer than 95 % of its first events took."""
     max_attempts: int = 8
     """Calls of providers for one request, retries included."""
     max_rescues: int = 16

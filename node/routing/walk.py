@@ -128,6 +128,16 @@ class Walk:
         elif policy.next == "larger":
             self._only_larger(step.candidate)
 
+    def rival(self, now: float) -> Candidate | None:
+        """Who could answer beside the one that is asked now; it is off the list then, unless `once_more` returns it."""
+        if not self._allow_fallback or self.tries + 1 >= self._limits.max_attempts:
+            return None
+        for i, candidate in enumerate(self._fresh):
+            fit = self._unfit is None or self._unfit(candidate) is None
+            if fit and self._health.blocked(candidate, now) is None:
+                return self._fresh.pop(i)
+        return None
+
     def once_more(self, candidate: Candidate) -> None:
         """Try this one next: it could not do what was asked of it, but there is another way."""
         self._fresh.insert(0, candidate)
