@@ -10,11 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 from shoal.cache import canonical, record, schema
+from shoal.cache.batch import batch
 from shoal.cache.canonical import canonical_bytes
-from shoal.cache.cid import cid_text
+from shoal.cache.cid import DAG_CBOR, cid_of, cid_text
 from shoal.cache.key import parse_key, request_key
 from shoal.cache.record import decode, sign, verify
 from shoal.cache.schema import form_of, signed_part
+from shoal.cache.sealing import Seal
+from shoal.node.membership import Membership
 from shoal.protocols.peer_id import Identity
 from shoal.providers.base import GenerateRequest, Usage
 
@@ -30,6 +33,7 @@ def vectors(kind: str) -> list[Any]:
 def test_the_page_has_vectors() -> None:
     assert len(vectors("request")) >= 3
     assert len(vectors("record")) >= 3
+    assert len(vectors("sealed")) == len(vectors("batch")) == 1
 
 
 @pytest.mark.parametrize("vector", vectors("request"))
@@ -77,3 +81,21 @@ def test_the_figures_on_the_page_are_the_codes() -> None:
         assert f"`{name}`" in PAGE
     for reason in schema.Reason.__args__:  # type: ignore[attr-defined]
         assert f"`{reason}`" in PAGE
+
+
+@pytest.mark.parametrize("vector", vectors("sealed"))
+def test_a_sealed_block_has_the_bytes_that_the_page_says(vector: dict[str, Any]) -> None:
+    of = Membership(name="reef", key=bytes.fromhex(vector["swarm_key"]), listen=(), chosen=False)
+    assert of.cache_key is not None
+    assert (of.cache_key.hex(), of.seal_keys[0].hex()) == (vector["cache_key"], vector["seal_key"])
+    seal, block = Seal(of.seal_keys[0]), bytes.fromhex(vector["block"])
+    assert cid_text(cid_of(DAG_CBOR, block)) == vector["cid"]
+    cid, data = seal.seal(cid_of(DAG_CBOR, block), block)
+    assert (cid_text(cid), len(data)) == (vector["sealed_cid"], vector["bytes"])
+    assert data[:17].hex() == "01" + vector["key_id"] + vector["nonce"]
+
+
+@pytest.mark.parametrize("vector", vectors("batch"))
+def test_a_batch_has_the_bytes_that_the_page_says(vector: dict[str, Any]) -> None:
+    ((cid, block),) = batch([parse_key(text).cid for text in vector["links"]])
+    assert (block.hex(), cid_text(cid)) == (vector["block"], vector["root"])
