@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("node", "session", "http", "cache", "local_model")
+NAMES = ("node", "session", "http", "cache", "rescue", "local_model")
 
 
 def main() -> None:
