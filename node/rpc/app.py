@@ -171,7 +171,8 @@ class Rpc:
     @property
     def paths(self) -> dict[str, set[str]]:
         """Every path with its methods; one that ends in "/" stands for those with a name behind it."""
-        return {path: set(methods) for path, methods in (*self._exact.items(), *self._items)}
+        exact = {path: set(methods) for path, methods in self._exact.items()}
+        return exact | {path: set(methods) for path, methods in self._items}
 
     def on_error(self, error: Exception) -> tuple[int, list[Header], bytes]:
         """How an exception looks from outside; for `serve`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -202,8 +202,12 @@ def _check_tools(tools: tuple[dict[str, Any], ...]) -> None:
 
 
 def publish_header(text: str | None) -> Publish | None:
-    if text is None or text == "none" or text == "swarm" or text == "ipfs":
-        return text
+    if text is None:
+        return None
+    known: tuple[Publish, ...] = get_args(Publish)
+    for place in known:
+        if text == place:
+            return place
     raise bad_request("The header x-shoal-publish wants none, swarm or ipfs.", "x-shoal-publish")
 
 

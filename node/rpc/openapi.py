@@ -283,10 +283,10 @@ def operations(served: Mapping[str, Iterable[str]]) -> list[Operation]:
 def document(served: Mapping[str, Iterable[str]]) -> dict[str, Any]:
     """The whole description, JSON-compatible. served: the paths that there are, with their methods."""
     described = operations(served)
-    structs = [kind for op in described for kind in (op.answer, op.body) if kind is not None]
-    wanted = list(dict.fromkeys([*structs, Error, AnthropicError]))
+    structs: list[type[Struct]] = [kind for op in described for kind in (op.answer, op.body) if kind is not None]
+    wanted: list[type[Struct]] = list(dict.fromkeys([*structs, Error, AnthropicError]))
     schemas, components = msgspec.json.schema_components(wanted, ref_template="#/components/schemas/{name}")
-    named = dict(zip(wanted, schemas, strict=True))
+    named: dict[type[Struct], dict[str, Any]] = dict(zip(wanted, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in described:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, named)
