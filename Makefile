@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo run test lint bench interop providers browser clients fuzz model clean chaos
+.PHONY: help setup demo run test lint bench swarm interop providers browser clients fuzz model clean chaos
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -56,6 +56,9 @@ fuzz: $(READY)  ## a million random inputs for the HTTP parsers; ARGS="--count 1
 
 chaos: $(READY)  ## ten real nodes under load for ten minutes, killed and started again; ARGS="--nodes 4 --seconds 60"
 	@$(PYTHON) -m tests.chaos $(ARGS)
+
+swarm: $(READY) ## N real nodes find each other and idle: join, spread, memory, CPU, traffic
+	@$(PYTHON) -m benchmarks.swarm $(or $(N),20)
 
 bench: $(READY) model ## the figures, in tables
 	@$(PYTHON) -m benchmarks

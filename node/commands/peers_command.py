@@ -7,23 +7,79 @@ from typing import Any
 
 import click
 
-from .cli import Command, common
+from .cli import Command, common, trio_run
 from .output import duration, print_json, print_table
 
 
-@click.command(cls=Command, examples="shoal peers\nshoal peers --json | jq -r '.peers[].peer'")
+COLUMNS = ("peer", "state", "rtt", "models", "load", "hardware", "has had", "note")
+EMPTY = "no peers; get an invite from another node and run `shoal join INVITE`"
+WATCH_S = 1.0
+
+
+@click.command(
+    cls=Command, examples="shoal peers\nshoal peers --watch\nshoal peers --json | jq -r '.peers[].peer'"
+)
+@click.option("--watch", is_flag=True, help="Keep the table up to date until Ctrl-C.")
 @common
-def command(as_json: bool, data_dir: Path | None) -> None:
-    """List the peers of the running node."""
+def command(watch: bool, as_json: bool, data_dir: Path | None) -> None:
+    """List the peers of the running node: what they offer, how busy they are, and what each has had from here."""
     from .client import look_up
 
+    if watch and as_json:
+        raise click.UsageError("--watch is for people; ask for --json again and again instead.")
     found = look_up(data_dir, "/shoal/v1/peers")
     if as_json:
         print_json(found)
-        return
-    rows = [row(peer) for peer in found.get("peers", ())]
-    columns = ("peer", "state", "rtt", "models", "hardware", "note")
-    print_table(columns, rows, empty="no peers; get an invite from another node and run `shoal join INVITE`")
+    elif watch:
+        trio_run(keep_showing, data_dir)
+    else:
+        print_table(COLUMNS, [row(peer) for peer in found.get("peers", ())], empty=EMPTY)
+
+
+async def keep_showing(data_dir: Path | None) -> None:
+    """The table, once a second, in place."""
+    import trio
+    from rich.live import Live
+
+    from .client import connect
+    from .output import console
+
+    async with connect(data_dir) as node:
+        with Live(console=console(), auto_refresh=False, transient=False) as live:
+            while True:
+                found = await node.get("/shoal/v1/peers")
+                live.update(table([row(peer) for peer in found.get("peers", ())]), refresh=True)
+                await trio.sleep(WATCH_S)
+
+
+def table(rows: list[tuple[str, ...]]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD)
+    for column in COLUMNS:
+        made.add_column(column)
+    for cells in rows:
+        made.add_row(*(Text(cell) for cell in cells))
+    return made if rows else Text(EMPTY)
+
+
+def load(told: dict[str, Any]) -> str:
+    """How busy the peer is, as it says."""
+    parts = [f"{told.get('running', 0)} running"] if told.get("running") else []
+    parts += [f"{told['queued']} waiting"] if told.get("queued") else []
+    cpu = told.get("cpu")
+    parts += [f"{cpu:.0%} cpu"] if isinstance(cpu, int | float) else []
+    return ", ".join(parts) or "idle"
+
+
+def consumed(account: dict[str, Any]) -> str:
+    """What the peer has had from this node."""
+    if not account:
+        return ""
+    tokens = account.get("prompt_tokens", 0) + account.get("completion_tokens", 0)
+    return f"{account.get('requests', 0)} requests, {tokens} tokens"
 
 
 def row(peer: dict[str, Any]) -> tuple[str, ...]:
@@ -37,6 +93,8 @@ def row(peer: dict[str, Any]) -> tuple[str, ...]:
         "connected" if connected else "away",
         duration(rtt) if isinstance(rtt, int | float) else "",
         models,
+        load(peer.get("load") or {}) if connected else "",
         ", ".join(parts),
+        consumed(peer.get("consumed") or {}),
         "" if connected else str(peer.get("problem") or ""),
     )
