@@ -16,9 +16,7 @@ EMPTY = "no peers; get an invite from another node and run `shoal join INVITE`"
 WATCH_S = 1.0
 
 
-@click.command(
-    cls=Command, examples="shoal peers\nshoal peers --watch\nshoal peers --json | jq -r '.peers[].peer'"
-)
+@click.command(cls=Command, examples="shoal peers\nshoal peers --watch\nshoal peers --json | jq -r '.peers[].peer'")
 @click.option("--watch", is_flag=True, help="Keep the table up to date until Ctrl-C.")
 @common
 def command(watch: bool, as_json: bool, data_dir: Path | None) -> None:
