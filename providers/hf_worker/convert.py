@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STEPS = ("tokenizer", "configuration", "weights", "writing")
+STEPS = ("tokenizer", "configuration", "weights", "writing", "packing")
 
 
 class ConversionError(Exception):
@@ -29,12 +29,19 @@ def _step(done: int) -> None:
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Write `source` as bf16 safetensors with configuration and tokenizer into `folder` (made when missing)."""
+    """Write `source` as bf16 safetensors with configuration and tokenizer into `folder` (made when missing).
+
+    Beside them, where the file has four-bit blocks of a kind that torch can compute with, those (`gguf_blocks.py`).
+    """
     _step(0)
     # Imported here, so that a wrong call answers at once and not after two seconds of imports.
     import torch
     import transformers
+    from safetensors.torch import save_file
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    from .gguf_blocks import FILE as PACKED
+    from .gguf_blocks import packed_tensors
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -61,6 +68,10 @@ def convert(source: Path, folder: Path) -> None:
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     _step(4)
+    packed = packed_tensors(source, model.get_output_embeddings().weight.data)
+    if packed is not None:
+        save_file(packed, str(folder / PACKED))
+    _step(5)
 
 
 def main(arguments: list[str]) -> int:

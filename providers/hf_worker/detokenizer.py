@@ -42,3 +42,8 @@ class Detokenizer:
         self._before = self._decode(self._tokens)
         self._sent = ""
         return new
+
+    @property
+    def holds(self) -> bool:
+        """Whether a character has begun that is not whole."""
+        return len(self._tokens) > self._known

@@ -1,21 +1,31 @@
-"""Loading a model folder: weights, tokenizer, and the numbers that hardware decides. Imports torch."""
+"""Loading a model folder: weights, tokenizer, and the numbers that hardware decides. Imports torch.
+
+The lean path (`llama.py`, `tokens.py`) serves what it covers on a CPU; everything else is loaded by transformers, in
+`hf_model.py`, which takes seconds to import and is not imported before it is needed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from safetensors import safe_open
+from torch import Tensor
 
 from .engine import Engine
 from .frames import Load
+from .gguf_blocks import FILE as PACKED
+from .lean_engine import LeanEngine
+from .llama import Llama, covers
 from .prompt import Prompter
-from .slots import SlotEngine, UnfitModelError
+from .tokens import ChatTokenizer, NotCoveredError, read_json
 
 
 class LoadError(Exception):
@@ -59,12 +69,12 @@ def _device(asked: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _dtype(asked: str, device: str) -> torch.dtype:
+def dtype_of(asked: str, device: str) -> torch.dtype:
     """fp32 on a CPU without bf16 units: there, bf16 products run at a hundredth of fp32's speed (measured, Zen 3)."""
     if asked != "auto":
         named = getattr(torch, asked, None)
         if not isinstance(named, torch.dtype):
-            raise LoadError(f'dtype "{asked}" is not one of torch; use "auto", "float32" or "bfloat16"')
+            raise LoadError(f'dtype "{asked}" is not one of torch; use "auto", "int4", "float32" or "bfloat16"')
         return named
     if device != "cpu":
         return torch.bfloat16
@@ -76,51 +86,83 @@ def load(wanted: Load) -> Model:
     """Load a folder of safetensors. Raises LoadError; runs no code of the folder and reads no pickle."""
     threads = wanted.threads or usable_cores()
     torch.set_num_threads(threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     device = _device(wanted.device)
-    dtype = _dtype(wanted.dtype, device)
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if wanted.dtype != "int4":
+        dtype_of(wanted.dtype, device)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(wanted.path, **safe)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            wanted.path, use_safetensors=True, dtype=dtype, attn_implementation="sdpa", **safe
-        )
-        model = model.to(device).eval()
-        engine = SlotEngine(model, kv_tokens=wanted.kv_tokens)
-    except UnfitModelError as fault:
-        raise LoadError(f"the model {wanted.name} cannot be served: {fault}") from None
-    except Exception as fault:  # the libraries raise what they like for a broken folder
-        why = str(fault).strip().splitlines()[0][:200] if str(fault).strip() else ""
-        raise LoadError(f"the model {wanted.name} cannot be loaded ({type(fault).__name__}: {why})") from fault
+        return _load_lean(wanted, device, threads)
+    except NotCoveredError as fault:
+        if wanted.dtype == "int4":
+            raise LoadError(f'the model {wanted.name} cannot be loaded as "int4": {fault}; use "auto"') from None
+    except LoadError:
+        raise
+    except Exception as fault:  # a broken folder, say; transformers words most of what can be wrong better
+        print(f"the lean path cannot load it ({type(fault).__name__})", file=sys.stderr)
+    from .hf_model import load_by_transformers
+
+    return load_by_transformers(wanted, device, threads)
+
+
+def _load_lean(wanted: Load, device: str, threads: int) -> Model:
+    """Without transformers. Raises NotCoveredError for what needs it."""
+    folder = Path(wanted.path)
+    config = read_json(folder / "config.json")
+    if device != "cpu":
+        raise NotCoveredError(f"packed weights are for a CPU, not for {device}")
+    if reason := covers(config):
+        raise NotCoveredError(reason)
+    tokenizer = ChatTokenizer(folder)
     if not tokenizer.chat_template:
-        raise LoadError(f"the model {wanted.name} has no chat template; choose one that was made for conversation")
-    return _describe(wanted, model, tokenizer, engine, str(dtype).removeprefix("torch."), device, threads)
-
-
-def _describe(wanted: Load, model: Any, tokenizer: Any, engine: Engine, dtype: str, device: str, threads: int) -> Model:
-    defaults = model.generation_config
-    ends = defaults.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+        raise LoadError(no_template(wanted.name))
+    form, packed, kept = wanted.dtype, None, None
+    if form in ("auto", "int4") and (folder / PACKED).is_file():
+        # Twice: what is only read to be packed goes out of memory with the first, what is read again stays mapped.
+        form, packed, kept = "packed", opened([folder / PACKED]), opened([folder / PACKED])
+    elif form == "auto":
+        form = str(dtype_of("auto", device)).removeprefix("torch.")
+    plain = opened(sorted(file for file in folder.glob("*.safetensors") if file.name != PACKED))
+    context_length = int(config.get("max_position_embeddings") or 2048)
+    positions = min(context_length, wanted.kv_tokens)
+    model = Llama(config, plain, form=form, positions=positions, packed=packed, kept=kept)
+    del packed
+    give_back_memory()
+    defaults = read_json(folder / "generation_config.json")
+    ends = defaults.get("eos_token_id", config.get("eos_token_id"))
+    known = set(ends) if isinstance(ends, list) else {ends} if isinstance(ends, int) else set()
     if tokenizer.eos_token_id is not None:
-        ends.add(tokenizer.eos_token_id)
-    text_config = model.config.get_text_config(decoder=True)
-    context_length = int(getattr(text_config, "max_position_embeddings", 0) or 2048)
-
-    def decode(tokens: list[int]) -> str:
-        text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-    sampled = bool(defaults.do_sample)
+        known.add(tokenizer.eos_token_id)
+    sampled = bool(defaults.get("do_sample"))
     return Model(
         name=wanted.name,
-        engine=engine,
-        prompter=Prompter(tokenizer, wanted.name, context_length),
-        decode=decode,
-        ends=frozenset(ends),
-        temperature=float(defaults.temperature or 1.0) if sampled else 0.0,
-        top_p=float(defaults.top_p or 1.0) if sampled else 1.0,
-        dtype=dtype,
+        engine=LeanEngine(model, kv_tokens=wanted.kv_tokens),
+        prompter=Prompter(tokenizer, wanted.name, positions),
+        decode=tokenizer.decode,
+        ends=frozenset(known),
+        temperature=float(defaults.get("temperature") or 1.0) if sampled else 0.0,
+        top_p=float(defaults.get("top_p") or 1.0) if sampled else 1.0,
+        dtype="int4" if form == "packed" else form,
         device=device,
         threads=threads,
     )
+
+
+def give_back_memory() -> None:
+    """Return what loading has freed to the system: with glibc, 180 of 640 MB stay behind between what is in use."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def opened(files: list[Path]) -> Callable[[str], Tensor]:
+    """The tensors of some safetensors files, read when asked for. Raises KeyError for a name that none has."""
+    handles: list[Any] = [safe_open(str(file), framework="pt") for file in files]
+    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 - it is no mapping
+
+    def get(name: str) -> Tensor:
+        tensor: Tensor = where[name].get_tensor(name)
+        return tensor
+
+    return get
+
+
+def no_template(name: str) -> str:
+    return f"the model {name} has no chat template; choose one that was made for conversation"

@@ -18,10 +18,14 @@ class PromptRefused(Exception):
 
 
 class Prompt(NamedTuple):
-    """messages: tokens of the conversation up to where the answer begins. prefix: tokens of the answer so far."""
+    """messages: tokens of the conversation up to where the answer begins. prefix: tokens of the answer so far.
+
+    text: the answer so far, without control tokens.
+    """
 
     messages: list[int]
     prefix: list[int]
+    text: str
 
 
 class Neutraliser:
@@ -75,11 +79,12 @@ class Prompter:
                 f"the chat template of {self._name} does not take these messages ({type(fault).__name__});"
                 " try without a system message and with turns of user and assistant that alternate",
             ) from None
-        messages = self._tokens(text)
-        prefix = self._tokens(self._neutralise(request.prefix))
+        messages = self.tokens(text)
+        so_far = self._neutralise(request.prefix)
+        prefix = self.tokens(so_far)
         if len(messages) + len(prefix) >= self.context_length:
             self._too_long(f"{len(messages) + len(prefix)} tokens")
-        return Prompt(messages, prefix)
+        return Prompt(messages, prefix, so_far)
 
     def _too_long(self, size: str) -> None:
         raise PromptRefused(
@@ -92,6 +97,7 @@ class Prompter:
         role = "system" if message.role == "developer" else message.role
         return {"role": role, "content": self._neutralise(message.text)}
 
-    def _tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, as it stands."""
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return tokens

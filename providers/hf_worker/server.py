@@ -97,7 +97,13 @@ class Pipes:
 
 
 class _Answer:
-    """One request on its way: tokens in, events out."""
+    """One request on its way: tokens in, events out.
+
+    A continued answer is first picked again (`replaying`): its text is known, but not the tokens that it was made of,
+    and the same text in other tokens goes on differently. The text's usual tokens are the engine's draft, so that
+    nearly all of it is checked in one piece. When what is picked is not that text, somebody else wrote it: then its
+    usual tokens are taken as they are (`accept_prefix`).
+    """
 
     def __init__(self, model: Model, request: GenerateRequest) -> None:
         from .sampling import Sampler
@@ -105,27 +111,79 @@ class _Answer:
         prompt = model.prompter.prompt(request)
         self.prompt_tokens = len(prompt.messages)
         self.count = 0
-        self.tokens = prompt.messages + prompt.prefix
-        wanted = model.prompter.context_length if request.max_tokens is None else request.max_tokens
-        self.room = min(wanted - len(prompt.prefix), model.prompter.context_length - len(self.tokens))
+        self._model, self._prompt, self._prefix = model, prompt, prompt.text
+        self._wanted = model.prompter.context_length if request.max_tokens is None else request.max_tokens
         temperature = model.temperature if request.temperature is None else request.temperature
         top_p = model.top_p if request.top_p is None else request.top_p
-        self.sampler = Sampler(temperature, top_p, request.seed, drawn=len(prompt.prefix))
-        self._ends = model.ends
-        self._text = Detokenizer(model.decode, prompt.prefix[-CONTEXT_TOKENS:])
+
+        def sampler(drawn: int) -> Sampler:
+            return Sampler(temperature, top_p, request.seed, drawn)
+
+        self._sampler = sampler
         self._stops = StopFilter(request.stop)
+        self.replaying = bool(self._prefix) and model.engine.verifies and not (request.seed is None and temperature > 0)
+        self._replayed = ""
+        self._picked = 0
+        self._text = Detokenizer(model.decode)
+        self._begin(prompt.messages, 0)
+        self.draft = list(prompt.prefix) if self.replaying else []
+        if not self.replaying:
+            self.accept_prefix()
+
+    def _begin(self, tokens: list[int], drawn: int) -> None:
+        self.tokens = tokens
+        self.room = min(self._wanted - drawn, self._model.prompter.context_length - len(tokens))
+        self.sampler = self._sampler(drawn)
+
+    def accept_prefix(self) -> None:
+        """Go on from the text as it is."""
+        prefix = self._prompt.prefix
+        self.replaying, self.draft, self._picked = False, [], 0
+        self._text = Detokenizer(self._model.decode, prefix[-CONTEXT_TOKENS:])
+        self._begin(self._prompt.messages + prefix, len(prefix))
+
+    def sequence(self, id_: int) -> Sequence:
+        return Sequence(id_, self.tokens, self.room, self.sampler, list(self.draft))
 
     def take(self, token: int) -> tuple[str, FinishReason | None]:
         """The text that a token brings, and why the answer is whole, when it is."""
-        if token in self._ends:  # it ends the answer and is not part of it: not counted, as no text is
+        if token in self._model.ends:  # it ends the answer and is not part of it: not counted, as no text is
             return self._stops.flush(), "stop"
         self.count += 1
-        text = self._stops.push(self._text.push(token))
+        self._picked += 1
+        return self._said(self._text.push(token))
+
+    def _said(self, text: str) -> tuple[str, FinishReason | None]:
+        text = self._stops.push(text)
         if self._stops.stopped:
             return text, "stop"
-        if self.count >= self.room:
+        if self._picked >= self.room:
             return text + self._stops.flush(), "length"
         return text, None
+
+    def replay(self, token: int) -> bool:
+        """Take a token while replaying; false when it does not lead to the known text."""
+        self._picked += 1
+        if token in self._model.ends or self._picked > self.room:
+            return False
+        self._replayed += self._text.push(token)
+        self.replaying = not self._replayed.startswith(self._prefix)
+        return not self.replaying or self._prefix.startswith(self._replayed)
+
+    def met(self) -> tuple[str, FinishReason | None]:
+        """As `take`, for the token that completed the known text: what it says beyond that is new."""
+        new = self._replayed[len(self._prefix) :]
+        self.count += bool(new)
+        return self._said(new)
+
+    def redrafted(self, token: int) -> list[int] | None:
+        """A new draft when `token`, which was just picked, is not the one that the draft had; else None."""
+        if self.draft and self.draft[0] == token:
+            del self.draft[0]
+            return None
+        left = self._prefix[len(self._replayed) :]
+        self.draft = self._model.prompter.tokens(left) if left and not self._text.holds else []
+        return [token, *self.draft]
 
 
 class Server:
@@ -147,8 +205,10 @@ class Server:
             self._handle(frame)
             frame = self._pipes.receive(wait=False)
         if self._engine.busy:
+            over: set[int] = set()
             for id_, token in self._engine.step(self._pipes.cancelled.__contains__):
-                self._take(id_, token)
+                if id_ not in over and not self._take(id_, token):
+                    over.add(id_)
         self._pipes.flush()
 
     def _handle(self, frame: ToWorker) -> None:
@@ -174,25 +234,50 @@ class Server:
         except Exception as fault:  # one odd request must not end the others; its text stays out of the message
             self._pipes.send(Failed(id_, ErrorKind.UPSTREAM, f"the prompt could not be made ({type(fault).__name__})"))
             return
-        if answer.room < 1:
-            self._finish(id_, answer, "length")
-            return
         self._answers[id_] = answer
-        self._engine.add(Sequence(id_, answer.tokens, answer.room, answer.sampler))
+        self._start(id_, answer)
 
-    def _take(self, id_: int, token: int) -> None:
+    def _start(self, id_: int, answer: _Answer) -> None:
+        if answer.room < 1:
+            del self._answers[id_]
+            self._finish(id_, answer, "length")
+        else:
+            self._engine.add(answer.sequence(id_))
+
+    def _take(self, id_: int, token: int) -> bool:
+        """False when the other tokens of this step are no longer wanted for this request."""
         answer = self._answers.get(id_)
         if answer is None:
-            return
+            return False
+        if answer.replaying:
+            return self._replay(id_, answer, token)
         text, reason = answer.take(token)
+        return self._tell(id_, answer, text, reason)
+
+    def _tell(self, id_: int, answer: _Answer, text: str, reason: FinishReason | None) -> bool:
         if text:
             self._pipes.send(Said(id_, TextDelta(text)))
         if reason is not None:
+            cached = self._engine.reused(id_)
             self._engine.remove(id_)
             del self._answers[id_]
-            self._finish(id_, answer, reason)
+            self._finish(id_, answer, reason, cached)
+        return reason is None
 
-    def _finish(self, id_: int, answer: _Answer, reason: FinishReason) -> None:
+    def _replay(self, id_: int, answer: _Answer, token: int) -> bool:
+        if not answer.replay(token):
+            self._engine.remove(id_)
+            answer.accept_prefix()
+            self._start(id_, answer)
+            return False
+        if answer.replaying:
+            draft = answer.redrafted(token)
+            if draft is not None:
+                self._engine.redraft(id_, draft)
+            return True
+        return self._tell(id_, answer, *answer.met())
+
+    def _finish(self, id_: int, answer: _Answer, reason: FinishReason, cached: int = 0) -> None:
         self._pipes.send(Rates(self._engine.prefill_tps, self._engine.decode_tps))
-        self._pipes.send(Said(id_, Usage(answer.prompt_tokens, answer.count)))
+        self._pipes.send(Said(id_, Usage(answer.prompt_tokens, answer.count, min(cached, answer.prompt_tokens))))
         self._pipes.send(Said(id_, Finish(reason, self._model.name)))

@@ -55,6 +55,8 @@ class SlotEngine:
     waits, unless it would be the only one. 16,384 are 0.75 GB for SmolLM2-135M (46 kB each in fp32).
     """
 
+    verifies = False
+
     def __init__(self, model: Any, *, kv_tokens: int = 16384) -> None:
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if not kinds <= {"full_attention", "sliding_attention"}:
@@ -100,6 +102,12 @@ class SlotEngine:
                 self._leave()
         else:
             self._waiting = deque(sequence for sequence in self._waiting if sequence.id != id)
+
+    def reused(self, id: int) -> int:  # noqa: A002
+        return 0
+
+    def redraft(self, id: int, tokens: list[int]) -> None:  # noqa: A002
+        """Drafts are passed over here."""
 
     def step(self, gone: Callable[[int], bool]) -> list[tuple[int, int]]:
         with torch.inference_mode():

@@ -1,0 +1,247 @@
+"""The lean forward and its slots on small random models: transformers' own classes are the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from shoal.providers.hf_worker.engine import Sequence
+from shoal.providers.hf_worker.lean_engine import LeanEngine
+from shoal.providers.hf_worker.llama import Llama, Segment, covers
+from shoal.providers.hf_worker.packed import Int4, Rescored, nibbles, quantised, quantised_rows, unpacked
+from shoal.providers.hf_worker.sampling import Sampler
+from shoal.providers.hf_worker.slot_memory import SlotMemory
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.4,  # large enough that a wrong position or mask changes tokens
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+KINDS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)),
+    "llama tied": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "llama3 rope": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=None)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES)),
+}
+
+
+def made(kind: str) -> Any:
+    torch.manual_seed(1)
+    model = KINDS[kind]().eval()
+    for name, weight in model.named_parameters():  # biases and norms begin as zeros and ones, which would hide faults
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    return model
+
+
+def lean(model: Any, form: str = "float32") -> Llama:
+    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    assert covers(config) == ""
+    return Llama(config, model.state_dict().__getitem__, form=form, positions=2048)
+
+
+def never(_: int) -> bool:
+    return False
+
+
+def prompt(length: int, salt: int = 0) -> list[int]:
+    return [(7 * at + 13 * salt + at * at) % 97 for at in range(length)]
+
+
+def greedy(id_: int, tokens: list[int], room: int, draft: list[int] | None = None) -> Sequence:
+    return Sequence(id_, tokens, room, Sampler(0.0), draft or [])
+
+
+def run(engine: LeanEngine, arrivals: dict[int, list[Sequence]]) -> dict[int, list[int]]:
+    """Drive the engine as the server does: arrivals by step, each sequence removed when its room is used."""
+    wanted = {each.id: each.room for group in arrivals.values() for each in group}
+    out: dict[int, list[int]] = {id_: [] for id_ in wanted}
+    step = 0
+    while engine.busy or any(at >= step for at in arrivals):
+        for sequence in arrivals.get(step, []):
+            engine.add(sequence)
+        for id_, token in engine.step(never):
+            out[id_].append(token)
+            if len(out[id_]) == wanted[id_]:
+                engine.remove(id_)
+        step += 1
+        assert step < 1000
+    return {id_: tokens[: wanted[id_]] for id_, tokens in out.items()}
+
+
+def alone(model: Any, sequence: Sequence) -> list[int]:
+    """The same by the library's own loop."""
+    ids = torch.tensor([sequence.tokens])
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    answer = model.generate(ids, max_new_tokens=sequence.room, **options)
+    tokens: list[int] = answer[0, len(sequence.tokens) :].tolist()
+    return tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_transformers_in_one_piece_and_in_several(kind: str) -> None:
+    model = made(kind)
+    ours = lean(model)
+    tokens = prompt(90)
+    with torch.inference_mode():
+        expected = model(torch.tensor([tokens])).logits[0]
+        memory = SlotMemory(ours.memory_shape).values
+        whole = ours(tokens, [Segment(memory, 0, 90)], list(range(90)))
+        torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-4)
+        memory = SlotMemory(ours.memory_shape).values
+        pieces = [ours(tokens[a:b], [Segment(memory, a, b - a)], [b - a - 1]) for a, b in ((0, 50), (50, 89), (89, 90))]
+        torch.testing.assert_close(torch.cat(pieces), expected[[49, 88, 89]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_sequences_that_join_and_leave_at_different_times_get_the_tokens_they_get_alone(kind: str) -> None:
+    model = made(kind)
+    arrivals = {
+        0: [greedy(0, prompt(5), 20), greedy(1, prompt(40, 1), 3)],
+        2: [greedy(2, prompt(1, 2), 30)],
+        5: [greedy(3, prompt(90, 3), 8), greedy(4, prompt(11, 4), 1)],
+        9: [greedy(5, prompt(300, 5), 12)],
+        25: [greedy(6, prompt(17, 6), 6)],
+    }
+    out = run(LeanEngine(lean(model)), arrivals)
+    for group in arrivals.values():
+        for sequence in group:
+            assert out[sequence.id] == alone(model, sequence), sequence.id
+
+
+def test_what_was_computed_before_is_used_again_and_changes_nothing() -> None:
+    model = made("llama")
+    engine = LeanEngine(lean(model))
+    first = greedy(0, prompt(200), 20)
+    answer = run(engine, {0: [first]})[0]
+    second = greedy(1, prompt(200) + answer + prompt(9, 4), 12)  # the next turn of the chat
+    engine.add(second)
+    tokens = [token for _, token in engine.step(never)]
+    assert engine.reused(1) == 219  # all but the last token picked, whose keys nobody had needed
+    while len(tokens) < 12:
+        tokens += [token for _, token in engine.step(never)]
+    assert tokens == alone(model, second)
+    engine.remove(1)
+    # Two at once on the same beginning: one of them works on a copy.
+    both = {0: [greedy(2, prompt(150) + prompt(7, 5), 9), greedy(3, prompt(150) + prompt(8, 6), 9)]}
+    out = run(engine, both)
+    for sequence in both[0]:
+        assert out[sequence.id] == alone(model, sequence)
+
+
+def test_memory_of_ended_sequences_is_given_up_when_others_need_it_the_oldest_first() -> None:
+    engine = LeanEngine(lean(made("llama")), kv_tokens=500)
+    for id_ in range(4):
+        run(engine, {0: [greedy(id_, prompt(150, id_), 4)]})
+    kept = [slot.tokens[:150] for slot in engine._slots if slot.tokens]
+    assert sorted(kept) == sorted(prompt(150, id_) for id_ in (1, 2, 3))
+
+
+def test_a_sequence_waits_until_there_is_memory_for_it() -> None:
+    model = made("llama")
+    engine = LeanEngine(lean(model), kv_tokens=64)
+    arrivals = {0: [greedy(0, prompt(40), 10), greedy(1, prompt(30, 1), 10), greedy(2, prompt(100, 2), 5)]}
+    out = run(engine, arrivals)
+    assert all(out[sequence.id] == alone(model, sequence) for sequence in arrivals[0])
+
+
+@pytest.mark.parametrize("right", [0, 1, 5, 30, 100])
+def test_a_draft_changes_no_token_however_much_of_it_is_right(right: int) -> None:
+    model = made("llama")
+    plain = alone(model, greedy(0, prompt(20), 100))
+    draft = [*plain[:right], (plain[right] + 1) % 97, 5, 6] if right < 100 else plain
+    engine = LeanEngine(lean(model))
+    engine.add(greedy(0, prompt(20), 100, draft))
+    out: list[int] = []
+    steps = 0
+    while len(out) < 100:
+        out += [token for _, token in engine.step(never)]
+        steps += 1
+    assert out[:100] == plain
+    if right >= 30:
+        assert steps < 100 - right + 6
+
+
+def test_a_prompt_that_nobody_wants_any_more_is_given_up_between_two_layers() -> None:
+    engine = LeanEngine(lean(made("llama")))
+    engine.add(greedy(0, prompt(200), 5))
+    engine.add(greedy(1, prompt(20, 1), 5))
+    asked = []
+
+    def gone(id_: int) -> bool:
+        asked.append(id_)
+        return id_ == 0 and len(asked) > 2
+
+    assert engine.step(gone) == []
+    engine.remove(0)
+    assert [id_ for id_, _ in engine.step(never)] == [1]
+
+
+# -- packed weights --------------------------------------------------------------------------------------------
+
+
+def test_nibbles_come_back_as_they_were() -> None:
+    q = torch.randint(0, 16, (8, 64), dtype=torch.uint8)
+    assert torch.equal(unpacked(nibbles(q)), q)
+
+
+def test_few_rows_and_many_rows_are_the_same_product() -> None:
+    torch.manual_seed(2)
+    weight = torch.randn(1088, 576) / 24
+    layer, x = Int4(*quantised(weight)), torch.randn(100, 576)
+    few = torch.cat([layer(x[at : at + 3]) for at in range(0, 100, 3)])
+    torch.testing.assert_close(layer(x), few, rtol=2**-7, atol=1e-4)
+    assert (layer(x) == few).float().mean() > 0.99  # both are rounded to bf16: nearly all come out the same
+    assert (few - x @ weight.T).std() < 0.1 * few.std()
+
+
+def test_the_likeliest_tokens_get_the_logits_of_the_full_matrix() -> None:
+    torch.manual_seed(3)
+    weight, x = torch.randn(1000, 64), torch.randn(5, 64)
+    logits, full = Rescored(*quantised_rows(weight), weight)(x), x @ weight.T
+    best = full.topk(10).indices
+    torch.testing.assert_close(logits.gather(1, best), full.gather(1, best))
+    assert torch.equal(logits.argmax(-1), full.argmax(-1))
+
+
+def test_a_matrix_in_a_mapped_file_is_computed_with() -> None:
+    """torch 2.13's int8 kernel ends the process when a matrix begins at an odd place; four rows are enough."""
+    weight = torch.randn(256, 64)
+    q, scale = quantised_rows(weight)
+    odd = torch.empty(256 * 64 + 8, dtype=torch.int8)[8:].view(256, 64).copy_(q)
+    assert odd.data_ptr() % 16
+    assert Rescored(odd, scale, weight)(torch.randn(4, 64)).shape == (4, 256)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "gemma3"}, "architecture gemma3"),
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 8}, "window"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "positions"),
+        ({"hidden_act": "gelu"}, "feed-forward"),
+    ],
+)
+def test_what_is_not_covered_is_left_to_transformers(change: dict[str, Any], reason: str) -> None:
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES}
+    assert covers(config) == ""
+    assert reason in covers(config | change)
