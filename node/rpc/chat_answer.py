@@ -188,7 +188,8 @@ class Whole:
     def choice(self, index: int) -> dict[str, Any]:
         """This answer as one choice of a chat completion."""
         text = self.text
-        message: dict[str, Any] = {"role": "assistant", "content": text if text or not self._tools else None}
+        content = text if text or not self._tools else None
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if self._reasoning:
             message["reasoning_content"] = self.reasoning
         if self._tools:
@@ -199,7 +200,7 @@ class Whole:
 def body_of_record(completion_id: str, found: Found, request: str | None) -> bytes:
     """The whole answer out of a record: the short way of a cache hit."""
     record = found.record
-    message = {"role": "assistant", "content": record.content}
+    message = {"role": "assistant", "content": record.content, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": record.finish}
     return completion(completion_id, record.model, [choice], _cached_usage(record), shoal_of(found, request))
 

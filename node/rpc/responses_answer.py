@@ -50,7 +50,6 @@ def response_object(asked: ResponseCall, response_id: str, model: str | None) ->
         "top_p": request.top_p,
         "truncation": "disabled",
         "usage": None,
-        "user": None,
     }
 
 
@@ -71,7 +70,7 @@ def usage_of(usage: Usage | None) -> dict[str, Any] | None:
         return None
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,

@@ -131,7 +131,7 @@ def conversation_of(items: list[dict[str, Any]]) -> list[Message]:
             output = item.get("output")
             content = output if isinstance(output, str) else content_of(_parts(output, f"{where}.output"))
             messages.append(Message("tool", content, tool_call_id=_text(item, "call_id", where)))
-        elif kind not in _LEFT_OUT:
+        elif not isinstance(kind, str) or kind not in _LEFT_OUT:
             raise bad_request("This kind of item is not supported here.", f"{where}.type")
     return messages
 

@@ -29,7 +29,7 @@ async def test_a_whole_answer_has_openais_shape_and_says_who_gave_it() -> None:
         assert body["choices"] == [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "Cold."},
+                "message": {"role": "assistant", "content": "Cold.", "refusal": None},
                 "logprobs": None,
                 "finish_reason": "stop",
             }

@@ -72,14 +72,21 @@ def test_no_body_at_all_is_more_than_a_400(body: bytes) -> None:
         read_call(body, {})
 
 
+_known = st.sampled_from(
+    ["type", "role", "content", "text", "name", "function", "call_id", "output", "input", "format"]
+)
+_words = st.sampled_from(["user", "assistant", "message", "function", "text", "input_text", "json_schema", "tool_use"])
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | _words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | _known, inner, max_size=3),
     max_leaves=8,
 )
 _fields = st.sampled_from(
-    "messages model stop tools stream stream_options provider n extra input max_tokens system tool_choice text "
-    "reasoning instructions output_config stop_sequences".split()
+    [
+        *("messages", "model", "stop", "tools", "stream", "stream_options", "provider", "n", "extra", "input", "system"),
+        *("max_tokens", "tool_choice", "text", "reasoning", "instructions", "output_config", "stop_sequences"),
+    ]
+)
 )
 
 
