@@ -30,6 +30,7 @@ class Flight:
         self.scope = trio.CancelScope()
         self.events: list[Event] = []
         self.ended = False
+        self.public = False  # whether its answer may be given to other nodes
         self.failure: NoAnswer | None = None
         self.readers = 0
         self.left = trio.Event()  # the writer has gone

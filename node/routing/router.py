@@ -203,8 +203,10 @@ class Router:
             # A route's fallback may be another model: who asked for this one by its own name does not share that.
             alias = ask.asked.model if ask.asked is not None and ask.asked.model != ask.request.model else None
             shared = (key, ask.from_here, ask.allow_fallback, alias)
-        if shared is not None and (flight := self.flights.find(shared)) is not None:
-            return self._board(flight, ask)
+        if shared is not None:
+            flight = self.flights.find(shared) or self._open_to(ask, key)
+            if flight is not None:
+                return self._board(flight, ask)
         if key is not None and self.recorder is not None and self._cache is not None and not control.fresh:
             hit = await self._cache.get(key, control.max_age)
             if hit is not None:
@@ -223,6 +225,18 @@ class Router:
             )
         flight = self._launch(ask, key, shared)
         return self._board(flight, ask)
+
+    def _open_to(self, ask: Ask, key: Key | None) -> Flight | None:
+        """A generation of this machine's own callers that a peer may join: it will be published, and the provider that
+        is at work is one that the peer may use."""
+        publish = ask.cache_control.publish != "none" and getattr(self._cache, "publish", False)
+        if ask.from_here or not ask.allow_fallback or not publish or not self.flights:
+            return None
+        flight = self.flights.find((key, True, True, None))
+        if flight is None or not flight.public or flight.peer is not None:
+            return None
+        names = [c.name for c in self._source.candidates(ask.request, ask) if c.peer is None]
+        return flight if flight.provider in names else None
 
     def _board(self, flight: Flight, ask: Ask) -> Flight:
         flight.join(ask.deadline)
@@ -279,6 +293,7 @@ class Router:
             raise NoAnswer(ErrorKind.OVERLOADED, why_not, code="node_full", retry_after=1.0)
         flight = Flight(ask.deadline, read_ahead=self.limits.read_ahead_events)
         flight.cache = "miss" if key is not None else "bypass"
+        flight.public = ask.cache_control.publish != "none"
         if shared is not None:
             self.flights.add(shared, flight)
         self._shares.take(ask.caller)

@@ -127,13 +127,27 @@ async def test_a_caller_that_forbids_fallback_does_not_share_with_one_that_allow
     assert bound.error is not None
 
 
-async def test_a_peer_does_not_join_a_generation_of_this_machine(autojump_clock: trio.testing.MockClock) -> None:
-    provider = Scripted("first", [Pause(1), "Cold.", STOP])
-    async with caching() as cache, routing(provider, cache=cache) as router, trio.open_nursery() as nursery:
-        nursery.start_soon(ask, router)
-        async with router.answer_for_peer(QUESTION, OTHER.peer_id, 10) as answer:
-            assert len([e async for e in answer]) == 2
-    assert len(provider.calls) == 2
+@pytest.mark.parametrize(("publish", "shared", "calls"), [(True, True, 1), (False, True, 2), (True, False, 2)], ids=str)
+async def test_a_peer_joins_a_generation_of_this_machine_only_when_it_may_have_both_answer_and_provider(
+    publish: bool, shared: bool, calls: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    provider, other = Scripted("first", [Pause(1), "Cold.", STOP]), Scripted("other", [Pause(1), "Cold.", STOP])
+    async with caching(publish=publish) as cache, routing(provider, other, cache=cache) as router:
+        listed = router._source.listed  # type: ignore[attr-defined]
+        told: list[Told] = []
+
+        async def local() -> None:
+            told.append(await ask(router))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(local)
+            await trio.sleep(0.5)
+            if not shared:
+                listed.pop(0)
+            async with router.answer_for_peer(QUESTION, OTHER.peer_id, 10) as answer:
+                assert len([e async for e in answer]) == 2
+    assert len(provider.calls) + len(other.calls) == calls
+    assert told[0].text == "Cold."
 
 
 async def test_a_slow_reader_holds_up_nobody_else() -> None:
