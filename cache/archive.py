@@ -30,11 +30,11 @@ BREATH = 8  # verifications (0.15 ms each) between two turns of the event loop
 
 
 class Plan(Struct, frozen=True):
-    """What an export holds. bytes: of its blocks, about."""
+    """What an export holds. size: bytes of its blocks, about."""
 
     records: list[bytes]
     index: list[tuple[bytes, bytes]]
-    bytes: int
+    size: int
 
     @property
     def root(self) -> bytes:

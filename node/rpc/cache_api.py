@@ -91,7 +91,7 @@ class CacheApi:
         told = [
             ("content-type", CAR_TYPE),
             ("x-shoal-answers", str(len(plan.records))),
-            ("x-shoal-bytes", str(plan.bytes)),
+            ("x-shoal-bytes", str(plan.size)),
             ("x-ipfs-roots", cid_text(plan.root)),
         ]
         async with exchange.stream(200, told) as send:
