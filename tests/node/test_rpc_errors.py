@@ -83,10 +83,10 @@ _json = st.recursive(
 )
 _fields = st.sampled_from(
     [
-        *("messages", "model", "stop", "tools", "stream", "stream_options", "provider", "n", "extra", "input", "system"),
+        *("messages", "model", "stop", "tools", "stream", "stream_options", "provider", "n", "extra", "input"),
         *("max_tokens", "tool_choice", "text", "reasoning", "instructions", "output_config", "stop_sequences"),
+        "system",
     ]
-)
 )
 
 
