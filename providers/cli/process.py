@@ -30,7 +30,7 @@ STDERR_BYTES = 64 * 1024
 TERM_S = 0.05
 """Seconds between asking the tool to end (SIGTERM) and ending it (SIGKILL): a tool's tree is gone in 250 ms."""
 GONE_S = 0.2
-"""Seconds that are waited for the tool's children to be gone as well; a container without an init never reaps them."""
+"""Seconds that are waited for the tool's children to be gone as well, once they were killed."""
 REAP_S = 2.0
 """Seconds that the kernel gets to end what was killed; only a process that hangs in a disk or device needs them."""
 
@@ -207,26 +207,35 @@ class ToolProcess:
     async def _gone(self) -> None:
         """Waits until the kernel has ended the others; they are not our children, so nobody tells us."""
         end = trio.current_time() + GONE_S
-        while trio.current_time() < end and self._has_left_others():  # noqa: ASYNC110 - there is nothing to wait on
+        others = self._family | _members(self.pid)
+        while trio.current_time() < end and any(_start_of(pid) == started for pid, started in others.items()):  # noqa: ASYNC110
             await trio.sleep(0.002)
-
-    def _has_left_others(self) -> bool:
-        return _is_group(self.pid) or any(_start_of(pid) == started for pid, started in self._family.items())
 
 
 def _ended(pidfd: int) -> bool:
     return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
-def _is_group(group: int) -> bool:
-    """Whether a process of that group is left. Asked after its leader was reaped; a signal 0 does nothing."""
+def _members(group: int) -> dict[int, str]:
+    """The processes that are left of a group whose leader was reaped, and when each started."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
-        return False
+        return {}
     except PermissionError:
-        return True
-    return True
+        pass
+    found: dict[int, str] = {}
+    for name in os.listdir("/proc"):  # some are left, or their remains are, where no init takes them away
+        if name.isdecimal() and _group_of(int(name)) == group and (started := _start_of(int(name))) is not None:
+            found[int(name)] = started
+    return found
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
 
 
 def _signal_group(group: int, number: int) -> None:
