@@ -69,6 +69,9 @@ class Backend:
         """What the backend calls the model, or None when it lacks it. Ollama takes a name without ":latest"."""
         if not self.status.models and not self.status.any_model:
             return None
+        if wanted in self.settings.aliases:
+            own = self.settings.aliases[wanted]
+            return next((model for model in self.status.models if model.name == own), ModelInfo(own))
         for model in self.status.models:
             if model.name == wanted or (self.kind == "ollama" and model.name == f"{wanted}:latest"):
                 return model
@@ -143,7 +146,7 @@ class Backend:
             found = await self._with_tags(found)
         if not found.ready:
             raise ProviderError(ErrorKind.UPSTREAM, found.reason)
-        self.status = found
+        self.status = self._with_aliases(found)
         await self._learn_version()
         await self._learn_load()
 
@@ -173,6 +176,14 @@ class Backend:
         length = self.settings.context_length
         models = tuple(known.get(name) or ModelInfo(name, length) for name in names)
         return msgspec.structs.replace(found, ready=True, reason="", models=models, default_model=names[0])
+
+    def _with_aliases(self, found: Status) -> Status:
+        """What callers may ask for; the alias of a default model is the default."""
+        lengths = {model.name: model.context_length for model in found.models}
+        aliases = self.settings.aliases
+        more = tuple(ModelInfo(name, lengths.get(own)) for name, own in aliases.items() if name not in lengths)
+        default = next((name for name, own in aliases.items() if own == found.default_model), found.default_model)
+        return msgspec.structs.replace(found, models=(*more, *found.models), default_model=default)
 
     async def _learn_version(self) -> None:
         path = server_kinds.VERSION.get(self.kind)

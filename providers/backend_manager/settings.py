@@ -19,6 +19,8 @@ class BackendSettings(openai_compat.Settings, kw_only=True, forbid_unknown_field
     """What the server is, for its health, models and load: vllm, ollama, llama_cpp, openai; auto asks it."""
     weight: Annotated[float, Meta(ge=0.01, le=1000)] = 1.0
     """Its share of the requests, beside the others'."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Name that callers use -> what this server calls that model."""
     check_s: Annotated[float, Meta(ge=0.05)] = 10.0
     """Seconds between two checks."""
     models_ttl_s: Annotated[float, Meta(gt=0)] = 30.0

@@ -354,6 +354,20 @@ async def test_only_backends_that_have_the_model_are_asked(two: list[FakeUpstrea
     assert [len(each.chats) for each in two] == [3, 0]
 
 
+async def test_an_alias_is_one_name_for_what_servers_call_differently(two: list[FakeUpstream]) -> None:
+    urls = {
+        "a": {"base_url": two[0].url(), "models": ["/srv/models/small"], "aliases": {"small": "/srv/models/small"}},
+        "b": {"base_url": two[1].url(), "models": ["small"]},
+    }
+    pool = pool_of(urls, strategy="round_robin")
+    async with pool.running():
+        status = await pool.probe()
+        for _ in range(2):
+            await collect(pool, msgspec.structs.replace(ASK, model="small"))
+    assert (status.default_model, {m.name for m in status.models}) == ("small", {"small", "/srv/models/small"})
+    assert [each.chats[0].body["model"] for each in two] == ["/srv/models/small", "small"]
+
+
 async def test_a_full_backend_is_passed_over_and_a_full_pool_says_so(two: list[FakeUpstream]) -> None:
     urls = {
         name: {"base_url": each.url("hold"), "max_concurrent": 1, "max_queue": 0}

@@ -117,7 +117,7 @@ def test_what_is_left_over_would_be_seen(tmp_path: Path) -> None:
         (tmp_path / "left").touch()
     with pytest.raises(AssertionError), contextlib.ExitStack() as stack, nothing_left_over(tmp_path):
         stack.enter_context(socket.socket())
-    with pytest.raises(AssertionError), contextlib.ExitStack() as stack, nothing_left_over(tmp_path):
+    with pytest.raises(AssertionError), contextlib.ExitStack() as stack, nothing_left_over(tmp_path):  # noqa: PT012
         process = stack.enter_context(subprocess.Popen(["sleep", "60"]))
         stack.callback(process.kill)
 
