@@ -178,3 +178,31 @@ async def test_a_node_publishes_what_it_answers_and_a_browser_can_read_it(tmp_pa
             with trio.fail_after(30):
                 while cid in await daemon.pins():
                     await trio.sleep(0.2)
+
+
+async def test_a_private_swarms_answers_lie_at_the_daemon_sealed_and_only_where_its_owner_allows_it(
+    tmp_path: pathlib.Path,
+) -> None:
+    swarm = f'[swarm]\nname = "reef"\nkey = "{"ab" * 32}"\n'
+    async with FakeUpstream() as upstream, a_jsipfs(tmp_path) as daemon:
+        config = fast(upstream.url()) + swarm + f'[ipfs]\nkubo_api = "{daemon.address}"\n'
+        with await start(tmp_path / "silent", config=config) as node:
+            await in_thread(client(node).chat.completions.create, **question("a secret"))
+            told = json.loads((await in_thread(node.shoal, "cache", "stats", "--json")).stdout)
+            assert told["publisher"] is None
+        with await start(tmp_path / "n", config=config + 'private_swarms = ["reef"]\n') as node:
+            said = await in_thread(client(node).chat.completions.with_raw_response.create, **question("another secret"))
+            cid = said.headers["x-shoal-cid"]
+            record = json.loads((await in_thread(node.shoal, "cache", "get", cid, "--json")).stdout)
+            with trio.fail_after(30):
+                while record["sealed"] not in (pins := await daemon.pins()):
+                    await trio.sleep(0.2)
+            assert cid not in pins
+            block = await daemon.call("block/get", arg=record["sealed"])
+            assert b"secret" not in block
+            opened = json.loads((await in_thread(node.shoal, "cache", "get", record["sealed"], "--json")).stdout)
+            assert opened["content"] == "ECHO<another secret>"
+        refs = await daemon.call("refs/local")
+        for row in refs if isinstance(refs, list) else [refs]:
+            if row["Ref"].startswith("baf"):
+                assert b"another secret" not in await daemon.call("block/get", arg=row["Ref"])
