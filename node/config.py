@@ -85,6 +85,9 @@ class SwarmSection(Section, frozen=True):
     peers: Annotated[
         tuple[str, ...], said("Invites, or addresses that end in /p2p/PEER_ID, to connect to at every start.")
     ] = ()
+    mdns: Annotated[
+        bool, said("Find nodes of this swarm on the local network by itself, once it listens beyond this machine.")
+    ] = True
     key: Annotated[
         str | None,
         said("Key of a private swarm, 64 hex digits. Who lacks it cannot even open a connection."),

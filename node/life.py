@@ -68,6 +68,7 @@ class Life:
             describe=self._describe,
             serve=self._serve_peer,
             find_blocks=self._find_blocks,
+            mdns=config.swarm.mdns,
             public_block=self.cache.public_block if self.cache is not None else None,
         )
         if self.cache is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,15 @@ def _owner_key(data: Path) -> Identity | None:
         return None
 
 
+@contextlib.asynccontextmanager
+async def _beside(task: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    """Runs a task until the block is left."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: task)
+        yield
+        nursery.cancel_scope.cancel()
+
+
 class PublicBlocks:
     """The block source of bitswap over the cache's public blocks."""
 
@@ -89,7 +98,9 @@ class SwarmSeat:
         find_blocks: FindBlocks,
         public_block: Callable[[bytes], bytes | None] | None = None,
         on_change: Callable[[], None] | None = None,
+        mdns: bool = False,
     ) -> None:
+        self._mdns = mdns
         self._identity, self._data = identity, data
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
         self._blocks = PublicBlocks(public_block)
@@ -152,7 +163,7 @@ class SwarmSeat:
                         raise ListenError(f"{error}; change swarm.listen or --listen") from None
                     log.info("%s; taking another port", error)
                     await host.listen((EVERYWHERE if membership.opened else LOOPBACK).format(0))
-            async with bitswap.running(), swarm.running():
+            async with bitswap.running(), swarm.running(), _beside(self._discovery(host, swarm, membership.key)):
                 self.host, self.swarm, self.bitswap = host, swarm, bitswap
                 # Their answers are kept here, and stay good when they are away or gone for ever.
                 self._met_before = frozenset(remembered.peer for remembered in await book.known(membership.name))
@@ -161,6 +172,14 @@ class SwarmSeat:
                     yield
                 finally:
                     self.host = self.swarm = self.bitswap = None
+
+    async def _discovery(self, host: Host, swarm: Swarm, key: bytes | None) -> None:
+        """Nodes on the local network, as long as the swarm keeps its name."""
+        from ..protocols.p2p.mdns import Mdns, tag_of
+
+        if self._mdns:
+            tag = tag_of(swarm.name, key)
+            await Mdns(self._identity.peer_id, tag, addresses=host.addresses, found=swarm.heard_of).run()
 
     # -- what the rest of the node sees ------------------------------------------------------------------------
 
