@@ -10,7 +10,6 @@ import click
 from .cli import Command, common, trio_run
 from .output import duration, print_json, print_table
 
-
 COLUMNS = ("peer", "state", "rtt", "models", "load", "hardware", "has had", "note")
 EMPTY = "no peers; get an invite from another node and run `shoal join INVITE`"
 WATCH_S = 1.0
@@ -69,7 +68,7 @@ def load(told: dict[str, Any]) -> str:
     parts += [f"{told['queued']} waiting"] if told.get("queued") else []
     cpu = told.get("cpu")
     parts += [f"{cpu:.0%} cpu"] if isinstance(cpu, int | float) else []
-    return ", ".join(parts) or "idle"
+    return ", ".join(parts) or ("idle" if told else "")
 
 
 def consumed(account: dict[str, Any]) -> str:

@@ -123,6 +123,14 @@ class Neighbourhood:
         if addrs:
             self._swarm.seek(peer.id, addrs[:MAX_ADDRESSES])
 
+    def heard_of(self, peer_id: PeerId, addrs: Sequence[str]) -> None:
+        """A hint that nobody has signed: worth a few tries, as long as this node has few neighbours."""
+        told = [address for address in addrs if leads_to(address, peer_id)][:MAX_ADDRESSES]
+        if told and self._is_stranger(peer_id) and len(self.sessions()) < WANTED:
+            peer = self._swarm.peer(peer_id)
+            peer.stranger = not peer.met
+            self._swarm.seek(peer_id, told)
+
     async def _tend(self) -> None:
         """Now and then: forgive who could not be reached, find more peers, and send away those that are too many."""
         while True:

@@ -327,6 +327,11 @@ class Swarm:
         """
         return await ask_all(self._links.sessions(), request_cid, timeout)
 
+    def heard_of(self, peer_id: PeerId, addrs: Sequence[str]) -> None:
+        """Somebody says that a peer of this swarm is at these addresses (mDNS): it is dialled, if there is room."""
+        if self._nursery is not None:
+            self._around.heard_of(peer_id, addrs)
+
     # -- what the links need ---------------------------------------------------------------------------------------
 
     def hello(self) -> Hello:
