@@ -31,6 +31,7 @@ SUBCOMMANDS: dict[str, str] = {
     "providers": "List the providers, which are ready, and why others are not; test one.",
     "models": "List and install models.",
     "cache": "Look into the cache of answers.",
+    "route": "Show who was tried for the last answer, and why each was left.",
     "verify": "Check an answer's record: address, signature, request.",
     "receipt": "Write an answer's record to a file that others can check offline.",
     "token": "Make, list and revoke access tokens.",
