@@ -88,6 +88,9 @@ class Ask(Struct, kw_only=True):
 
     asked: GenerateRequest | None = None
     """The request as the caller wrote it, before routes and defaults; the router fills it in."""
+    known: Key | None = None
+    """The key of `request` as it stands, where the caller has it from before."""
+
     key: Key | UnsetType | None = UNSET
     """The request's cache key, or None when it has none; the router computes it once and keeps it here."""
 

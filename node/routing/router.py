@@ -276,7 +276,8 @@ class Router:
             ask.request = self._source.settled(ask.request, ask)
             ask.key = None
             if self._cache is not None and not ask.cache_control.no_store:
-                ask.key = self._cache.key(ask.request)
+                as_known = ask.known is not None and ask.request is ask.asked
+                ask.key = ask.known if as_known else self._cache.key(ask.request)
         return None if isinstance(ask.key, UnsetType) else ask.key
 
     def _landed(self, found: Found) -> Flight:

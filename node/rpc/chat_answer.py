@@ -197,12 +197,18 @@ class Whole:
         return {"index": index, "message": message, "logprobs": self.logprobs, "finish_reason": self.reason}
 
 
-def body_of_record(completion_id: str, found: Found, request: str | None) -> bytes:
-    """The whole answer out of a record: the short way of a cache hit."""
+def tail_of_record(found: Found, request: str | None) -> bytes:
+    """A whole answer out of a record, behind its id and time: the short way of a cache hit."""
     record = found.record
     message = {"role": "assistant", "content": record.content, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": record.finish}
-    return completion(completion_id, record.model, [choice], _cached_usage(record), shoal_of(found, request))
+    return _encode(
+        {
+            "model": record.model or "unknown",
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": record.finish}],
+            "usage": usage_object(_cached_usage(record)),
+            "shoal": shoal_of(found, request),
+        }
+    )[1:]
 
 
 def _cached_usage(record: Record) -> Usage | None:

@@ -11,16 +11,18 @@ from functools import partial
 
 import msgspec
 
+from ...cache.key import Key
 from ...protocols.http.exchange import Exchange
 from ...providers.base import GenerateRequest
 from ..routing.answer import Answer
 from ..routing.ask import Ask
 from ..routing.recording import request_text
 from ..routing.router import Router
-from .chat_answer import Chunks, Whole, body_of_record, completion, headers_of_record, new_id, shoal_object
+from .chat_answer import Chunks, Whole, completion, new_id, shoal_object
 from .chat_request import ChatCall, read_call
 from .grant import grant_of
 from .relay import Relay, spent
+from .repeats import Question, Repeat, Repeats
 
 _SEEDS = 2**63
 
@@ -29,25 +31,36 @@ class ChatCompletions:
     """The handler."""
 
     def __init__(self, relay: Relay) -> None:
-        self._relay = relay
+        self._relay, self._repeats = relay, Repeats()
 
     async def __call__(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
-        call = read_call(exchange.body, headers)
+        question, repeat = self._repeats.find(exchange.body, headers)
+        call = read_call(exchange.body, headers) if repeat is None else repeat.call
         relay = self._relay
         asks = asks_of(relay.router, call)
         if call.stream:
             await relay.stream(exchange, asks, partial(self._writer, call))
-            return
-        if len(asks) == 1:
-            found = relay.router.peek(asks[0])
-            if found is not None:
-                body = body_of_record(new_id(), found, request_text(asks[0].key))
-                grant = grant_of(exchange, asks)
-                if grant is not None:
-                    grant.used(None)
-                await exchange.respond(200, body, headers_of_record(found))
-                return
-        await relay.whole(exchange, asks, partial(self._render, call, asks))
+        elif len(asks) > 1 or not await self._from_memory(exchange, call, asks[0], question, repeat):
+            await relay.whole(exchange, asks, partial(self._render, call, asks))
+
+    async def _from_memory(
+        self, exchange: Exchange, call: ChatCall, ask: Ask, question: Question, repeat: Repeat | None
+    ) -> bool:
+        """Answer with what is in memory; False when there is nothing."""
+        if repeat is not None:
+            ask.known = repeat.key
+        grant = grant_of(exchange, [ask])
+        found = self._relay.router.peek(ask)
+        if found is None:
+            return False
+        if repeat is None or repeat.cid != found.cid:
+            if not isinstance(ask.key, Key):
+                return False
+            repeat = self._repeats.keep(question, call, ask.key, found, request_text(ask.key))
+        if grant is not None:
+            grant.used(None)
+        await exchange.respond(200, repeat.body, repeat.headers)
+        return True
 
     @staticmethod
     def _writer(call: ChatCall, answer: Answer) -> Chunks:

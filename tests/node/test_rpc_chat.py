@@ -287,3 +287,27 @@ async def test_the_answers_record_names_this_node() -> None:
         cid = (await rpc.chat()).headers["x-shoal-cid"]
         found = (await rpc.ask("GET", f"/shoal/v1/cache/{cid}")).json
     assert (found["node"], found["content"], found["provider"]) == (ME.peer_id, "Cold.", "first")
+
+
+async def test_a_repeated_question_is_the_same_question_only_with_the_same_headers() -> None:
+    first, second = Scripted("first", says("one")), Scripted("second", says("two"))
+    async with door(first, second) as rpc:
+        for _ in range(3):
+            assert (await rpc.chat(model="m1")).json["choices"][0]["message"]["content"] == "one"
+        pinned = await rpc.chat(model="m1", headers={"x-shoal-provider": "second"})
+        assert pinned.json["choices"][0]["message"]["content"] == "two"
+        assert (await rpc.chat(model="m1", headers={"cache-control": "no-store"})).headers["x-shoal-cache"] == "bypass"
+        again = [await rpc.chat(model="m1") for _ in range(2)]
+    assert [reply.headers["x-shoal-cache"] for reply in again] == ["memory", "memory"]
+    assert again[0].json["id"] != again[1].json["id"]
+    assert (len(first.calls), len(second.calls)) == (2, 1)
+
+
+async def test_what_was_forgotten_is_not_told_again() -> None:
+    provider = Scripted("first", says("one"), says("two"))
+    async with door(provider) as rpc:
+        for _ in range(3):
+            await rpc.chat(model="m1")
+        rpc.cache.memory.clear()
+        assert (await rpc.chat(model="m1")).json["choices"][0]["message"]["content"] == "two"
+        assert (await rpc.chat(model="m1")).json["choices"][0]["message"]["content"] == "two"
