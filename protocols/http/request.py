@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from .chunked import ChunkedDecoder
 from .limits import Limits
-from .message import Headers, HttpError
+from .message import Header, Headers, HttpError
 
 
 class Request(Struct):
@@ -55,6 +55,133 @@ def _name(raw: bytes) -> str:
     return raw.decode("latin-1").lower()
 
 
+class _Head(Struct, frozen=True):
+    """What a head says, framing included. size: bytes of the body, None when it is chunked."""
+
+    method: str
+    path: str
+    query: str
+    headers: tuple[Header, ...]
+    keep_alive: bool
+    http_1_0: bool
+    size: int | None
+    expect: bool
+
+
+class _Fields:
+    """What llhttp's callbacks leave while they read one head."""
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.heads = 0
+
+    def on_url(self, url: bytes) -> None:
+        self.target = url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.heads += 1
+
+
+def _parse_head(head: bytes, max_headers: int, max_body: int) -> _Head:
+    """What one whole head says. Raises HttpError."""
+    found = _Fields()
+    # A parser for each head: 0.3 us, and no state of an earlier message can bear on this one.
+    parser = HttpRequestParser(found)
+    try:
+        parser.feed_data(head)
+    except HttpParserUpgrade:
+        pass  # an Upgrade we do not follow: the request is answered as it stands (RFC 9110, 7.8)
+    except HttpParserInvalidMethodError:
+        if _UNKNOWN_METHOD.match(head):
+            raise HttpError(501, "this method is not known here") from None
+        raise HttpError(400, "the request line is malformed") from None
+    except HttpParserError as error:
+        raise HttpError(400, f"the request's head is malformed: {error}") from None
+    method = parser.get_method()
+    version = parser.get_http_version()
+    if version not in ("1.1", "1.0"):
+        raise HttpError(505, f"HTTP/{version} is not spoken here, only HTTP/1.1")
+    line = b"%b %b HTTP/%b\r\n" % (method, found.target, version.encode())
+    if found.heads != 1 or not head.startswith(line):
+        raise HttpError(400, "the request line is malformed")
+    if len(found.fields) > max_headers:
+        raise HttpError(431, f"the request has more than {max_headers} headers")
+    headers = tuple((_name(name), value.decode("latin-1").strip(" \t")) for name, value in found.fields)
+    path, query = _split_target(method, found.target)
+    http_1_0 = version == "1.0"
+    keep_alive, size, expect = _framing(headers, http_1_0, max_body)
+    return _Head(method.decode("ascii"), path, query, headers, keep_alive, http_1_0, size, expect)
+
+
+_REMEMBERED_BYTES = 2048
+_remembered_head = functools.lru_cache(maxsize=512)(_parse_head)
+"""Clients send the same head again and again, and what it says depends on nothing else: 12 us become one."""
+
+
+def _split_target(method: bytes, target: bytes) -> tuple[str, str]:
+    """Path and query of a request's target, in any of its four forms (RFC 9112, 3.2)."""
+    if b"#" in target:
+        raise HttpError(400, "the request's target must not have a fragment")
+    if method == b"CONNECT":
+        return target.decode("ascii"), ""
+    if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
+        absolute = _SCHEME.match(target)
+        if absolute is None:
+            raise HttpError(400, "the request's target must be a path")
+        target = target[absolute.end() :]
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    path, _, query = target.decode("ascii").partition("?")
+    return path, query
+
+
+def _framing(headers: tuple[Header, ...], http_1_0: bool, max_body: int) -> tuple[bool, int | None, bool]:
+    """How the message is framed (RFC 9112, 6.3): keep_alive, size and expect of `_Head`.
+
+    What could be read in two ways is refused.
+    """
+    length = coding = None
+    expect = False
+    keep_alive = not http_1_0
+    hosts = 0
+    options: set[str] = set()
+    for name, value in headers:
+        if name not in _FRAMING:
+            continue
+        if name == "host":
+            hosts += 1
+        elif name == "content-length":
+            if length is not None or not (value.isascii() and value.isdigit()):
+                raise HttpError(400, "Content-Length must be one number")
+            length = value
+        elif name == "transfer-encoding":
+            if coding is not None or value.lower() != "chunked":
+                raise HttpError(501, "Transfer-Encoding can only be chunked")
+            coding = value
+        elif name == "connection":
+            options.update(option.strip() for option in value.lower().split(","))
+        else:
+            if value.lower() != "100-continue":
+                raise HttpError(417, "Expect can only be 100-continue")
+            expect = not http_1_0
+    if options:
+        keep_alive = "close" not in options and (keep_alive or "keep-alive" in options)
+    if hosts > 1 or (not hosts and not http_1_0):
+        raise HttpError(400, "the request needs exactly one Host header")
+    if coding is not None:
+        if length is not None or http_1_0:
+            raise HttpError(400, "Transfer-Encoding can stand neither beside Content-Length nor in HTTP/1.0")
+        return keep_alive, None, expect
+    size = int(length) if length is not None and len(length) < 20 else 0 if length is None else max_body + 1
+    if size > max_body:
+        raise HttpError(413, f"the body is longer than {max_body} bytes")
+    return keep_alive, size, expect
+
+
 class RequestParser:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -65,10 +192,6 @@ class RequestParser:
         self._remaining = 0
         self._chunks: ChunkedDecoder | None = None
         self._refused = False
-        # What llhttp's callbacks leave here while they read one head:
-        self._target = b""
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._heads = 0
 
     @property
     def state(self) -> State:
@@ -139,109 +262,25 @@ class RequestParser:
             return start
         self._scanned = 0
         self._blank_skipped = False
-        request = self._parse_head(bytes(buffer[start : end + 4]))
-        self._begin_body(request, events)
+        self._begin_body(bytes(buffer[start : end + 4]), events)
         return end + 4
-
-    def on_url(self, url: bytes) -> None:
-        self._target = url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._heads += 1
-
-    def _parse_head(self, head: bytes) -> Request:
-        self._target, self._fields, self._heads = b"", [], 0
-        # A parser for each head: 0.3 us, and no state of an earlier message can bear on this one.
-        parser = HttpRequestParser(self)
-        try:
-            parser.feed_data(head)
-        except HttpParserUpgrade:
-            pass  # an Upgrade we do not follow: the request is answered as it stands (RFC 9110, 7.8)
-        except HttpParserInvalidMethodError:
-            if _UNKNOWN_METHOD.match(head):
-                raise HttpError(501, "this method is not known here") from None
-            raise HttpError(400, "the request line is malformed") from None
-        except HttpParserError as error:
-            raise HttpError(400, f"the request's head is malformed: {error}") from None
-        method = parser.get_method()
-        version = parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise HttpError(505, f"HTTP/{version} is not spoken here, only HTTP/1.1")
-        line = b"%b %b HTTP/%b\r\n" % (method, self._target, version.encode())
-        if self._heads != 1 or not head.startswith(line):
-            raise HttpError(400, "the request line is malformed")
-        if len(self._fields) > self._limits.max_headers:
-            raise HttpError(431, f"the request has more than {self._limits.max_headers} headers")
-        headers = [(_name(name), value.decode("latin-1").strip(" \t")) for name, value in self._fields]
-        path, query = self._split_target(method)
-        return Request(method.decode("ascii"), path, query, headers, version == "1.1", version == "1.0")
-
-    def _split_target(self, method: bytes) -> tuple[str, str]:
-        """Path and query of the request's target, in any of its four forms (RFC 9112, 3.2)."""
-        target = self._target
-        if b"#" in target:
-            raise HttpError(400, "the request's target must not have a fragment")
-        if method == b"CONNECT":
-            return target.decode("ascii"), ""
-        if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
-            absolute = _SCHEME.match(target)
-            if absolute is None:
-                raise HttpError(400, "the request's target must be a path")
-            target = target[absolute.end() :]
-            if not target.startswith(b"/"):
-                target = b"/" + target
-        path, _, query = target.decode("ascii").partition("?")
-        return path, query
 
     # -- bodies ------------------------------------------------------------------------------------------------
 
-    def _begin_body(self, request: Request, events: list[Event]) -> None:
-        """Decide how the message is framed (RFC 9112, 6.3); what could be read in two ways is refused."""
-        length = coding = None
-        expect = False
-        hosts = 0
-        options: set[str] = set()
-        for name, value in request.headers:
-            if name not in _FRAMING:
-                continue
-            if name == "host":
-                hosts += 1
-            elif name == "content-length":
-                if length is not None or not (value.isascii() and value.isdigit()):
-                    raise HttpError(400, "Content-Length must be one number")
-                length = value
-            elif name == "transfer-encoding":
-                if coding is not None or value.lower() != "chunked":
-                    raise HttpError(501, "Transfer-Encoding can only be chunked")
-                coding = value
-            elif name == "connection":
-                options.update(option.strip() for option in value.lower().split(","))
-            else:
-                if value.lower() != "100-continue":
-                    raise HttpError(417, "Expect can only be 100-continue")
-                expect = not request.http_1_0
-        if options:
-            request.keep_alive = "close" not in options and (request.keep_alive or "keep-alive" in options)
-        if hosts > 1 or (not hosts and not request.http_1_0):
-            raise HttpError(400, "the request needs exactly one Host header")
-        max_body = self._limits.max_body_bytes
-        if coding is not None:
-            if length is not None or request.http_1_0:
-                raise HttpError(400, "Transfer-Encoding can stand neither beside Content-Length nor in HTTP/1.0")
-            self._chunks = ChunkedDecoder(max_body, self._limits.max_head_bytes)
+    def _begin_body(self, head: bytes, events: list[Event]) -> None:
+        limits = self._limits
+        read = _remembered_head if len(head) <= _REMEMBERED_BYTES else _parse_head
+        said = read(head, limits.max_headers, limits.max_body_bytes)
+        request = Request(said.method, said.path, said.query, list(said.headers), said.keep_alive, said.http_1_0)
+        if said.size == 0:
+            events.append(request)
+            return
+        if said.size is None:
+            self._chunks = ChunkedDecoder(limits.max_body_bytes, limits.max_head_bytes)
         else:
-            size = int(length) if length is not None and len(length) < 20 else 0 if length is None else max_body + 1
-            if size > max_body:
-                raise HttpError(413, f"the body is longer than {max_body} bytes")
-            if not size:
-                events.append(request)
-                return
-            self._remaining = size
+            self._remaining = said.size
         self._request = request
-        if expect:
+        if said.expect:
             events.append(Continue())
 
     def _read_body(self, buffer: bytes | bytearray, start: int, events: list[Event]) -> int:
