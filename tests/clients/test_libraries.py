@@ -94,7 +94,7 @@ print("done")
 )
 def test_a_python_library_works_unchanged(script: str, node: NodeProcess, tmp_path: Path) -> None:
     told = python(script, node, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True", LANGSMITH_TRACING="false")
-    assert told.out.strip().endswith("done"), told
+    assert told.out.strip().endswith("done"), str(told)
 
 
 NODE_JS = """
@@ -120,7 +120,7 @@ def test_openais_package_for_node_js(node: NodeProcess, tmp_path: Path) -> None:
     script = tmp_path / "ask.mjs"
     script.write_text(NODE_JS)
     told = run("node", script, home=tmp_path, BASE=node.rpc)
-    assert told.code == 0, told
+    assert told.code == 0, str(told)
     assert json.loads(told.out) == ["ECHO<one two>", "ECHO<one two>", "tool_calls", "ECHO<one two>"]
 
 
@@ -132,7 +132,7 @@ def test_the_llm_command(node: NodeProcess, tmp_path: Path) -> None:
     (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models))  # JSON is YAML
     for how in ((), ("--no-stream",)):
         told = run(llm, "-m", "echo", "--key", "none", *how, "one two", home=tmp_path, LLM_USER_PATH=str(tmp_path))
-        assert told.out.strip() == "ECHO<one two>", told
+        assert told.out.strip() == "ECHO<one two>", str(told)
 
 
 def test_curl(node: NodeProcess, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_nothing_that_schemathesis_tries_breaks_the_description(node: NodeProces
         home=tmp_path,
         within=900,
     )
-    assert told.code == 0, told
+    assert told.code == 0, str(told)
 
 
 def test_nothing_breaks_openais_own_description(node: NodeProcess, tmp_path: Path) -> None:
@@ -47,4 +47,4 @@ def test_nothing_breaks_openais_own_description(node: NodeProcess, tmp_path: Pat
         home=tmp_path,
         within=900,
     )
-    assert told.code == 0, told
+    assert told.code == 0, str(told)

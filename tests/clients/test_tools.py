@@ -28,8 +28,8 @@ def test_claude_code_answers_through_the_node(node: NodeProcess, tmp_path: Path)
         DISABLE_AUTOUPDATER="1",
     )
     found = json.loads(told.out)
-    assert found["is_error"] is False, told
-    assert "say hello there>" in found["result"], told
+    assert found["is_error"] is False, str(told)
+    assert "say hello there>" in found["result"], str(told)
 
 
 def test_codex_answers_through_the_node(node: NodeProcess, tmp_path: Path) -> None:
@@ -43,4 +43,4 @@ def test_codex_answers_through_the_node(node: NodeProcess, tmp_path: Path) -> No
     told = run(TOOLS / "codex", *command, home=tmp_path, CODEX_HOME=str(tmp_path), SHOAL_KEY="none")
     items = [json.loads(line).get("item", {}) for line in told.out.splitlines()]
     said = [item["text"] for item in items if item.get("type") == "agent_message"]
-    assert said == ["ECHO<say hello there>"], told
+    assert said == ["ECHO<say hello there>"], str(told)
