@@ -51,8 +51,9 @@ clients: $(READY) ## other programs' clients, Claude Code and Codex among them, 
 	@./scripts/install_providers.sh
 	@$(PYTHON) -m pytest -q -m clients tests/clients $(ARGS)
 
-fuzz: $(READY)  ## a million random inputs for the HTTP parsers; ARGS="--count 1000 --seed 1"
+fuzz: $(READY)  ## a million random inputs for the HTTP parsers, and for all that reads a peer's bytes; ARGS="--count 1000 --seed 1"
 	@$(PYTHON) -m tests.protocols.http_fuzz $(ARGS)
+	@$(PYTHON) -m tests.swarm.fuzz $(ARGS)
 
 chaos: $(READY)  ## ten real nodes under load for ten minutes, killed and started again; ARGS="--nodes 4 --seconds 60"
 	@$(PYTHON) -m tests.chaos $(ARGS)
