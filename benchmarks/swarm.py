@@ -89,7 +89,7 @@ def measure(count: int, folder: Path) -> list[tuple[str, object, str]]:
     with Upstream() as upstream, ThreadPoolExecutor(TOGETHER) as pool:
         try:
             text = config(upstream.url(), share=True) + '[swarm]\nlisten = ["/ip4/127.0.0.1/tcp/0"]\n'
-            nodes += pool.map(lambda n: NodeProcess(folder / f"node{n}", config=text, ready_within=60), range(count))
+            list(pool.map(lambda n: nodes.append(NodeProcess(folder / f"node{n}", config=text)), range(count)))
             first, others = nodes[0], nodes[1:]
             began = time.monotonic()
             for answer in pool.map(lambda node: ask(node, "/shoal/v1/join", {"invite": first.invite}), others):
