@@ -50,7 +50,10 @@ class CliProvider(Provider):
         self._tool = tool
         self._settings = tool.settings
         self._launch = Launch(name, tool, data_dir / "cli", warm_s=tool.settings.warm_s)
-        self._gate = Gate(name, running=self._settings.max_concurrent, waiting=self._settings.max_queue)
+        settings = self._settings
+        self._gate = Gate(
+            name, running=settings.max_concurrent, waiting=settings.max_queue, patience_s=settings.queue_s
+        )
         self._nursery: trio.Nursery | None = None
         self._probed: tuple[float, Status] | None = None
         self._version_of: tuple[object, ...] | None = None
@@ -66,6 +69,9 @@ class CliProvider(Provider):
                 yield
             finally:
                 self._nursery = None
+
+    def facts(self) -> dict[str, Any]:
+        return self._gate.facts()
 
     # -- the probe ---------------------------------------------------------------------------------------------
 
