@@ -29,8 +29,10 @@ def command(config: Path | None, as_json: bool, data_dir: Path | None) -> int:
         findings += of_node(*trio_run(_ask, data_dir))
     except CommandError as error:
         running = error.code is not ExitCode.NO_NODE or "no node is running" not in error.message
-        state = "fault" if running else "note"
-        findings.append(Finding("node", state, error.message if running else "none runs here", "`shoal run`"))
+        if running:
+            findings.append(Finding("node", "fault", error.message, "`shoal run`"))
+        else:
+            findings.append(Finding("node", "note", "none runs here", "`shoal run`"))
     faults = sum(finding.state == "fault" for finding in findings)
     if as_json:
         print_json({"ok": not faults, "findings": msgspec.to_builtins(findings)})

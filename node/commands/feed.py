@@ -7,7 +7,7 @@ async with connect(data_dir) as node:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ SECTIONS = frozenset({"node", "providers", "peers", "cache", "requests"})
 """What is told before the first state is whole."""
 
 
-async def follow(node: Node) -> AsyncIterator[dict[str, Any]]:
+async def follow(node: Node) -> AsyncGenerator[dict[str, Any]]:
     """The whole state after each piece of news: section -> its facts. CommandError when the node is gone."""
     sections: dict[str, Any] = {}
     parser = SseParser()

@@ -104,5 +104,6 @@ async def _read_keys(fd: int) -> AsyncGenerator[bytes]:
 
 
 async def _nothing() -> AsyncGenerator[bytes]:
-    for nothing in ():
-        yield nothing
+    nothing: tuple[bytes, ...] = ()
+    for key in nothing:
+        yield key

@@ -13,7 +13,7 @@ export function places(number, width, height, narrow) {
   const ry = Math.max(40, height / 2 - marginY);
   const rings = number > (narrow ? 8 : 14) ? 2 : 1;
   return Array.from({ length: number }, (_, index) => {
-    const angle = -Math.PI / 2 + ((index + 0.5) * 2 * Math.PI) / number;
+    const angle = number === 1 ? 0 : -Math.PI / 2 + ((index + 0.5) * 2 * Math.PI) / number;
     const reach = rings === 2 && index % 2 ? 0.6 : 1;
     return { x: width / 2 + rx * reach * Math.cos(angle), y: height / 2 + ry * reach * Math.sin(angle), angle };
   });
@@ -23,7 +23,7 @@ function label(place, lines, narrow) {
   const sideways = !narrow && Math.abs(Math.sin(place.angle)) < 0.5;
   const right = Math.cos(place.angle) > 0;
   const above = Math.sin(place.angle) < 0;
-  const x = sideways ? place.x + (right ? 17 : -17) : place.x;
+  const x = sideways ? place.x + (right ? 24 : -24) : place.x;
   let y = sideways ? place.y - (lines.length - 1) * 7.5 + 4 : above ? place.y - 23 - (lines.length - 1) * 15 : place.y + 31;
   return svg("text", { class: "label", "text-anchor": sideways ? (right ? "start" : "end") : "middle" },
     lines.map((line, index) => svg("tspan", { x, y: y + index * 15, class: index ? "dim" : "name" }, line)));
@@ -40,9 +40,9 @@ export function summary(peers) {
 // Draw into `box`. busy: peer id -> number of live requests there. chosen: a peer id. choose: called with one.
 export function draw(box, { peers, busy, chosen, choose }) {
   const width = Math.max(280, box.clientWidth);
-  const narrow = width < 520;
+  const narrow = width < 440;
   const shown = peers.slice(0, SHOWN);
-  const height = shown.length ? (narrow ? 300 : 430) : narrow ? 150 : 220;
+  const height = shown.length ? (narrow ? (shown.length < 3 ? 220 : 300) : shown.length < 3 ? 300 : 430) : narrow ? 150 : 220;
   const middle = { x: width / 2, y: height / 2 };
   const spots = places(shown.length, width, height, narrow);
   const lines = [];

@@ -16,7 +16,7 @@ export function showFigures({ requests, peers }) {
     const writing = requests.requests.filter((row) => row.state === "live" && row.tokens).length;
     setText(byId("f-live-aside"), joined > 0 ? `${count(joined)} sharing an answer` : requests.live ? `${count(writing)} writing` : "quiet");
     setText(byId("f-rate"), requests.tokens_per_s ? count(requests.tokens_per_s) : "0");
-    setText(byId("f-rate-aside"), requests.output_tokens ? `${count(requests.output_tokens)} since the start` : "none yet");
+    setText(byId("f-rate-aside"), requests.output_tokens ? `${count(requests.output_tokens)} since the start` : requests.live ? "" : "none yet");
     const answers = Object.values(requests.by_cache).reduce((sum, value) => sum + value, 0);
     const cached = ["memory", "disk", "swarm", "ipfs"].reduce((sum, tier) => sum + (requests.by_cache[tier] ?? 0), 0);
     setText(byId("f-cache"), percent(cached, answers));
@@ -95,7 +95,9 @@ export function showProviders(rows) {
   const unset = rows.filter((row) => !row.configured);
   const ready = used.filter((row) => row.ready).length;
   setText(byId("providers-note"), used.length ? `${ready} of ${used.length} ready` : "");
+  byId("providers").querySelector(":scope > .none")?.remove();
   keyed(byId("providers"), used, (row) => row.name, provider);
+  if (!used.length) byId("providers").append(el("li", { class: "none" }, "None in use: what is asked here goes to peers."));
   byId("unset").hidden = !unset.length;
   setText(byId("unset-title"), `${unset.length} more not set up`);
   keyed(byId("unset-list"), unset, (row) => row.name, provider);

@@ -33,7 +33,7 @@ function rows(node) {
     ["Told", node.told_at ? age(node.told_at) : ""],
     ["Version", node.version],
     ["Problem", node.connected === false ? node.problem : ""],
-    ["Address", node.addresses?.[0]],
+    ["Address", node.addresses?.[0]?.split("/p2p/")[0]],
   ].filter(([, value]) => value);
 }
 
@@ -42,7 +42,7 @@ function entry(node, had) {
   const open = state.chosen === key;
   const names = [...new Set((node.models ?? []).map((model) => String(model.name)))];
   const line = node.connected === false ? `away${node.last_good ? `, seen ${age(node.last_good)}` : ""}`
-    : names.length ? names.slice(0, 2).join(", ") + (names.length > 2 ? ` +${names.length - 2}` : "") : "shares nothing";
+    : names.length ? names.slice(0, 2).join(", ") + (names.length > 2 ? ` +${names.length - 2}` : "") : node.me ? "no provider is ready" : "shares nothing";
   const busy = node.me ? 0 : state.busy.get(node.peer) ?? 0;
   const running = busy || node.load?.running || 0;
   const item = had ?? el("li", {},
