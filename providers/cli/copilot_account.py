@@ -53,7 +53,8 @@ class CopilotTool(Tool):
         try:
             return super().key()
         except ProviderError as error:
-            if self.settings.base_url is not None or self.settings.api_key_env or self.settings.api_key_file:
+            own = self.settings
+            if own.base_url is not None or own.api_key_env or own.api_key_file or own.api_key_keyring:
                 raise
             raise ProviderError(
                 ErrorKind.UNAVAILABLE,

@@ -208,7 +208,7 @@ class ToolProcess:
         """Waits until the kernel has ended the others; they are not our children, so nobody tells us."""
         end = trio.current_time() + GONE_S
         others = self._family | _members(self.pid)
-        while trio.current_time() < end and any(_start_of(pid) == started for pid, started in others.items()):  # noqa: ASYNC110
+        while any(_start_of(pid) == at for pid, at in others.items()) and trio.current_time() < end:  # noqa: ASYNC110
             await trio.sleep(0.002)
 
 

@@ -91,7 +91,7 @@ class CliProvider(Provider):
         if self._version_fault:
             return Status(ready=False, reason=self._version_fault, version=self._version)
         try:
-            self._tool.key()
+            await trio.to_thread.run_sync(self._tool.key)  # a keyring may take its time
         except ProviderError as error:
             return Status(ready=False, reason=error.message, version=self._version)
         names = dict.fromkeys((*filter(None, (self._settings.model,)), *self._settings.models))
@@ -145,7 +145,7 @@ class CliProvider(Provider):
         if (request.response_format or {}).get("type") != "json_schema":
             honours = honours - {"response_format"}  # a schema can be asked for, "some JSON" cannot
         dropped = options.dropped(request, honours, self._settings.unsupported, self.name)
-        asked = self._asked(request)
+        asked = await self._asked(request)
         program = self._tool.found()
         if program is None:
             raise ProviderError(ErrorKind.UNAVAILABLE, self._tool.not_found())
@@ -153,7 +153,7 @@ class CliProvider(Provider):
             talk = self._tool.talk(self.name, asked, started.place)
             yield Events(started.process, talk, dropped, self._settings.exit_s)
 
-    def _asked(self, request: GenerateRequest) -> Asked:
+    async def _asked(self, request: GenerateRequest) -> Asked:
         """The request as the tool gets it. Raises ProviderError for what it cannot take at all."""
         system, text = prompt.texts_of(request, self.name)
         honours = self._tool.honours
@@ -168,7 +168,7 @@ class CliProvider(Provider):
             top_p=request.top_p if "top_p" in honours else None,
             stop=request.stop,
             schema=schema.get("schema") if isinstance(schema, dict) else None,
-            key=self._tool.key(),
+            key=await trio.to_thread.run_sync(self._tool.key),
         )
 
 

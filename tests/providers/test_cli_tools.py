@@ -361,6 +361,16 @@ def test_a_login_of_codex_is_linked_and_not_copied(tmp_path: Path) -> None:
     assert "model_provider" not in made.files[".codex/config.toml"]
 
 
+async def test_a_key_comes_from_a_file_or_the_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "key"
+    place.write_text(f"{KEY}\n")
+    assert tool("gemini_cli", {"GEMINI_API_KEY": "other"}, api_key_file=str(place)).key() == KEY
+    monkeypatch.setattr("shoal.providers.keyring_entry.look_up", lambda service, user: (f"{service}-{user}", ""))
+    assert tool("claude_code", {}, api_key_keyring="shoal/claude").key() == "shoal-claude"
+    monkeypatch.setattr("shoal.providers.keyring_entry.look_up", lambda service, user: (None, "has no key"))
+    assert tool("claude_code", {}, api_key_keyring="shoal/claude").missing() == "the keyring has no key"
+
+
 def test_copilot_without_a_server_of_its_own_uses_the_subscription(tmp_path: Path) -> None:
     made = command("copilot_cli", tmp_path, {"GH_TOKEN": "gho_planted"}, base_url=None)
     assert made.environ["COPILOT_GITHUB_TOKEN"] == "gho_planted"
