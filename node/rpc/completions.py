@@ -88,7 +88,7 @@ def _render(call: ChatCall, asks: list[Ask], echo: list[str] | None, wholes: lis
             "text": (echo[index] if echo else "") + whole.text,
             "index": index,
             "logprobs": legacy_logprobs(whole.logprobs["content"]) if whole.logprobs else None,
-            "finish_reason": whole.reason,
+            "finish_reason": reason_of(whole.reason),
         }
         for index, whole in enumerate(wholes)
     ]
@@ -122,10 +122,10 @@ class CompletionChunks:
         return b"".join(parts)
 
     def finish(self, index: int, finish: Finish) -> bytes:
-        return event_bytes(self._chunk(index, "", finish.reason))
+        return event_bytes(self._chunk(index, "", reason_of(finish.reason)))
 
     def end(self, index: int, finish: Finish, usage: Usage | None, shoal: dict[str, Any]) -> bytes:
-        last = self._chunk(index, "", finish.reason)
+        last = self._chunk(index, "", reason_of(finish.reason))
         if not self._include_usage:
             return event_bytes({**last, "shoal": shoal}) + DONE
         counted = {**self._shared, "choices": [], "usage": usage_object(usage), "shoal": shoal}
@@ -137,6 +137,11 @@ class CompletionChunks:
     def _chunk(self, index: int, text: str, reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
         choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
         return {**self._shared, "choices": [choice], **({"usage": None} if self._include_usage else {})}
+
+
+def reason_of(reason: str) -> str:
+    """Text completions know no tools; a model that calls one unasked has stopped."""
+    return "stop" if reason == "tool_calls" else reason
 
 
 def legacy_logprobs(tokens: Iterable[dict[str, Any]]) -> dict[str, Any]:

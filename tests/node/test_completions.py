@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from shoal.providers.base import ErrorKind, Logprobs, Usage
+from shoal.providers.base import ErrorKind, Finish, Logprobs, Usage
 
 from .fakes_router import STOP, Pause, Scripted, fails, says
 from .fakes_rpc import door
@@ -146,3 +146,11 @@ async def test_logprobs_are_passed_on_where_a_provider_has_them() -> None:
     assert text.choices[0].logprobs.token_logprobs == [-0.5]
     assert text.choices[0].logprobs.top_logprobs == [{"Cold": -0.5}]
     assert provider.calls[0].extra == {"logprobs": True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_tool_called_unasked_is_a_stop_where_there_are_no_tools(stream: bool) -> None:
+    async with door(Scripted("first", ["x", Finish("tool_calls")])) as rpc:
+        reply = await rpc.ask("POST", "/v1/completions", {"prompt": "x", "stream": stream})
+    last = reply.events[-2] if stream else reply.json
+    assert last["choices"][0]["finish_reason"] == "stop"
