@@ -200,7 +200,7 @@ def tool_of(settings: Settings, environ: Mapping[str, str]) -> Copilot:
 
 def missing(environ: Mapping[str, str]) -> str | None:
     """Why the environment alone is not enough to use it, or None when it is."""
-    return tool_of(Settings(), environ).missing()
+    return tool_of(Settings(), copilot_account.plain_environ(environ)).missing()
 
 
 def build(name: str, settings: Settings, context: BuildContext) -> Provider:

@@ -18,7 +18,7 @@ from .tool import Tool
 
 INSTALL = "run `npm install -g @github/copilot`"
 _TOKENS = ("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN")
-"""In the order in which the tool itself looks; the last to be set wins nothing."""
+"""In the order in which the tool itself looks."""
 _KEYS = (*environment.spellings("COPILOT_PROVIDER_API_KEY"), "COPILOT_PROVIDER_API_KEY")
 
 
@@ -66,6 +66,14 @@ def credential(settings: CopilotSettings, environ: Mapping[str, str]) -> Credent
     if settings.base_url is not None:
         return credential_of(settings, environ, _KEYS, required=False)  # a server of one's own may want none
     return credential_of(settings, environ, _TOKENS)
+
+
+def plain_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without the variables that say nothing about Copilot: many have a GITHUB_TOKEN, and few a subscription with it.
+
+    Where the configuration has a table, its owner wants Copilot, and they count.
+    """
+    return {name: value for name, value in environ.items() if name not in _TOKENS[1:]}
 
 
 def check(settings: CopilotSettings) -> None:

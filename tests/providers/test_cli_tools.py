@@ -382,6 +382,13 @@ def test_copilot_without_a_server_of_its_own_uses_the_subscription(tmp_path: Pat
     assert tool("copilot_cli", {}).missing() is None  # a server of one's own may want no key
 
 
+def test_copilot_is_not_taken_for_wanted_because_there_is_a_token_of_github(tmp_path: Path) -> None:
+    program = replay(tmp_path, recording("copilot_cli", "ok"), "copilot")
+    environ = {"PATH": f"{program.parent}:/usr/bin:/bin", "GITHUB_TOKEN": "gho_planted"}
+    assert "set COPILOT_GITHUB_TOKEN" in module("copilot_cli").missing(environ)
+    assert module("copilot_cli").missing(environ | {"COPILOT_GITHUB_TOKEN": "x"}) is None
+
+
 @pytest.mark.parametrize(("kind", "variable"), [(k, v) for k, (_, v) in KINDS.items() if not k.startswith("copilot")])
 def test_without_a_credential_the_reason_names_the_variable(kind: str, variable: str) -> None:
     assert tool(kind, {}).missing() == f"no key; set {variable}"
