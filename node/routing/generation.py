@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 AFTER_FINISH_S = 1.0
 """Seconds that a provider gets to close its stream after Finish; the answer is whole by then."""
 
+LOOK_AGAIN_S = 0.05
+"""Seconds between two looks for peers that have come up."""
+
 _FINAL = frozenset({ErrorKind.CONTENT_FILTER, ErrorKind.DEADLINE, ErrorKind.CANCELLED})
 """Kinds that stay what they are when text was sent before: nobody else could go on from there."""
 
@@ -69,6 +72,7 @@ class Generation:
         self._looked = trio.Event()
         self._won_elsewhere = False
         self._trying: tuple[Attempt, float] | None = None
+        self._regroup_until: float | None = None
 
     async def run(self) -> None:
         """Ends with the flight: finished, or failed with the reason."""
@@ -112,7 +116,13 @@ class Generation:
             allow_fallback=self._ask.allow_fallback,
             unfit=self._unfit,
         )
-        while (step := await self._next(walk)) is not None:
+        lost: Candidate | None = None  # the peer that was lost last
+        while True:
+            step = await self._next(walk)
+            if step is None:
+                if lost is not None and await self._regrouped(walk):
+                    continue
+                break
             before = len(self._flight.events)
             duel = self._duel(step, walk) if self._limits.hedge else None
             error = await self._attempt(step, duel)
@@ -120,6 +130,8 @@ class Generation:
                 return
             if duel is not None and not duel.started:
                 walk.once_more(duel.rival)
+            gone = error.kind in (ErrorKind.CONNECTION, ErrorKind.INTERRUPTED) and not isinstance(error, Diverged)
+            lost = step.candidate if gone and step.candidate.peer is not None else None
             added = len(self._flight.events) > before
             begun = self._answer_so_far.begun
             walk.failed(step, error, trio.current_time(), begun=begun, added=added and begun)
@@ -137,6 +149,18 @@ class Generation:
         if self._look_up is not None and not self._flight.events:
             await self._looked.wait()
         self._flight.fail(failure)
+
+    async def _regrouped(self, walk: Walk) -> bool:
+        """A swarm in which peers come and go: whether somebody else has come up, in the short time that is left to."""
+        if not walk.lacks_candidates:
+            return False
+        if self._regroup_until is None:
+            self._regroup_until = min(trio.current_time() + self._limits.regroup_s, self._flight.deadline)
+        while not walk.offer(self._candidates()):
+            if trio.current_time() >= self._regroup_until:
+                return False
+            await trio.sleep(LOOK_AGAIN_S)
+        return True
 
     def _candidates(self) -> Sequence[Candidate]:
         key = self._ask.key

@@ -22,6 +22,8 @@ class RoutingLimits(Struct, frozen=True, kw_only=True):
     """Calls of providers for one request, retries included."""
     max_rescues: int = 16
     """Attempts that may break off after they have added to the answer; they are not counted in max_attempts."""
+    regroup_s: float = 0.4
+    """When the last one to ask was a peer that was lost, seconds in which others that come up are still asked."""
     retry_min_s: float = 0.05
     retry_max_s: float = 0.25
     """The second try at the same candidate starts after a random time between these two (seconds)."""

@@ -142,16 +142,27 @@ class Walk:
         """Try this one next: it could not do what was asked of it, but there is another way."""
         self._fresh.insert(0, candidate)
 
-    def offer(self, candidates: Sequence[Candidate], *, prefer: str | None = None) -> None:
-        """Who is there now: those not known yet join the end of the row. prefer: the model to try first from now on."""
+    @property
+    def lacks_candidates(self) -> bool:
+        """Whether it ends for want of somebody to ask, and not because it is decided or enough was tried."""
+        tired = self.tries >= self._limits.max_attempts or self.rescues > self._limits.max_rescues
+        return not (self._over or tired) and self._allow_fallback
+
+    def offer(self, candidates: Sequence[Candidate], *, prefer: str | None = None) -> bool:
+        """Who is there now: those not known yet join the end of the row; whether there are any.
+
+        prefer: the model to try first from now on.
+        """
         if not self._allow_fallback:
-            return
+            return False
+        before = len(self._known)
         for candidate in candidates:
             if candidate.place not in self._known:
                 self._known.add(candidate.place)
                 self._fresh.append(candidate)
         if prefer is not None:
             self._fresh.sort(key=lambda candidate: candidate.model != prefer)
+        return len(self._known) > before
 
     # -- inside ------------------------------------------------------------------------------------------------
 

@@ -230,6 +230,31 @@ async def test_a_peer_that_comes_after_the_beginning_can_go_on() -> None:
     assert peer.calls[0].prefix == "Co"
 
 
+@pytest.mark.parametrize("said", [[], ["Co"]], ids=["before", "after"])
+async def test_when_the_last_peer_is_lost_one_that_comes_up_a_moment_later_is_asked(
+    said: list[Step], autojump_clock: trio.testing.MockClock
+) -> None:
+    first = ScriptedPeer(OTHER.peer_id, [*said, *CUT])
+    second = Continuing("second", "Cold.")
+    async with routing(offered(first)) as router, trio.open_nursery() as nursery:
+
+        async def arrive() -> None:
+            await trio.sleep(0.3)
+            router._source.listed.append(offered(second, continues=True))  # type: ignore[attr-defined]
+
+        nursery.start_soon(arrive)
+        told = await ask(router)
+    assert (told.text, told.error) == ("Cold.", None)
+    assert told.took < 1
+
+
+async def test_when_nobody_comes_up_the_error_is_prompt(autojump_clock: trio.testing.MockClock) -> None:
+    async with routing(offered(ScriptedPeer(OTHER.peer_id, ["Co", *CUT]))) as router:
+        told = await ask(router)
+    assert told.error is not None
+    assert told.took < 0.6
+
+
 async def test_who_wrote_the_beginning_is_preferred_by_model_for_the_rest() -> None:
     first, other = Scripted("first", ["Co", *CUT]), Continuing("other", "Cold.")
     same = Continuing("same", "Cold.")
