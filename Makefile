@@ -35,7 +35,7 @@ lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 
 interop: $(READY) ## against other implementations: a real Kubo fetches an answer by its CID
 	@./tests/interop/install.sh
-	@$(PYTHON) -m pytest -q -m interop tests/interop $(ARGS)
+	@$(PYTHON) -m pytest -q -m interop tests/interop tests/interop_js $(ARGS)
 
 providers: $(READY) ## the real command-line tools (installed into build/providers, 1.2 GB) against fake vendors
 	@./scripts/install_providers.sh
