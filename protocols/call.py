@@ -138,6 +138,7 @@ class Opening:
     def __init__(self, outbox: Outbox, call_id: int, assembly: Assembly) -> None:
         self._outbox, self._id = outbox, call_id
         self.assembly = assembly
+        self.since = trio.current_time()
         self._allowed, self._owed = CALL_WINDOW, 0
 
     def on_part(self, body: Any, size: int) -> bool:

@@ -19,6 +19,7 @@ frame never blocks, so cancel, end and error leave even inside a cancelled scope
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -369,6 +370,7 @@ class Session:
                 self._refuse(call_id, "too_large", f"{assembly.total} bytes; the limit is {self.limits.max_body_bytes}")
             elif self._admit(assembly.kind, call_id):
                 if self._room.try_take(assembly.total):
+                    self._mark_busy()
                     opening = self._opening[call_id] = Opening(self._outbox, call_id, assembly)
                     opening.on_part(body, size)
                 else:
@@ -457,7 +459,14 @@ class Session:
             self._heartbeat.wake()
 
     def _is_busy(self) -> bool:
-        return bool(self._mine or self._theirs)
+        return bool(self._mine or self._theirs or self._opening)
+
+    def _check_busy(self) -> bool:
+        """For the heartbeat. ProtocolError when the params of a call are on their way for too long."""
+        since = min((opening.since for opening in self._opening.values()), default=math.inf)
+        if trio.current_time() - since > self.limits.body_timeout_s:
+            raise ProtocolError(f"the params of a call did not come within {self.limits.body_timeout_s:.0f} s")
+        return self._is_busy()
 
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Live until the stream ends, the peer falls silent or breaks a rule, `goodbye`, or cancellation.
@@ -471,7 +480,7 @@ class Session:
                 self._scope = nursery.cancel_scope
                 self._outbox.queue(frame(HELLO, 0, self.local), True)
                 nursery.start_soon(self._guard, self._outbox.run)
-                nursery.start_soon(self._guard, self._heartbeat.run, self._is_busy, self._outbox)
+                nursery.start_soon(self._guard, self._heartbeat.run, self._check_busy, self._outbox)
                 nursery.start_soon(self._guard, self._reader, nursery)
                 with trio.move_on_after(self.limits.hello_timeout_s):
                     await self._greeted.wait()

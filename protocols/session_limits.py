@@ -33,6 +33,7 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     bytes_per_s, byte_burst: likewise, of everything that comes on the stream.
     adverts_per_s, advert_burst, notes_per_s, note_burst: a peer that sends more is dropped.
     flush_delay_s: a delta waits at most so long for others, or until flush_bytes are queued.
+    body_timeout_s: for the params of a call that come in parts, all of them; who takes longer is dropped.
     high_water_bytes: of unsent output above which producers wait.
     busy_ping_s: between signs of life while a call runs; idle_ping_s: else; a peer that misses `misses` is lost.
     """
@@ -56,6 +57,7 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     idle_ping_s: float = 15.0
     misses: int = 3
     hello_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
     write_timeout_s: float = 15.0
 
     def __post_init__(self) -> None:
