@@ -89,7 +89,8 @@ class Activity:
         """The requests, the newest first, those in flight before those that have ended.
 
         {"id", "at", "state": "live" or the outcome, "model", "provider", "peer", "caller", "cache", "cid", "ms",
-        "first_token_ms", "tokens", "tokens_per_s", "route", "times"}. While a request is live `tokens` counts its deltas. `times` counts hits in a row.
+        "first_token_ms", "tokens", "tokens_per_s", "route", "times"}. While a request is live `tokens` counts its
+        deltas. `times` counts hits in a row.
         """
         now = trio.current_time()
         newest = list(self._live.values())[-MAX_LIVE:]
