@@ -37,8 +37,9 @@ interop: $(READY) ## against other implementations: a real Kubo fetches an answe
 	@./tests/interop/install.sh
 	@$(PYTHON) -m pytest -q -m interop tests/interop tests/interop_js $(ARGS)
 
-providers: $(READY) ## the real command-line tools (installed into build/providers, 1.2 GB) against fake vendors
+providers: $(READY) model ## the real command-line tools (installed into build/providers, 1.2 GB), and real servers
 	@./scripts/install_providers.sh
+	@./scripts/install_backends.sh
 	@$(PYTHON) -m pytest -q -m providers tests/providers_real $(ARGS)
 	@$(PYTHON) -m tests.providers_real.figures
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 from shoal.providers import registry as module
 from shoal.providers.base import ErrorKind, Event, GenerateRequest, Provider, ProviderError, Status, TextDelta
+from shoal.providers.environment import VariableError
 from shoal.providers.faults import NotConfiguredError, RegistryError, UnknownProviderError
 from shoal.providers.registry import (
     CLIS,
@@ -429,3 +430,37 @@ async def test_a_broken_plug_in_is_a_reason_never_a_crash(
         statuses = await registry.statuses()
         reason = registry.refused.get("parrot") or statuses["parrot"].reason
         assert "ImportError" in reason
+
+
+# -- the backend manager's switch
+
+
+BACKENDS = {"backends": {"a": {"base_url": "http://127.0.0.1:1/v1"}}}
+
+
+@pytest.mark.parametrize("prefix", ["SHOAL_", "IPFS_ACCELERATE_PY_"])
+def test_the_environment_switches_the_backend_manager_off_and_on(prefix: str) -> None:
+    variable = f"{prefix}ENABLE_BACKEND_MANAGER"
+    assert "backend_manager" in build({"backend_manager": dict(BACKENDS)}).providers
+    off = build({"accelerate": dict(BACKENDS)}, environ={variable: "no"})
+    assert off.refused["backend_manager"] == "switched off by the environment"
+    on = build({"backend_manager": {**BACKENDS, "enabled": False}}, environ={variable: "1"})
+    assert list(on.providers) == ["backend_manager"]
+
+
+def test_a_backend_manager_without_backends_says_which_table_to_add() -> None:
+    quiet = build({}, unasked=["backend_manager"]).refused["backend_manager"]
+    assert quiet == "no backend is configured; add a table [providers.backend_manager.backends.NAME] with base_url"
+    asked = build({}, environ={"SHOAL_ENABLE_BACKEND_MANAGER": "yes"}, unasked=["backend_manager"])
+    assert asked.refused["backend_manager"].startswith("switched on, but no backend is configured")
+
+
+def test_a_switch_that_is_neither_on_nor_off_names_the_variable() -> None:
+    with pytest.raises(VariableError, match="SHOAL_ENABLE_BACKEND_MANAGER is neither true nor false"):
+        build({}, environ={"SHOAL_ENABLE_BACKEND_MANAGER": "maybe"}, unasked=["backend_manager"])
+
+
+def test_a_key_in_a_backends_table_is_refused_with_where_to_put_it() -> None:
+    with pytest.raises(RegistryError, match="would hold a secret") as caught:
+        build({"backend_manager": {"backends": {"a": {"base_url": "http://127.0.0.1:1/v1", "api_key": "sk-planted"}}}})
+    assert "sk-planted" not in str(caught.value)

@@ -1,6 +1,6 @@
 """The backend manager over real servers: `transformers serve`, another Shoal node, and the fake one beside them.
 
-tests/providers/install_backends.sh && python -m pytest -m providers tests/providers/test_backends_real.py
+    scripts/install_backends.sh && python -m pytest -m providers tests/providers_real/test_backends.py
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+from shoal.providers import weights
 from shoal.providers.backend_manager import BackendPool
 from shoal.providers.base import Finish, GenerateRequest, TextDelta, Usage
 
@@ -31,7 +32,7 @@ ASK = GenerateRequest.of("What is the opposite of hot?", model="smollm2", max_to
 pytestmark = [
     pytest.mark.providers,
     pytest.mark.model,
-    pytest.mark.skipif(not PYTHON.exists(), reason="run tests/providers/install_backends.sh"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="run scripts/install_backends.sh"),
 ]
 
 
@@ -72,6 +73,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The shared store with SmolLM2 in it."""
+    store = weights.models_dir(os.environ)
+    weights.install("smollm2", store)
+    return store
 
 
 @pytest.fixture

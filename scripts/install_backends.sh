@@ -3,7 +3,7 @@
 # torch and transformers are the node's own (VENV, default .venv); what the server needs beside them goes into an
 # environment of its own. Run from anywhere.
 set -eu
-root=$(CDPATH= cd -- "$(dirname -- "$0")/../.." && pwd)
+root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 cd "$root"
 from="${VENV:-.venv}"
 venv="$root/build/backends/venv"
