@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,23 @@ import msgspec
 import trio
 
 from . import weights
-from .base import Capabilities, ErrorKind, Event, GenerateRequest, ImagePart, ModelInfo, Provider, ProviderError, Status
+from .base import (
+    Capabilities,
+    Embeddings,
+    ErrorKind,
+    Event,
+    GenerateRequest,
+    ImagePart,
+    ModelInfo,
+    Provider,
+    ProviderError,
+    Status,
+)
 from .faults import SettingsError
 from .gate import Gate
 from .hf_worker import frames
-from .hf_worker.keeper import WorkerKeeper
 from .hf_worker.link import WorkerLink, worker_command, worker_environ
+from .hf_worker.shelf import Shelf
 from .options import settle, told
 from .settings import BuildContext, ProviderSettings
 
@@ -47,8 +58,8 @@ LIBRARIES = ("torch", "transformers", "safetensors")
 class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """`[providers.local_hf]`."""
 
-    model: str = weights.DEFAULT
-    """A name (`smollm2`), or the path of a folder with safetensors."""
+    model: str = ""
+    """A name (`smollm2`), or the path of a folder of safetensors. Empty: what `shoal models use` chose, or smollm2."""
     models_dir: str | None = None
     """Where installed models lie; default: the environment's SHOAL_MODELS_DIR, or the user's cache folder."""
     preload: bool = False
@@ -56,11 +67,15 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     threads: int = 0
     """Threads of the worker; 0 takes every usable core."""
     dtype: str = "auto"
-    """float32, bfloat16, or auto: what the hardware computes fast."""
+    """int4, float32, bfloat16, or auto: packed weights where the model has them, else what computes fast here."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     max_tokens: int = 1024
     """Tokens of an answer when the request does not say."""
+    encoder: str = weights.ENCODER
+    """The model that makes embeddings (`shoal models add minilm`)."""
+    memory_mb: int = 0
+    """Megabytes that the models loaded at the same time may take together; 0: three quarters of this machine's."""
     kv_tokens: int = 16384
     """Positions kept in memory for all running requests together (46 kB each for SmolLM2 in fp32)."""
     load_s: float = 300.0
@@ -88,12 +103,22 @@ class LocalHf(Provider):
         self._gate = Gate(
             name, running=settings.max_concurrent, waiting=settings.max_queue, patience_s=settings.queue_s
         )
-        self.keeper = WorkerKeeper(name, self._prepare, idle_unload_s=settings.idle_unload_s)
+        self._shelf = Shelf(
+            name,
+            self._find,
+            self._prepare,
+            idle_unload_s=settings.idle_unload_s,
+            budget_bytes=settings.memory_mb * 1_000_000,
+        )
+        self._model = settings.model or weights.chosen(models_dir)
+        self._default = weights.canonical(self._model)
+        self.keeper = self._shelf.keeper(self._default)
+        """The worker of the default model."""
         self._probed: tuple[float, Status] | None = None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        async with self.keeper.running():
+        async with self._shelf.running():
             if self._settings.preload:
                 self.keeper.preload()
             yield
@@ -110,27 +135,31 @@ class LocalHf(Provider):
         status = self._probed[1]
         if status.ready and (reason := self.keeper.pause_reason()):
             return msgspec.structs.replace(status, ready=False, reason=reason)
-        link = self.keeper.link
-        if status.models and link is not None and link.rates is not None:
-            rates = link.rates
-            model = msgspec.structs.replace(
-                status.models[0], decode_tps=rates.decode_tps or None, prefill_tps=rates.prefill_tps or None
-            )
-            status = msgspec.structs.replace(status, models=(model,))
-        return status
+        return msgspec.structs.replace(status, models=tuple(self._rated(model) for model in status.models))
+
+    def _rated(self, model: ModelInfo) -> ModelInfo:
+        """With the rates that its worker has measured, if there is one."""
+        link = self._shelf.keeper(model.name).link if model.name in self._shelf else None
+        if link is None or link.rates is None:
+            return model
+        rates = link.rates
+        return msgspec.structs.replace(
+            model, decode_tps=rates.decode_tps or None, prefill_tps=rates.prefill_tps or None
+        )
 
     def _look(self) -> Status:
         """What the disk says of the libraries and the weights; takes some milliseconds."""
         if missing := missing_libraries():
             return Status(ready=False, reason=missing)
         try:
-            found = weights.resolve(self._settings.model, self._models_dir)
+            found = weights.resolve(self._model, self._models_dir)
         except weights.WeightsError as fault:
             return Status(ready=False, reason=str(fault))
         capabilities = Capabilities(streams=True, continues=True, seeds=True)
+        others = [each for each in weights.installed(self._models_dir) if not each.encoder and each.name != found.name]
         return Status(
             ready=True,
-            models=(ModelInfo(found.name, found.context_length, capabilities),),
+            models=tuple(ModelInfo(each.name, each.context_length, capabilities) for each in (found, *others)),
             default_model=found.name,
             version=f"transformers {importlib.metadata.version('transformers')}",
         )
@@ -141,7 +170,8 @@ class LocalHf(Provider):
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[Event]]:
         request, dropped = settle(self._accept(request), HONOURS, self._settings.unsupported, self.name)
         request = msgspec.structs.replace(request, extra={}, response_format=None)  # what is left changes no answer
-        async with self._gate, self.keeper.worker() as link:
+        keeper = await self._shelf.kept(await self._chosen(request.model, self._default, encoder=False))
+        async with self._gate, keeper.worker() as link:
             call = link.begin(request)
             try:
                 yield told(dropped, call)
@@ -152,20 +182,36 @@ class LocalHf(Provider):
         """The request as the worker gets it. Raises ProviderError for what is not offered here."""
         if refusal := not_offered(request):
             raise ProviderError(ErrorKind.BAD_REQUEST, refusal)
-        name = weights.canonical(self._settings.model)
-        if request.model is not None and weights.canonical(request.model) != name:
-            raise ProviderError(ErrorKind.UNAVAILABLE, f'{self.name} serves "{name}" and no other model')
         max_tokens = self._settings.max_tokens if request.max_tokens is None else request.max_tokens
         return msgspec.structs.replace(request, max_tokens=max_tokens)
 
-    async def _prepare(self) -> WorkerLink:
-        """The link to a worker that is about to start. Raises ProviderError when there is nothing to load."""
+    async def _chosen(self, asked: str | None, default: str, *, encoder: bool) -> str:
+        """The name of the model that a request gets. Raises ProviderError for one that is not on offer."""
+        name = default if asked is None else weights.canonical(asked)
+        own = (self._model, self._settings.encoder)
+        if asked is not None and weights.is_path(asked) and asked not in own:
+            # A caller names models, and never folders of this machine.
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} has no model of this name")
+        if name == default and not encoder:
+            return name
+        found = await self._find(name)
+        if found.encoder != encoder:
+            does = "writes no text, it makes embeddings" if found.encoder else "makes no embeddings"
+            raise ProviderError(ErrorKind.UNAVAILABLE, f'"{name}" {does}; leave model out, or ask for another')
+        return name
+
+    async def _find(self, name: str) -> weights.WeightsDir:
+        """The weights of a model. Raises ProviderError when there is nothing to load."""
         if missing := missing_libraries():
             raise ProviderError(ErrorKind.UNAVAILABLE, missing)
+        wanted = self._model if name == self._default else name
         try:
-            found = await trio.to_thread.run_sync(weights.resolve, self._settings.model, self._models_dir)
+            return await trio.to_thread.run_sync(weights.resolve, wanted, self._models_dir)
         except weights.WeightsError as fault:
             raise ProviderError(ErrorKind.UNAVAILABLE, str(fault)) from None
+
+    async def _prepare(self, found: weights.WeightsDir) -> WorkerLink:
+        """The link to a worker that is about to start."""
         settings = self._settings
         load = frames.Load(
             name=found.name,
@@ -174,11 +220,36 @@ class LocalHf(Provider):
             dtype=settings.dtype,
             device=settings.device,
             kv_tokens=settings.kv_tokens,
+            embeds=found.encoder,
         )
         environ = worker_environ(self._environ, settings.threads)
         return WorkerLink(
             self._command(), environ, load, folder=found.path, load_s=settings.load_s, hang_s=settings.hang_s
         )
+
+    # -- embeddings ------------------------------------------------------------------------------------------
+
+    async def embedding_models(self) -> tuple[str, ...]:
+        """See `base.Embedder`: the installed encoders, the configured one first."""
+        if missing_libraries():
+            return ()
+        installed = await trio.to_thread.run_sync(weights.installed, self._models_dir)
+        names = [found.name for found in installed if found.encoder]
+        return tuple(sorted(names, key=lambda name: name != weights.canonical(self._settings.encoder)))
+
+    async def embed(self, model: str | None, inputs: Sequence[str]) -> Embeddings:
+        """See `base.Embedder`."""
+        if not inputs or not all(inputs):
+            raise ProviderError(ErrorKind.BAD_REQUEST, "input is empty; send at least one text with something in it")
+        name = await self._chosen(model, weights.canonical(self._settings.encoder), encoder=True)
+        keeper = await self._shelf.kept(name)
+        async with self._gate, keeper.worker() as link:
+            call = link.begin_embedding(list(inputs))
+            try:
+                vectors = await call.vectors()
+            finally:
+                link.leave(call)
+        return Embeddings(name, vectors.vectors, vectors.tokens)
 
 
 def not_offered(request: GenerateRequest) -> str:
@@ -212,7 +283,7 @@ def missing_libraries() -> str:
 
 def build(name: str, settings: Settings, context: BuildContext) -> LocalHf:
     """The provider for a node. Raises SettingsError for a value that cannot be used."""
-    for key in ("threads", "idle_unload_s"):
+    for key in ("threads", "idle_unload_s", "memory_mb"):
         if getattr(settings, key) < 0:
             raise SettingsError(key, "is below 0", "write 0 or more")
     for key in ("max_concurrent", "max_tokens", "kv_tokens", "load_s", "hang_s"):

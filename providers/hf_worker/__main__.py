@@ -54,14 +54,23 @@ def main() -> int:
         print("the first frame is not a load frame", file=sys.stderr)
         return 3
 
-    from .model import LoadError, load
+    from .model import LoadError, load, load_encoder
 
     try:
-        model = load(wanted)
+        if wanted.embeds:
+            encoder = load_encoder(wanted)
+        else:
+            model = load(wanted)
     except LoadError as fault:
         pipes.send(Refused(str(fault)))
         pipes.flush()
         return 1
+    if wanted.embeds:
+        pipes.send(Ready(encoder.longest, "float32", "cpu", wanted.threads, time.monotonic() - BEGAN))
+        pipes.flush()
+        from .encoder_server import EncoderServer
+
+        EncoderServer(pipes, encoder).run()
     pipes.send(Ready(model.prompter.context_length, model.dtype, model.device, model.threads, time.monotonic() - BEGAN))
     pipes.flush()
     Server(pipes, model).run()

@@ -3,8 +3,8 @@
 A frame is 4 bytes of length (big endian) and a msgpack array `[tag, field, ...]`. Both sides import this file, so it
 imports neither trio nor torch.
 
-    daemon -> worker   load (once, first), generate, cancel; the end of the pipe ends the worker
-    worker -> daemon   ready or refused (once, first), then said, failed, dropped, rates, beat
+    daemon -> worker   load (once, first), generate or embed, cancel; the end of the pipe ends the worker
+    worker -> daemon   ready or refused (once, first), then said, vectors, failed, dropped, rates, beat
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Load(Struct, frozen=True, array_like=True, tag="load"):
     dtype: str = "auto"
     device: str = "auto"
     kv_tokens: int = 16384
+    embeds: bool = False
+    """An encoder, which takes `embed` frames in place of `generate`."""
 
 
 class Generate(Struct, frozen=True, array_like=True, tag="generate"):
@@ -41,6 +43,13 @@ class Generate(Struct, frozen=True, array_like=True, tag="generate"):
 
     id: int
     request: GenerateRequest
+
+
+class Embed(Struct, frozen=True, array_like=True, tag="embed"):
+    """Texts to turn into vectors, at least one; `id` as in `Generate`."""
+
+    id: int
+    texts: list[str]
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
@@ -89,12 +98,20 @@ class Rates(Struct, frozen=True, array_like=True, tag="rates"):
     decode_tps: float
 
 
+class Vectors(Struct, frozen=True, array_like=True, tag="vectors"):
+    """One vector for each text of an `embed` frame; tokens: of all texts together."""
+
+    id: int
+    vectors: list[list[float]]
+    tokens: int
+
+
 class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     """The worker computes and has nothing to say yet."""
 
 
-ToWorker = Load | Generate | Cancel
-FromWorker = Ready | Refused | Said | Failed | Dropped | Rates | Beat
+ToWorker = Load | Generate | Embed | Cancel
+FromWorker = Ready | Refused | Said | Failed | Dropped | Rates | Vectors | Beat
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -52,6 +52,17 @@ class WorkerKeeper:
                 self._nursery = self._link = None
                 nursery.cancel_scope.cancel()
 
+    @property
+    def idle_since(self) -> float | None:
+        """When its last request ended, in trio's time; None while it has some, or no worker."""
+        return None if self._users or self._link is None else self._idle_since
+
+    def unload(self, reason: str) -> None:
+        """End the worker; the next request starts another."""
+        if self._link is not None:
+            link, self._link = self._link, None
+            link.stop(reason)
+
     def preload(self) -> None:
         """Start a worker in the background; a failure shows in `pause_reason` and in the log."""
         if self._nursery is not None:
@@ -117,7 +128,6 @@ class WorkerKeeper:
                 self._idle_since = trio.current_time()
             left = self._idle_since + self._idle_unload_s - trio.current_time()
             if left <= 0 and self._link is not None:
-                link, self._link = self._link, None
-                link.stop("the local model was unloaded after a time without requests")
+                self.unload("the local model was unloaded after a time without requests")
                 left = self._idle_unload_s
             await trio.sleep(max(min(left, self._idle_unload_s / 4), 0.01))

@@ -125,6 +125,37 @@ class Call:
         self.fail(ErrorKind.INTERRUPTED if self._text else ErrorKind.CONNECTION, reason)
 
 
+class EmbedCall:
+    """Texts at a worker that embeds: `await call.vectors()`. Raises ProviderError."""
+
+    def __init__(self, id_: int) -> None:
+        self.id = id_
+        self.over = trio.Event()
+        self._found: frames.Vectors | ProviderError | None = None
+
+    def deliver(self, found: frames.Vectors) -> None:
+        """Hand the caller what it waits for."""
+        self._found = found
+        self.over.set()
+
+    def fail(self, kind: ErrorKind, message: str) -> None:
+        """End the call with an error."""
+        self._found = ProviderError(kind, message)
+        self.over.set()
+
+    def cut(self, reason: str) -> None:
+        """End the call because the worker is gone."""
+        self.fail(ErrorKind.CONNECTION, reason)
+
+    async def vectors(self) -> frames.Vectors:
+        """Wait for the vectors."""
+        await self.over.wait()
+        if isinstance(self._found, frames.Vectors):
+            return self._found
+        assert self._found is not None
+        raise self._found
+
+
 class WorkerLink:
     """One worker from start to end. `run` lives as long as the process; `ready` is set when it serves or is lost.
 
@@ -144,7 +175,7 @@ class WorkerLink:
     ) -> None:
         self._command, self._environ, self._load, self._folder = command, environ, load, folder
         self._load_s, self._hang_s = load_s, hang_s
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, Call | EmbedCall] = {}
         self._ids = 0
         self._outbox_send, self._outbox = trio.open_memory_channel[bytes](math.inf)  # two frames a call at most
         self._process: subprocess.Popen[bytes] | None = None
@@ -176,21 +207,32 @@ class WorkerLink:
 
     def begin(self, request: GenerateRequest) -> Call:
         """Send a request. Raises ProviderError when the worker is lost or the request cannot be sent."""
+        call = Call(self._send(lambda id_: frames.Generate(id_, request)))
+        self._calls[call.id] = call
+        return call
+
+    def begin_embedding(self, texts: list[str]) -> EmbedCall:
+        """Send texts to a worker that embeds. Raises ProviderError as `begin` does."""
+        call = EmbedCall(self._send(lambda id_: frames.Embed(id_, texts)))
+        self._calls[call.id] = call
+        return call
+
+    def _send(self, frame_of: Callable[[int], frames.ToWorker]) -> int:
+        """Send a frame under a fresh id, and give that."""
         if self.lost is not None:
             raise ProviderError(ErrorKind.CONNECTION, self.lost)
         self._ids += 1
         try:
-            frame = frames.encode(frames.Generate(self._ids, request))
+            frame = frames.encode(frame_of(self._ids))
         except (FrameError, UnicodeEncodeError) as fault:
             why = "is too large" if isinstance(fault, FrameError) else "holds characters that are not Unicode text"
             raise ProviderError(ErrorKind.BAD_REQUEST, f"the request {why}") from None
         if not self._calls:
             self._heard = trio.current_time()
-        call = self._calls[self._ids] = Call(self._ids)
         self._outbox_send.send_nowait(frame)
-        return call
+        return self._ids
 
-    def leave(self, call: Call) -> None:
+    def leave(self, call: Call | EmbedCall) -> None:
         """The caller wants no more of it: the worker stops computing it within one decode step."""
         if not call.over.is_set() and self.lost is None:
             self._outbox_send.send_nowait(frames.encode(frames.Cancel(call.id)))
@@ -272,11 +314,16 @@ class WorkerLink:
         match frame:
             case frames.Said(id_, event):
                 call = self._calls.get(id_)
-                if call is not None:
+                if isinstance(call, Call):
                     call.deliver(event)
                     if isinstance(event, Finish):
                         self.answered += 1
                         del self._calls[id_]
+            case frames.Vectors(id_):
+                call = self._calls.pop(id_, None)
+                if isinstance(call, EmbedCall):
+                    call.deliver(frame)
+                    self.answered += 1
             case frames.Failed(id_, kind, message):
                 call = self._calls.pop(id_, None)
                 if call is not None:

@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .encoder import Encoder, UnfitEncoderError
 from .engine import Engine
 from .frames import Load
 from .gguf_blocks import FILE as PACKED
@@ -144,6 +145,18 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
         device=device,
         threads=threads,
     )
+
+
+def load_encoder(wanted: Load) -> Encoder:
+    """Load a sentence encoder. Raises LoadError."""
+    torch.set_num_threads(wanted.threads or usable_cores())
+    folder = Path(wanted.path)
+    try:
+        return Encoder(folder, opened(sorted(folder.glob("*.safetensors"))))
+    except UnfitEncoderError as fault:
+        raise LoadError(f"the model {wanted.name} cannot embed texts: {fault}") from None
+    except Exception as fault:  # the libraries raise what they like for a broken folder
+        raise LoadError(f"the encoder {wanted.name} cannot be loaded ({type(fault).__name__})") from fault
 
 
 def give_back_memory() -> None:

@@ -18,6 +18,7 @@ from .frames import (
     Beat,
     Cancel,
     Dropped,
+    Embed,
     Failed,
     FrameError,
     FrameSplitter,
@@ -220,8 +221,8 @@ class Server:
                 if self._answers.pop(id_, None) is not None:
                     self._engine.remove(id_)
                 self._pipes.send(Dropped(id_))
-            case Load():
-                raise FrameError("a worker loads one model, once")
+            case Load() | Embed():
+                raise FrameError("this worker has loaded a model, and answers")
 
     def _begin(self, id_: int, request: GenerateRequest) -> None:
         if id_ in self._pipes.cancelled:  # its cancel frame is in the inbox, and is answered from there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -367,8 +368,32 @@ async def test_text_that_is_no_unicode_is_refused_and_harms_nobody(start: Start)
 
 async def test_another_models_name_is_unavailable_here(start: Start) -> None:
     async with start() as provider:
-        with pytest.raises(ProviderError, match="tiny") as caught:
-            await answer(provider, wish("x", model="gpt-x"))
+        for model, words in (("gpt-x", "gpt-x are not installed"), ("/etc", "no model of this name")):
+            with pytest.raises(ProviderError, match=words) as caught:
+                await answer(provider, wish("x", model=model))
+            assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_installed_models_are_served_by_workers_of_their_own_within_the_memory_budget(
+    start: Start, tmp_path: Path, log: Path
+) -> None:
+    folder = model_folder(tmp_path / "other")
+    files = {file.name: file.stat().st_size for file in folder.iterdir()}
+    manifest = {"name": "other", "source": "", "sha256": "", "files": files}
+    (folder / "shoal.json").write_text(json.dumps(manifest))
+    async with start(memory_mb=500) as provider:  # a worker counts for 300 MB: one fits
+        assert [model.name for model in (await provider.probe()).models] == ["tiny", "other"]
+        assert await answer(provider, wish("words 1")) == "w0 "
+        assert await answer(provider, wish("words 1", model="other")) == "w0 "
+        assert provider.keeper.link is None  # it made room
+        assert await answer(provider, wish("words 1", model="tiny")) == "w0 "
+    assert len(log.read_text().split()) == 3
+
+
+async def test_a_model_that_does_not_fit_is_refused_with_figures(start: Start) -> None:
+    async with start(memory_mb=100) as provider:
+        with pytest.raises(ProviderError, match=r"tiny takes about 301 MB of memory; memory_mb .* 100 MB") as caught:
+            await answer(provider, wish("words 1"))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 

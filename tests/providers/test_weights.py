@@ -56,6 +56,35 @@ def test_a_folder_with_pickles_only_is_refused_by_name(tmp_path: Path, pickle: s
         weights.resolve(str(folder), tmp_path)
 
 
+def test_a_folder_with_a_pickle_beside_safetensors_is_refused_by_name(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "mine")
+    (folder / "training_args.bin").write_bytes(b"\x80")
+    with pytest.raises(WeightsRefused, match=r"training_args\.bin.*delete it"):
+        weights.resolve(str(folder), tmp_path)
+
+
+def test_the_chosen_model_is_the_embedded_one_until_another_is_chosen(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert weights.chosen(store) == "smollm2"
+    with pytest.raises(ModelMissing, match="shoal models add other"):
+        weights.choose("other", store)
+    installed_model(store, "other")
+    assert weights.choose("other", store).name == "other"
+    assert weights.chosen(store) == "other"
+    folder = model_folder(tmp_path / "elsewhere")
+    weights.choose(str(folder), store)
+    assert weights.resolve(weights.chosen(store), store).path == folder
+    with pytest.raises(WeightsRefused, match="makes embeddings"):
+        weights.choose(str(model_folder(tmp_path / "encoder", model_type="bert")), store)
+    assert weights.canonical(weights.chosen(store)) == "elsewhere"
+
+
+def test_memory_is_estimated_from_what_would_be_loaded(tmp_path: Path) -> None:
+    plain = weights.resolve(str(model_folder(tmp_path / "plain")), tmp_path).memory
+    halves = weights.resolve(str(model_folder(tmp_path / "halves", dtype="bfloat16")), tmp_path).memory
+    assert halves - plain == plain - weights.WORKER_BYTES > 0
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

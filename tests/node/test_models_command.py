@@ -1,0 +1,30 @@
+"""`shoal models use` and `remove`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from shoal.node.commands.exit_codes import ExitCode
+
+from .fake_node import shoal
+
+
+async def test_a_model_is_chosen_listed_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = tmp_path / "models", tmp_path / "models" / "mine"
+    monkeypatch.setenv("SHOAL_MODELS_DIR", str(store))
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+    (folder / "config.json").write_text("{}")
+    (folder / "shoal.json").write_text(json.dumps({"name": "mine", "source": "", "sha256": "", "files": {}}))
+    there = ("--data-dir", str(tmp_path))
+    assert b"mine is chosen" in (await shoal("models", "use", "mine", *there)).stdout
+    listed = json.loads((await shoal("models", "list", "--json", *there)).stdout)
+    assert [model["chosen"] for model in listed["models"] if model["installed"]] == [True]
+    assert b"mine is removed" in (await shoal("models", "remove", "mine", *there)).stdout
+    assert not folder.exists()
+    again = await shoal("models", "remove", "mine", *there)
+    assert (again.returncode, again.stderr.count(b"\n")) == (ExitCode.NO_ANSWER, 1)
+    missing = await shoal("models", "use", "mine", *there)
+    assert b"shoal models add mine" in missing.stderr
