@@ -16,15 +16,15 @@ class ClientError(Exception):
     """A request that got no usable answer. The message names the server, never the path, a header or a body."""
 
 
-class ConnectFailed(ClientError):  # noqa: N818
+class ConnectFailed(ClientError):
     """No connection: the name, the address, a proxy or TLS. Nothing of the request was sent."""
 
 
-class ConnectionLost(ClientError):  # noqa: N818
+class ConnectionLost(ClientError):
     """The connection ended before the answer did."""
 
 
-class BadResponse(ClientError):  # noqa: N818
+class BadResponse(ClientError):
     """What came is not HTTP/1.1, or passes a limit."""
 
 
