@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import trio
-from shoal.cache.cid import cid_text
+from shoal.cache.batch import links
+from shoal.cache.cid import cid_text, parse_cid
 from shoal.cache.kubo import KuboPublisher, api_multiaddr
 from shoal.cache.memory import Memory
 from shoal.cache.store import Store
@@ -200,6 +201,43 @@ async def test_an_answer_forgotten_before_it_was_published_never_is(path: Path) 
         with FakeKubo().listening(port) as kubo:
             await until(lambda: figures(cache).withdrawn == 1 and figures(cache).queued == 0)
             assert not kubo.blocks
+
+
+async def test_a_batch_has_one_root_that_is_pinned_and_announced_and_one_answer_can_leave_it(path: Path) -> None:
+    with FakeKubo().listening() as kubo:
+        async with publishing(path, kubo.address, linger_s=0.05) as cache:
+            signed = [answer(ask(str(n)), content="the same", link_text=True) for n in range(4)]
+            cache.remember(signed[0])
+            for one in signed[1:]:
+                cache.remember(one)
+            await until(lambda: figures(cache).published == 4)
+            tops = [link for pin in kubo.pins for link in links(kubo.blocks[pin]) or [parse_cid(pin)]]
+            assert set(tops) == {one.cid for one in signed}
+            assert len(kubo.pins) == figures(cache).roots <= 2
+            assert set(kubo.provided) == kubo.pins
+            await cache.forget(signed[3].cid)
+            await until(lambda: figures(cache).withdrawn == 1)
+            tops = [link for pin in kubo.pins for link in links(kubo.blocks[pin]) or [parse_cid(pin)]]
+            assert set(tops) == {one.cid for one in signed[:3]}
+            assert signed[3].cid_text not in kubo.blocks
+            text = cid_text(signed[3].record.text_cid or b"")
+            assert kubo.blocks[text] == b"the same"  # the others have the same text
+            for one in signed[:3]:
+                await cache.forget(one.cid)
+            await until(lambda: figures(cache).withdrawn == 4)
+            assert (kubo.pins, kubo.blocks) == (set(), {})
+
+
+async def test_only_what_is_asked_for_is_published_when_the_owner_says_so(path: Path) -> None:
+    with FakeKubo().listening() as kubo:
+        async with publishing(path, kubo.address) as cache:
+            cache.auto_publish = False
+            cache.remember(answer(ask("quiet")))
+            cache.remember(answer(ask("private")), public=False, ipfs=True)
+            loud = answer(ask("loud"))
+            cache.remember(loud, ipfs=True)
+            await until(lambda: figures(cache).published == 1)
+            assert list(kubo.blocks) == [loud.cid_text]
 
 
 async def test_no_proxy_of_the_environment_is_asked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -363,3 +363,29 @@ async def test_the_figures_are_plain_json(path: Path) -> None:
         figures = json.loads(json.dumps(cache.stats()))
         assert figures["disk"]["answers"] == figures["memory"]["answers"] == 1
         assert figures["remembered"] == 1
+
+
+# -- what peers are told -----------------------------------------------------------------------------------------
+
+
+async def test_every_public_block_is_announced_once_it_is_here_and_no_private_one(path: Path) -> None:
+    told: list[list[bytes]] = []
+    async with a_cache(path, on_public=told.append) as cache:
+        cache.remember(answer(ask("private"), content=LONG), public=False)
+        assert told == []
+        mine, bobs = answer(content=LONG), answer(ask("b"), by=BOB, link_text=True)
+        cache.remember(mine)
+        cache.remember_foreign(bobs.block, key_of(ask("b")))
+        assert [set(cids) for cids in told] == [{cid for cid, _ in signed.blocks} for signed in (mine, bobs)]
+        assert all(cache.public_block(cid) is not None for cid in told[1])
+
+
+async def test_what_a_record_links_is_known_before_it_is_believed() -> None:
+    async with a_cache() as cache:
+        long = answer(content=LONG, by=BOB)
+        assert cache.linked_content(long.block) == long.extra_cid
+        assert cache.linked_content(answer(by=BOB).block) is None
+        assert cache.linked_content(b"nothing") is None
+        with pytest.raises(RecordRefused, match="content"):
+            cache.remember_foreign(long.block, key_of())
+        assert cache.remember_foreign(long.block, key_of(), extra=long.extra).record.content == LONG
