@@ -65,5 +65,8 @@ swarm: $(READY) ## N real nodes find each other and idle: join, spread, memory, 
 bench: $(READY) model ## the figures, in tables
 	@$(PYTHON) -m benchmarks
 
+bench-local: $(READY) model ## the local model beside transformers: speed, memory, answers equal to fp32
+	@$(PYTHON) -m benchmarks local_model local
+
 clean:          ## remove what was built; keeps downloaded models
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
