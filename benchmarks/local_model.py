@@ -1,4 +1,4 @@
-"""The local model: tokens a second at 1, 4 and 8 streams, first token, prompts, cancelling, memory.
+"""The local model: tokens a second at 1, 4 and 16 streams, first token, prompts, cancelling, memory.
 
     python -m benchmarks local_model
 
@@ -41,7 +41,7 @@ turns = [{"role": "user", "content": prompt}]
 text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
 out = {}
-for rows in (1, 4, 8):
+for rows in (1, 4, 16):
     batch = ids.repeat(rows, 1)
     best = (9e9, 9e9)
     options = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False}
@@ -101,7 +101,7 @@ def memory_mb(worker: psutil.Process) -> float:
 
 async def measure(store: Path, folder: Path) -> None:
     threads = len(os.sched_getaffinity(0))
-    settings = Settings(models_dir=str(store), threads=threads)
+    settings = Settings(models_dir=str(store), threads=threads, max_concurrent=16)
     provider = build("local_hf", settings, BuildContext(data_dir=folder, environ=os.environ))
     async with provider.running():
         _, cold = await consume(provider, "What is the capital of Japan?", 8)
@@ -111,7 +111,7 @@ async def measure(store: Path, folder: Path) -> None:
         worker = psutil.Process(link.pid)
         loaded = memory_mb(worker)
         firsts = sorted([(await consume(provider, "What is the capital of Japan?", 1))[1] for _ in range(5)])
-        ours = {rows: await streams(provider, worker, rows) for rows in (1, 4, 8)}
+        ours = {rows: await streams(provider, worker, rows) for rows in (1, 4, 16)}
         decoding = [await cancelled(provider, STORY, 0) for _ in range(10)]
         prompts = [await cancelled(provider, LONG_PROMPT, 0.3 + 0.05 * at) for at in range(10)]
         long_usage, long_first = await consume(provider, LONG_PROMPT, 1)

@@ -25,6 +25,8 @@ CHUNK_S = 0.15
 SMALLEST_CHUNK = 32
 DRAFT_TOKENS = 64
 """Tokens of a draft checked at once."""
+MOST_SLOTS = 32
+"""Slots that are made; each takes address space for the longest sequence."""
 WORTH_COPYING = 16
 """Tokens of a common beginning below which computing them again is as good."""
 
@@ -210,6 +212,11 @@ class LeanEngine:
             del best.tokens[common:]
             return best
         slot = next((slot for slot in self._slots if slot.row is None and not slot.tokens), None)
+        idle = [each for each in self._slots if each.row is None and each is not best]
+        if slot is None and idle and len(self._slots) >= MOST_SLOTS:
+            slot = min(idle, key=lambda each: each.used)
+            slot.tokens = []
+            slot.memory.release()
         if slot is None:
             slot = _Slot(SlotMemory(self._model.memory_shape))
             self._slots.append(slot)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from shoal.providers.hf_worker import lean_engine
 from shoal.providers.hf_worker.engine import Sequence
 from shoal.providers.hf_worker.lean_engine import LeanEngine
 from shoal.providers.hf_worker.llama import Llama, Segment, covers
@@ -154,6 +155,16 @@ def test_memory_of_ended_sequences_is_given_up_when_others_need_it_the_oldest_fi
         run(engine, {0: [greedy(id_, prompt(150, id_), 4)]})
     kept = [slot.tokens[:150] for slot in engine._slots if slot.tokens]
     assert sorted(kept) == sorted(prompt(150, id_) for id_ in (1, 2, 3))
+
+
+def test_no_more_slots_are_made_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean_engine, "MOST_SLOTS", 3)
+    model = made("llama")
+    engine = LeanEngine(lean(model))
+    for id_ in range(6):
+        sequence = greedy(id_, prompt(20 + id_, id_), 3)
+        assert run(engine, {0: [sequence]})[id_] == alone(model, sequence)
+    assert len(engine._slots) == 3
 
 
 def test_a_sequence_waits_until_there_is_memory_for_it() -> None:
