@@ -129,8 +129,7 @@ class Mdns:
                 asked.clear()
             asked[name] = trio.current_time()
             info = await trio.to_thread.run_sync(
-                lambda name=name: zeroconf.get_service_info(SERVICE, name, int(RESOLVE_S * 1000)),
-                abandon_on_cancel=True,
+                zeroconf.get_service_info, SERVICE, name, int(RESOLVE_S * 1000), abandon_on_cancel=True
             )
             if info is not None:
                 self._take(info)
