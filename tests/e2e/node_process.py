@@ -17,6 +17,26 @@ SHOAL = str(Path(sys.executable).with_name("shoal"))
 RPC = ("--rpc", "127.0.0.1:0")
 
 
+VENDORS = (
+    "ANTHROPIC_",
+    "CLAUDE_",
+    "CODEX_",
+    "COPILOT_",
+    "GEMINI_",
+    "GH_",
+    "GITHUB_",
+    "GOOGLE_",
+    "OPENAI_",
+    "OPENROUTER_",
+)
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what would let a node of the tests reach a real vendor."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith((*VENDORS, "SHOAL_LLM_"))}
+    return {**kept, "NO_COLOR": "1"}
+
+
 class NodeProcess:
     """Starts on construction; `facts` holds what the node said of itself when it was ready.
 
@@ -34,7 +54,7 @@ class NodeProcess:
             stdout=subprocess.PIPE,
             stderr=self.log,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "NO_COLOR": "1"},
+            env=environment(),
         )
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
