@@ -95,11 +95,15 @@ class Health:
 
     def began(self, candidate: Candidate, now: float) -> None:
         """An attempt begins; behind an open breaker it is the one probe."""
+        if not self._breakers:
+            return
         for breaker in self._of(candidate):
             breaker.began(now)
 
     def spoke(self, candidate: Candidate) -> None:
         """The first event has come."""
+        if not self._breakers:
+            return
         for breaker in self._of(candidate):
             if breaker.opened:
                 breaker.spoke()

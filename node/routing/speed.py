@@ -54,7 +54,8 @@ class Speed:
             measured.first_s += _WEIGHT * (first_s - measured.first_s)
             measured.per_event_s += _WEIGHT * (per_event - measured.per_event_s)
         measured.firsts.append(first_s)
-        measured.failed *= 1 - _WEIGHT
+        if measured.failed:
+            measured.failed *= 1 - _WEIGHT
         measured.at = now
 
     def failed(self, candidate: Candidate, now: float) -> None:
@@ -79,7 +80,7 @@ class Speed:
 
     def ranked(self, candidates: Sequence[Candidate], now: float, key: bytes | None) -> Sequence[Candidate]:
         """The candidates with each run of peers in order; key: that of an answer that can be kept. Others stay put."""
-        if sum(candidate.peer is not None for candidate in candidates) < 2:
+        if len(candidates) < 2 or sum(candidate.peer is not None for candidate in candidates) < 2:
             return candidates
         ranked: list[Candidate] = []
         run: list[Candidate] = []

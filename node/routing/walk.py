@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from ...providers.base import POLICY, ErrorKind, ProviderError
 from .candidate import Candidate
-from .health import Block, Health
+from .health import Block, Health, Place
 from .limits import RoutingLimits
 
 MAX_HOLDS = 8
@@ -58,7 +58,8 @@ class Walk:
         unfit: Callable[[Candidate], str | None] | None = None,
     ) -> None:
         self._fresh = list(candidates if allow_fallback else candidates[:1])
-        self._known = {candidate.place for candidate in self._fresh}
+        self._known: set[Place] | None = None
+        self._all = tuple(self._fresh)
         self._again: Step | None = None
         self._later: list[Step] = []
         self._health, self._limits = health, limits
@@ -155,6 +156,8 @@ class Walk:
         """
         if not self._allow_fallback:
             return False
+        if self._known is None:
+            self._known = {candidate.place for candidate in self._all}
         before = len(self._known)
         for candidate in candidates:
             if candidate.place not in self._known:
