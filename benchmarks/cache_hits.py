@@ -123,6 +123,7 @@ def a_kubo(folder: Path) -> Iterator[Kubo]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        cwd=folder,  # it writes a log where it stands
         text=True,
     )
     try:

@@ -87,6 +87,7 @@ async def a_kubo(directory: pathlib.Path) -> AsyncIterator[Kubo]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            cwd=directory,  # it writes a log of its own where it stands
         )
         try:
             kubo = Kubo(process, repository, port)
