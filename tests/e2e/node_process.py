@@ -17,18 +17,7 @@ SHOAL = str(Path(sys.executable).with_name("shoal"))
 RPC = ("--rpc", "127.0.0.1:0")
 
 
-VENDORS = (
-    "ANTHROPIC_",
-    "CLAUDE_",
-    "CODEX_",
-    "COPILOT_",
-    "GEMINI_",
-    "GH_",
-    "GITHUB_",
-    "GOOGLE_",
-    "OPENAI_",
-    "OPENROUTER_",
-)
+VENDORS = tuple(f"{v}_" for v in "ANTHROPIC CLAUDE CODEX COPILOT GEMINI GH GITHUB GOOGLE OPENAI OPENROUTER".split())
 
 
 def environment() -> dict[str, str]:
