@@ -17,7 +17,7 @@ SHOAL = str(Path(sys.executable).with_name("shoal"))
 RPC = ("--rpc", "127.0.0.1:0")
 
 
-VENDORS = tuple(f"{v}_" for v in "ANTHROPIC CLAUDE CODEX COPILOT GEMINI GH GITHUB GOOGLE OPENAI OPENROUTER".split())
+VENDORS = ("ANTHROPIC_", "CLAUDE_", "CODEX_", "COPILOT_", "GEMINI_", "GH_", "GITHUB_", "GOOGLE_", "OPENAI_", "OPENR")
 
 
 def environment() -> dict[str, str]:
