@@ -47,12 +47,8 @@ async def test_its_providers_answer_are_listed_and_tested_like_our_own(node: Nod
     assert parrot["choices"][0]["message"]["content"] == "polly!"
 
     reply = await in_thread(ask, node, "one two three", provider="echo", temperature=0, max_tokens=3)
-    assert reply.json()["choices"][0] | {"logprobs": None} == {
-        "index": 0,
-        "message": {"role": "assistant", "content": "ahoy one two "},
-        "finish_reason": "length",
-        "logprobs": None,
-    }
+    choice = reply.json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("ahoy one two ", "length")
     assert reply.json()["usage"]["completion_tokens"] == 3
     assert reply.headers["x-shoal-route"].endswith(";dropped=temperature")
     assert reply.json()["shoal"]["route"][0]["dropped"] == ["temperature"]

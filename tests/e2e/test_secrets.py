@@ -80,7 +80,7 @@ async def test_no_key_is_written_or_printed_anywhere(
     for name in ("filed", "pool", "said"):
         (keys / name).write_text(KEYS[name])
     monkeypatch.setenv("DESK_KEY", KEYS["desk"])
-    monkeypatch.setenv("OPENROUTER_API_KEY", KEYS["openrouter"])
+    monkeypatch.setenv("SHOAL_OPENROUTER_API_KEY", KEYS["openrouter"])
     data = tmp_path / "node"
     shown: dict[str, bytes] = {}
     node = await start(data, config=configuration(upstream, keys))
