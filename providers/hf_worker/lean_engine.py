@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .engine import Sequence
 from .llama import Interrupted, Llama, Segment
+from .packed import FEW_ROWS
 from .slot_memory import SlotMemory
 
 CHUNK_TOKENS = 256
@@ -23,8 +24,8 @@ CHUNK_TOKENS = 256
 CHUNK_S = 0.15
 """While others are decoding, a piece is made so small that they wait about this long, in seconds."""
 SMALLEST_CHUNK = 32
-DRAFT_TOKENS = 64
-"""Tokens of a draft checked at once."""
+DRAFT_TOKENS = FEW_ROWS - 1
+"""Tokens of a draft checked at once: so few that each is computed to the bit as if it came alone."""
 MOST_SLOTS = 32
 """Slots that are made; each takes address space for the longest sequence."""
 WORTH_COPYING = 16
@@ -114,8 +115,11 @@ class LeanEngine:
         pieces: list[tuple[_Row, list[int]]] = []
         for row in self._rows.values():
             if row.following is None and chunk > 0:
-                pieces.append((row, row.left[:chunk]))
-                chunk -= len(pieces[-1][1])
+                piece = row.left[:chunk]
+                if pieces and sum(len(each) for _, each in pieces) + len(piece) >= FEW_ROWS:
+                    break  # a short prompt is computed as it would be alone
+                pieces.append((row, piece))
+                chunk -= len(piece)
         if not pieces:
             return []
 

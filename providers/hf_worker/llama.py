@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .packed import Dense, Int4, Rescored, quantised, quantised_rows
+from .packed import FEW_ROWS, Dense, Int4, Rescored, quantised, quantised_rows
 
 FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 FAMILY["qwen3"] = "Qwen3ForCausalLM"
@@ -198,7 +198,9 @@ class Llama:
         cis = self._cis[where]
         x = self._embedding[tokens].float()
         rows = len(tokens)
-        masks = [_mask(segment) for segment in segments]
+        # Few rows go through the kernels row by row, so they get the same bits in any company; attention keeps to that.
+        single = rows < FEW_ROWS
+        masks = [None if single else _mask(segment) for segment in segments]
         attended = x.new_empty(rows, heads * width)
         for at, layer in enumerate(self._layers):
             check()
@@ -216,7 +218,13 @@ class Llama:
                 piece, end = y[first : first + count], start + count
                 memory[at, :, :, start:end] = piece[:, heads:].view(count, 2, groups, width).permute(1, 2, 0, 3)
                 keys, values = memory[at, :, :, :end].unsqueeze(1)
-                attended[first : first + count] = self._attend(piece[:, :heads], keys, values, mask)
+                if single:
+                    for row in range(count):
+                        known = start + row + 1
+                        one = piece[row : row + 1, :heads]
+                        attended[first + row] = self._attend(one, keys[:, :, :known], values[:, :, :known], None)[0]
+                else:
+                    attended[first : first + count] = self._attend(piece[:, :heads], keys, values, mask)
                 first += count
             x = x + layer.o(attended)
             y = layer.gu(self._normed(x, layer.mlp_norm))
