@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from . import addresses
+from .routing.routes import Target, option_faults
 from .swarm import rules
 from .swarm.rules import ShareRule
-from .routing.routes import Target, option_faults
 
 
 class ConfigError(Exception):

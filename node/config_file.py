@@ -21,8 +21,8 @@ from msgspec import Struct
 
 from . import config_env, paths
 from .config import SECTIONS, Config, ConfigError, faults, is_secret
-from .swarm.rules import ShareLimits, ShareRule
 from .routing.routes import Target
+from .swarm.rules import ShareLimits, ShareRule
 
 
 class Override(NamedTuple):

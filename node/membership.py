@@ -32,7 +32,8 @@ class Membership(Struct, frozen=True, kw_only=True):
     old_keys: those that the swarm had before, the last one first; what was stored under them stays readable here.
 
     chosen: whether the owner set `listen`; otherwise a port that is taken may be replaced by another.
-    opened: whether this listens beyond the machine because of an invite. owner, ticket: of a swarm with an owner. notes: what the owner should know, in lines.
+    opened: whether this listens beyond the machine because of an invite.
+    owner, ticket: of a swarm with an owner. notes: what the owner should know, in lines.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """The backend manager over real servers: `transformers serve`, another Shoal node, and the fake one beside them.
 
-    scripts/install_backends.sh && python -m pytest -m providers tests/providers_real/test_backends.py
+scripts/install_backends.sh && python -m pytest -m providers tests/providers_real/test_backends.py
 """
 
 from __future__ import annotations
