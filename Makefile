@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo run test lint bench swarm interop providers browser clients fuzz model clean chaos
+.PHONY: help setup model demo run test lint interop providers browser clients fuzz chaos swarm bench bench-local clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -33,7 +33,7 @@ lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 	@rm -rf build/lint $(VENV)/lib/python3*/site-packages/trio-stubs && $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target build/lint .
 	@MYPYPATH=build/lint $(VENV)/bin/mypy --strict -p shoal
 
-interop: $(READY) ## against other implementations: a real Kubo fetches an answer by its CID
+interop: $(READY) ## against other implementations: Kubo, Helia, js-ipfs and js-libp2p (needs npm)
 	@./tests/interop/install.sh
 	@$(PYTHON) -m pytest -q -m interop tests/interop tests/interop_js $(ARGS)
 
