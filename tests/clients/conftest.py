@@ -75,5 +75,5 @@ def python(script: str, node: NodeProcess, home: Path, **environ: str) -> Told:
     """Run a script with the clients' own Python; BASE is the node's address."""
     interpreter = CLIENTS / "venv/bin/python"
     if not interpreter.exists():
-        pytest.skip("run tests/clients/install.sh (make clients does)")
+        pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
     return run(interpreter, "-c", f"BASE = {node.rpc!r}\n{script}", home=home, **environ)

@@ -115,7 +115,7 @@ console.log(JSON.stringify([first.message.content, said, call.finish_reason, res
 
 def test_openais_package_for_node_js(node: NodeProcess, tmp_path: Path) -> None:
     if not (CLIENTS / "node_modules/openai").exists():
-        pytest.skip("run tests/clients/install.sh (make clients does)")
+        pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
     (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
     script = tmp_path / "ask.mjs"
     script.write_text(NODE_JS)
@@ -127,7 +127,7 @@ def test_openais_package_for_node_js(node: NodeProcess, tmp_path: Path) -> None:
 def test_the_llm_command(node: NodeProcess, tmp_path: Path) -> None:
     llm = CLIENTS / "venv/bin/llm"
     if not llm.exists():
-        pytest.skip("run tests/clients/install.sh (make clients does)")
+        pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
     models = [{"model_id": "echo", "model_name": "echo", "api_base": f"{node.rpc}/v1"}]
     (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models))  # JSON is YAML
     for how in ((), ("--no-stream",)):

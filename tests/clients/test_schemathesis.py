@@ -22,7 +22,7 @@ ENDLESS = ("/shoal/v1/events", "/shoal/v1/join")  # a stream without end; and th
 def test_nothing_that_schemathesis_tries_breaks_the_description(node: NodeProcess, tmp_path: Path) -> None:
     schemathesis = CLIENTS / "venv/bin/schemathesis"
     if not schemathesis.exists():
-        pytest.skip("run tests/clients/install.sh (make clients does)")
+        pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
     left_out = [part for path in ENDLESS for part in ("--exclude-path", path)]
     told = run(
         schemathesis,
@@ -38,7 +38,7 @@ def test_nothing_breaks_openais_own_description(node: NodeProcess, tmp_path: Pat
     """Statuses are left out: that description has none but 200. Its embeddings are, too: the fake upstream has none."""
     schemathesis = CLIENTS / "venv/bin/schemathesis"
     if not schemathesis.exists():
-        pytest.skip("run tests/clients/install.sh (make clients does)")
+        pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
     told = run(
         schemathesis,
         *("run", Path(__file__).with_name("openai_spec.json"), "--url", f"{node.rpc}/v1", "--max-examples", "25"),

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.clients
 
 def test_claude_code_answers_through_the_node(node: NodeProcess, tmp_path: Path) -> None:
     if not (TOOLS / "claude").exists():
-        pytest.skip("run scripts/install_providers.sh")
+        pytest.fail("not installed: run scripts/install_providers.sh")
     told = run(
         TOOLS / "claude",
         *("-p", "say hello there", "--output-format", "json"),
@@ -34,7 +34,7 @@ def test_claude_code_answers_through_the_node(node: NodeProcess, tmp_path: Path)
 
 def test_codex_answers_through_the_node(node: NodeProcess, tmp_path: Path) -> None:
     if not (TOOLS / "codex").exists():
-        pytest.skip("run scripts/install_providers.sh")
+        pytest.fail("not installed: run scripts/install_providers.sh")
     (tmp_path / "config.toml").write_text(
         'model = "echo"\nmodel_provider = "shoal"\n[model_providers.shoal]\nname = "shoal"\n'
         f'base_url = "{node.rpc}/v1"\nenv_key = "SHOAL_KEY"\nwire_api = "responses"\n'

@@ -29,11 +29,13 @@ PYTHON = Path(__file__).parents[2] / "build/backends/venv/bin/python"
 SERVE = "from transformers.cli.transformers import main; main()"
 ASK = GenerateRequest.of("What is the opposite of hot?", model="smollm2", max_tokens=12, temperature=0.0)
 
-pytestmark = [
-    pytest.mark.providers,
-    pytest.mark.model,
-    pytest.mark.skipif(not PYTHON.exists(), reason="run scripts/install_backends.sh"),
-]
+pytestmark = [pytest.mark.providers, pytest.mark.model]
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    if not PYTHON.exists():
+        pytest.fail("not installed: run scripts/install_backends.sh (make providers does)")
 
 
 class Serve:
