@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup model demo run test lint interop providers browser clients fuzz chaos swarm bench bench-local clean
+.PHONY: help setup model demo run test lint interop providers browser clients nat fuzz chaos swarm bench bench-local clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -25,7 +25,7 @@ run: $(READY)   ## run a node with your own configuration
 	@$(SHOAL) run
 
 test: $(READY) model ## unit, property, two-node and end-to-end tests
-	@$(PYTHON) -m pytest -q -m "not interop and not providers and not browser and not clients" $(ARGS)
+	@$(PYTHON) -m pytest -q -m "not interop and not providers and not browser and not clients and not nat" $(ARGS)
 
 lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -51,6 +51,9 @@ clients: $(READY) ## other programs' clients, Claude Code and Codex among them, 
 	@./tests/clients/install.sh
 	@./scripts/install_providers.sh
 	@$(PYTHON) -m pytest -q -m clients tests/clients $(ARGS)
+
+nat: $(READY)   ## real nodes behind NATs, in network namespaces: relays, punching, cut lines (needs root or user namespaces)
+	@./tests/nat/enter.sh $(PYTHON) -m pytest -q -m nat tests/nat $(ARGS)
 
 fuzz: $(READY)  ## a million random inputs for the HTTP parsers, and for all that reads a peer's bytes; ARGS="--count 1000 --seed 1"
 	@$(PYTHON) -m tests.protocols.http_fuzz $(ARGS)
