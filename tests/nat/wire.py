@@ -7,6 +7,7 @@ wire.py off IF            switch off the offloads of an interface: a frame must 
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import fcntl
 import selectors
@@ -26,10 +27,8 @@ def switch_offloads_off(interface: str) -> None:
     asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for command in OFFLOADS_OFF:
         value = ctypes.create_string_buffer(struct.pack("II", command, 0))
-        try:
+        with contextlib.suppress(OSError):  # an interface may lack one
             fcntl.ioctl(asking, SIOCETHTOOL, struct.pack("16sP", interface.encode(), ctypes.addressof(value)))
-        except OSError:
-            pass  # the interface has no such offload
 
 
 def switch(delay_s: float, interfaces: list[str]) -> None:
