@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
 
@@ -22,6 +22,7 @@ from .bitswap_message import Block, Message, Want, decode
 from .bitswap_peer import V1_1_0, V1_2_0, BitswapLimits, BlockSource, Counters, Peer
 from .errors import BlockNotFound, ProtocolViolation
 from .host import Host
+from .incoming import Incoming
 from .stream import P2pStream
 
 log = logging.getLogger("shoal.p2p.bitswap")
@@ -162,7 +163,7 @@ class Bitswap:
             return
         peer.streams += 1
         try:
-            incoming = _Incoming(stream, self._limits.message_s)
+            incoming = Incoming(stream, self._limits.message_s)
             while (message := await self._next_message(incoming, stream.remote)) is not None:
                 self._take(peer, message)
                 if message.wants:
@@ -174,7 +175,7 @@ class Bitswap:
         finally:
             peer.streams -= 1
 
-    async def _next_message(self, incoming: _Incoming, peer_id: PeerId) -> Message | None:
+    async def _next_message(self, incoming: Incoming, peer_id: PeerId) -> Message | None:
         while (size := await incoming.size()) is not None:
             if size > self._limits.message_bytes:
                 raise ProtocolViolation(f"a message of {size} bytes")
@@ -231,61 +232,3 @@ class Bitswap:
         for searches in self._searches.values():
             for search in searches:
                 search.say(peer_id, have=False)
-
-
-class _Incoming:
-    """Length-prefixed messages of a stream."""
-
-    def __init__(self, stream: P2pStream, limit_s: float) -> None:
-        self._stream = stream
-        self._limit_s = limit_s
-        self._buffer = bytearray()
-
-    async def size(self) -> int | None:
-        """The length of the next message; None at the end. Waits as long as the peer keeps the stream open."""
-        value = shift = 0
-        while True:
-            if not self._buffer:
-                data = await self._stream.read()
-                if not data and shift:
-                    raise ProtocolViolation("the stream ended in the middle of a message")
-                if not data:
-                    return None
-                self._buffer += data
-            byte = self._buffer.pop(0)
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 35:
-                raise ProtocolViolation("the length of a message is too long")
-
-    async def take(self, size: int) -> bytes:
-        with self._in_time():
-            while len(self._buffer) < size:
-                await self._more()
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return data
-
-    async def skip(self, size: int) -> None:
-        with self._in_time():
-            while size:
-                if not self._buffer:
-                    await self._more()
-                drop = min(size, len(self._buffer))
-                del self._buffer[:drop]
-                size -= drop
-
-    async def _more(self) -> None:
-        if not (data := await self._stream.read()):
-            raise ProtocolViolation("the stream ended in the middle of a message")
-        self._buffer += data
-
-    @contextlib.contextmanager
-    def _in_time(self) -> Iterator[None]:
-        try:
-            with trio.fail_after(self._limit_s):
-                yield
-        except trio.TooSlowError:
-            raise ProtocolViolation(f"a message took longer than {self._limit_s:g} s") from None

@@ -1,7 +1,6 @@
 """Bitswap 1.2.0 messages as bytes: pure, bounded, and tolerant of fields that it does not know.
 
-Format: https://specs.ipfs.tech/bitswap-protocol/ (protobuf `Message`, preceded by its length as a varint). Decoding is
-done here rather than by a protobuf library, because that one builds every entry before anyone can count them.
+Format: https://specs.ipfs.tech/bitswap-protocol/ (protobuf `Message`, preceded by its length as a varint).
 
     data = encode(Message(wants=(Want(cid, have=True),)))
     assert decode(data) == Message(wants=(Want(cid, have=True),))
@@ -9,18 +8,15 @@ done here rather than by a protobuf library, because that one builds every entry
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from msgspec import Struct
 
 from . import cids
 from .errors import ProtocolViolation
+from .protobuf import as_bytes, encode_varint, field, fields
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # boxo's network.MessageSizeMax
 MAX_BLOCK_BYTES = 2 * 1024 * 1024  # the specification's limit
 MAX_ENTRIES = 4096  # wants, presences and blocks of one message, each
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 
 class Want(Struct, frozen=True):
@@ -59,13 +55,13 @@ class Message(Struct, frozen=True):
 
 def encode(message: Message) -> bytes:
     """The message without its length prefix. The want list is always present: older Kubo crashes without one."""
-    wantlist = b"".join(_field(1, _encode_want(want)) for want in message.wants)
+    wantlist = b"".join(field(1, _encode_want(want)) for want in message.wants)
     if message.full:
         wantlist += b"\x10\x01"
-    parts = [_field(1, wantlist)]
-    parts += [_field(3, _field(1, block.prefix) + _field(2, block.data)) for block in message.blocks]
+    parts = [field(1, wantlist)]
+    parts += [field(3, field(1, block.prefix) + field(2, block.data)) for block in message.blocks]
     for presence in message.presences:
-        parts.append(_field(4, _field(1, presence.cid) + (b"" if presence.have else b"\x10\x01")))
+        parts.append(field(4, field(1, presence.cid) + (b"" if presence.have else b"\x10\x01")))
     return b"".join(parts)
 
 
@@ -75,17 +71,8 @@ def frame(message: Message) -> bytes:
     return encode_varint(len(data)) + data
 
 
-def encode_varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _encode_want(want: Want) -> bytes:
-    data = _field(1, want.cid) + b"\x10" + encode_varint(want.priority)
+    data = field(1, want.cid) + b"\x10" + encode_varint(want.priority)
     if want.cancel:
         data += b"\x18\x01"
     if want.have:
@@ -93,10 +80,6 @@ def _encode_want(want: Want) -> bytes:
     if want.dont_have:
         data += b"\x28\x01"
     return data
-
-
-def _field(number: int, data: bytes) -> bytes:
-    return bytes([number << 3 | _BYTES]) + encode_varint(len(data)) + data
 
 
 # -- decoding --------------------------------------------------------------------------------------------------------
@@ -115,9 +98,9 @@ def _decode(data: bytes) -> Message:
     blocks: list[Block] = []
     presences: list[Presence] = []
     full = False
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1 and isinstance(value, bytes):
-            for inner, entry in _fields(value):
+            for inner, entry in fields(value):
                 if inner == 1 and isinstance(entry, bytes):
                     wants.append(_decode_want(entry))
                 elif inner == 2:
@@ -126,10 +109,10 @@ def _decode(data: bytes) -> Message:
         elif number == 2 and isinstance(value, bytes):  # bitswap 1.0.0: the block of a CIDv0
             blocks.append(Block(cids.V0_PREFIX, value))
         elif number == 3 and isinstance(value, bytes):
-            parts = dict(_fields(value))
-            blocks.append(Block(_bytes(parts.get(1, b"")), _bytes(parts.get(2, b""))))
+            parts = dict(fields(value))
+            blocks.append(Block(as_bytes(parts.get(1, b"")), as_bytes(parts.get(2, b""))))
         elif number == 4 and isinstance(value, bytes):
-            parts = dict(_fields(value))
+            parts = dict(fields(value))
             presences.append(Presence(_cid(parts.get(1, b"")), have=not parts.get(2, 0)))
         _count(blocks)
         _count(presences)
@@ -137,7 +120,7 @@ def _decode(data: bytes) -> Message:
 
 
 def _decode_want(data: bytes) -> Want:
-    parts = dict(_fields(data))
+    parts = dict(fields(data))
     priority = parts.get(2, 0)
     return Want(
         _cid(parts.get(1, b"")),
@@ -153,47 +136,8 @@ def _count(entries: list[Want] | list[Block] | list[Presence]) -> None:
         raise ValueError(f"more than {MAX_ENTRIES} entries")
 
 
-def _bytes(value: int | bytes) -> bytes:
-    if not isinstance(value, bytes):
-        raise ValueError("a field has the wrong type")  # noqa: TRY004  # one error for all that is malformed
-    return value
-
-
 def _cid(value: int | bytes) -> bytes:
-    cid = _bytes(value)
+    cid = as_bytes(value)
     if not 0 < len(cid) <= 2 * cids.MAX_CID_BYTES:  # other hashes are longer, and only not ours to serve
         raise ValueError("a CID has an impossible length")
     return cid
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, its value) for every field of a protobuf message."""
-    position, end = 0, len(data)
-    while position < end:
-        tag, position = _varint_at(data, position)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, position = _varint_at(data, position)
-            yield number, value
-            continue
-        if kind == _BYTES:
-            size, position = _varint_at(data, position)
-        elif kind in (_FIXED32, _FIXED64):
-            size = 4 if kind == _FIXED32 else 8
-        else:
-            raise ValueError("an unknown wire type")
-        if size > end - position:
-            raise ValueError("a field is cut short")
-        yield number, data[position : position + size]
-        position += size
-
-
-def _varint_at(data: bytes, start: int) -> tuple[int, int]:
-    value = shift = 0
-    for position in range(start, min(start + 10, len(data))):
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, position + 1
-        shift += 7
-    raise ValueError("a varint is cut short or too long")
