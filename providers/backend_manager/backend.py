@@ -141,7 +141,7 @@ class Backend:
             if status != 200:
                 raise ProviderError(ErrorKind.UPSTREAM, f"its {path} answers HTTP {status}")
         # Where /models is all there is to ask, it must be asked now; what a server with more lists may be kept a while.
-        found = await (self.provider.renew() if self.kind == "openai" else self.provider.probe())
+        found = await (self.provider.probe() if self.kind in server_kinds.HEALTH else self.provider.renew())
         if self.kind == "ollama":
             found = await self._with_tags(found)
         if not found.ready:

@@ -2,7 +2,8 @@
 
 vLLM: /health, /version, /metrics (https://docs.vllm.ai/en/latest/usage/metrics.html); Ollama: /api/version, /api/tags
 (https://github.com/ollama/ollama/blob/main/docs/api.md); llama.cpp: /health, 503 while it loads, and /metrics with
---metrics (tools/server/README.md); any other: GET /models. All of these cost nothing.
+--metrics (tools/server/README.md); SGLang: /health, /get_server_info, and /metrics with --enable-metrics
+(docs.sglang.ai, native APIs and production metrics); any other, LM Studio among them: GET /models. All cost nothing.
 """
 
 from __future__ import annotations
@@ -13,16 +14,29 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-Kind = Literal["auto", "vllm", "ollama", "llama_cpp", "openai"]
+Kind = Literal["auto", "vllm", "ollama", "llama_cpp", "sglang", "lm_studio", "openai"]
 
-HEALTH: dict[str, str] = {"vllm": "/health", "llama_cpp": "/health", "ollama": "/api/version"}
+HEALTH: dict[str, str] = {"vllm": "/health", "llama_cpp": "/health", "sglang": "/health", "ollama": "/api/version"}
 """Kind -> the path, from the server's root, that answers 200 when it is well. Others are asked for their models."""
-METRICS: dict[str, str] = {"vllm": "/metrics", "llama_cpp": "/metrics"}
-VERSION: dict[str, str] = {"vllm": "/version", "ollama": "/api/version"}
+METRICS: dict[str, str] = {"vllm": "/metrics", "llama_cpp": "/metrics", "sglang": "/metrics"}
+VERSION: dict[str, str] = {
+    "vllm": "/version",
+    "ollama": "/api/version",
+    "llama_cpp": "/props",
+    "sglang": "/get_server_info",
+}
 TAGS = "/api/tags"
 
-_RUNNING = {"vllm": ("vllm:num_requests_running",), "llama_cpp": ("llamacpp:requests_processing",)}
-_WAITING = {"vllm": ("vllm:num_requests_waiting",), "llama_cpp": ("llamacpp:requests_deferred",)}
+_RUNNING = {
+    "vllm": ("vllm:num_requests_running",),
+    "llama_cpp": ("llamacpp:requests_processing",),
+    "sglang": ("sglang:num_running_reqs",),
+}
+_WAITING = {
+    "vllm": ("vllm:num_requests_waiting",),
+    "llama_cpp": ("llamacpp:requests_deferred",),
+    "sglang": ("sglang:num_queue_reqs",),
+}
 
 
 class Busy(Struct, frozen=True):
@@ -52,21 +66,23 @@ def kind_of(models: bytes) -> Kind | None:
         owners = {model.owned_by for model in msgspec.json.decode(models, type=_Models).data or ()}
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    if "vllm" in owners:
-        return "vllm"
-    return "llama_cpp" if "llamacpp" in owners else None
+    kinds: dict[str, Kind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama_cpp"}
+    return next((kind for owner, kind in kinds.items() if owner in owners), None)
 
 
 class _Version(Struct):
-    version: str
+    version: str = ""
+    build_info: str = ""
+    """llama.cpp's name for it."""
 
 
 def version_of(body: bytes) -> str | None:
     """The version in `{"version": "0.12.1"}`; None when it is something else."""
     try:
-        version = msgspec.json.decode(body, type=_Version).version
+        told = msgspec.json.decode(body, type=_Version)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    version = told.version or told.build_info
     return version if 0 < len(version) <= 40 and version.isprintable() else None
 
 
