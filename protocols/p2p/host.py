@@ -16,7 +16,8 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -25,7 +26,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from ..peer_id import Identity, PeerId
-from . import addresses, negotiation, remedies
+from . import addresses, negotiation, remedies, sockets
 from .errors import DialFailed, ListenFailed, NotConnected, StreamLost
 from .limits import HostLimits
 from .network import Network, build
@@ -35,6 +36,7 @@ log = logging.getLogger("shoal.p2p")
 
 Handler = Callable[[P2pStream], Awaitable[None]]
 PeerCallback = Callable[[PeerId], None]
+ConnectionCallback = Callable[[PeerId, Any], None]
 
 CUT_AFTER_S = 0.5  # a peer that does not take our GO_AWAY in that time has its socket closed
 
@@ -63,6 +65,8 @@ class Host:
         self._handlers: dict[str, Handler] = {}
         self._on_connect: list[PeerCallback] = []
         self._on_disconnect: list[PeerCallback] = []
+        self._on_connection: list[ConnectionCallback] = []
+        self.external: tuple[tuple[str, int], ...] = ()  # (IP, port) where others were shown to reach this host
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._barred: set[PeerId] = set()
         self._known: set[PeerId] = set()  # of whom on_connect was told and on_disconnect not yet
@@ -120,7 +124,13 @@ class Host:
 
     def addresses(self) -> list[str]:
         """Where others can dial this host, each with /p2p/ID; never a wildcard. Empty when it does not listen."""
-        return [f"{addresses.to_text(*pair)}/p2p/{self.peer_id}" for pair in self._concrete()]
+        return [f"{addresses.to_text(*pair)}/p2p/{self.peer_id}" for pair in self._told()]
+
+    def listening(self) -> list[tuple[str, int]]:
+        """(IP address, port) of each listener as it was bound, a wildcard as such."""
+        if self._libp2p is None:
+            return []
+        return [addresses.host_port(found) for found in self._libp2p.get_transport_addrs()]
 
     async def listen(self, address: str) -> list[str]:
         """Opens one more listener; gives what it adds to `addresses()`. ListenFailed with the reason."""
@@ -135,14 +145,12 @@ class Host:
                 raise ListenFailed(address, "the address cannot be bound")
         return [found for found in self.addresses() if found not in before]
 
-    def _concrete(self) -> list[tuple[str, int]]:
-        if self._libp2p is None:
-            return []
-        listening = [addresses.host_port(found) for found in self._libp2p.get_transport_addrs()]
-        return addresses.concrete(listening)
+    def _told(self) -> list[tuple[str, int]]:
+        listening = self.listening()
+        return list(dict.fromkeys([*self.external, *addresses.concrete(listening)])) if listening else []
 
     def _advertised(self, candidates: list[Any]) -> list[Any]:
-        return [Multiaddr(addresses.to_text(*pair)) for pair in self._concrete()]
+        return [Multiaddr(addresses.to_text(*pair)) for pair in self._told()]
 
     # -- peers ---------------------------------------------------------------------------------------------------
 
@@ -162,6 +170,27 @@ class Host:
     def on_disconnect(self, callback: PeerCallback) -> None:
         """`callback(peer)` as soon as the last connection with a peer is gone."""
         self._on_disconnect.append(callback)
+
+    def on_connection(self, callback: ConnectionCallback) -> None:
+        """`callback(peer, connection)` for every connection that stands, a second or a relayed one, too."""
+        self._on_connection.append(callback)
+
+    @property
+    def network(self) -> Network:
+        """For the protocols of this folder. RuntimeError when the host is not running."""
+        return self._running()
+
+    def connections(self, peer_id: PeerId, *, relayed: bool | None = None) -> list[Any]:
+        """The live connections with a peer, the newest first: all, those through a relay, or those without."""
+        live = self._live(_id(peer_id)) if self._network is not None else []
+        live.sort(key=lambda conn: -conn._created_at)  # an older one may be a dead line not yet noticed
+        return [conn for conn in live if relayed is None or sockets.is_direct(conn.muxed_conn) != relayed]
+
+    def via(self, peer_id: PeerId) -> str:
+        """How a stream to the peer would go: "direct", "relayed", or "" when there is no connection."""
+        if self.connections(peer_id, relayed=False):
+            return "direct"
+        return "relayed" if self.connections(peer_id) else ""
 
     async def connect(self, peer_id: PeerId, addrs: Sequence[str]) -> None:
         """Sees to it that a live connection with the peer exists; returns at once when one does.
@@ -248,6 +277,7 @@ class Host:
             if peer_id not in self._known:
                 self._known.add(peer_id)
                 self._call(self._on_connect, peer_id)
+            self._call([partial(told, connection=connection) for told in self._on_connection], peer_id)
 
     async def _watch(self, connection: Any, peer_id: PeerId) -> None:
         await connection.muxed_conn.event_shutting_down.wait()
@@ -255,7 +285,7 @@ class Host:
             self._known.discard(peer_id)
             self._call(self._on_disconnect, peer_id)
 
-    def _call(self, callbacks: list[PeerCallback], peer_id: PeerId) -> None:
+    def _call(self, callbacks: Iterable[PeerCallback], peer_id: PeerId) -> None:
         for callback in callbacks:
             try:
                 callback(peer_id)
@@ -320,16 +350,22 @@ class Host:
 
         return guarded
 
-    async def open_stream(self, peer_id: PeerId, protocol: str, *, deadline_s: float | None = None) -> P2pStream:
+    async def open_stream(
+        self, peer_id: PeerId, protocol: str, *, deadline_s: float | None = None, relayed: bool | None = None
+    ) -> P2pStream:
         """A new stream for `protocol` on a live connection; whoever calls this closes it.
 
+        relayed: only through a relay, or only without one; None: without one if there is such a connection.
         NotConnected, ProtocolRefused, or StreamLost when no answer comes in time. Cancelled, it leaves nothing.
         """
         deadline_s = self.limits.negotiation_s if deadline_s is None else deadline_s
-        live = self._live(_id(peer_id))
+        if relayed is None:
+            live = self.connections(peer_id, relayed=False) or self.connections(peer_id)
+        else:
+            live = self.connections(peer_id, relayed=relayed)
         if not live:
             raise NotConnected(f"there is no connection to {peer_id}")
-        connection = max(live, key=lambda conn: conn._created_at)  # an older one may be a dead line not yet noticed
+        connection = live[0]
         if len(connection.muxed_conn.streams) >= self.limits.streams_per_connection:
             raise StreamLost(f"{self.limits.streams_per_connection} streams with {peer_id} are open already")
         stream = None

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import trio
@@ -30,9 +31,12 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 
+from . import sockets
 from .limits import HostLimits
 
 log = logging.getLogger("shoal.p2p")
+
+_came_in: ContextVar[bool] = ContextVar("came_in", default=False)  # the task serves what a listener has accepted
 
 
 class Network(Swarm):  # type: ignore[misc]
@@ -43,6 +47,8 @@ class Network(Swarm):  # type: ignore[misc]
         self._limits = limits
         self._inbound: Counter[str] = Counter()
         self._handshakes: Counter[str] = Counter()
+        self._awaited: dict[Any, trio.Event] = {}  # by peer: set when it has come in through a listener
+        self._watch_handshakes()
         self.refused = 0  # inbound connections closed because a limit was reached
         self.admitting = True
 
@@ -59,6 +65,7 @@ class Network(Swarm):  # type: ignore[misc]
     async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Any) -> None:
         # 0.8.1 parks this task, and the slot of its inbound limiter, until the whole swarm ends: after as many
         # connections as it has slots the node would accept nobody (test_p2p_host: restarts of a peer leak nothing).
+        _came_in.set(True)
         remote = read_write_closer.get_remote_address()
         address = remote[0] if remote else "?"
         try:
@@ -91,6 +98,28 @@ class Network(Swarm):  # type: ignore[misc]
         counts[address] -= 1
         if counts[address] <= 0:
             del counts[address]
+
+    def _watch_handshakes(self) -> None:
+        secure = self.upgrader.upgrade_security
+
+        async def watched(raw: Any, is_initiator: bool, peer_id: Any = None) -> Any:
+            secured = await secure(raw, is_initiator, peer_id)
+            # The tasks of a connection inherit the mark, so a circuit through a relay has it, too.
+            came_in = _came_in.get() and not is_initiator and sockets.is_direct(raw)
+            if came_in and (event := self._awaited.get(secured.get_remote_peer())):
+                event.set()
+            return secured
+
+        self.upgrader.upgrade_security = watched
+
+    @contextlib.contextmanager
+    def awaiting(self, peer: Any) -> Iterator[trio.Event]:
+        """The event is set when that peer, proved by its handshake, comes in through one of this node's listeners."""
+        event = self._awaited.setdefault(peer, trio.Event())
+        try:
+            yield event
+        finally:
+            self._awaited.pop(peer, None)
 
     async def dial_one(self, address: Any, peer: Any) -> Any:
         """A connection to `peer` by this very address. SwarmException says why not."""

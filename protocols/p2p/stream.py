@@ -17,6 +17,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE, MAX_MESSAGE_SIZE, TYPE_DATA, YAMUX_HEADER_FORMAT
 
 from ..peer_id import PeerId
+from . import sockets
 from .errors import StreamLost
 from .remedies import SEND_LIMIT_S, Lock
 
@@ -54,6 +55,16 @@ class P2pStream:
 
     def __repr__(self) -> str:
         return f"<P2pStream {self.protocol} with {self.remote[-6:]}>"
+
+    @property
+    def relayed(self) -> bool:
+        """Whether its connection runs through a relay."""
+        return not sockets.is_direct(self._conn)
+
+    @property
+    def endpoint(self) -> sockets.Endpoint | None:
+        """Both ends of its connection; None for one through a relay."""
+        return sockets.endpoint(self._conn)
 
     async def read(self, n: int = 65536) -> bytes:
         """1 to `n` bytes; b"" when the peer closed its side. StreamLost when the stream was cut.
