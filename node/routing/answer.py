@@ -31,13 +31,15 @@ CLEANUP_S = 2.0
 class Answer:
     """An async context manager and iterator. Entering it looks into the cache and starts or joins the generation.
 
+    flight: the one to read, where that is settled already.
+
     provider, model, peer, cache and route are settled with the first event (`await answer.more()` or the iterator);
     response_cid with the end. Both ways to read raise NoAnswer, and give nothing twice.
     """
 
-    def __init__(self, router: Router, ask: Ask) -> None:
+    def __init__(self, router: Router, ask: Ask, flight: Flight | None = None) -> None:
         self._router, self._ask = router, ask
-        self._flight: Flight | None = None
+        self._flight = flight
         self._next = 0
         self._pending: list[Event] = []
         self._started = 0.0
@@ -45,6 +47,9 @@ class Answer:
 
     async def __aenter__(self) -> Answer:
         self._started = trio.current_time()
+        if self._flight is not None:
+            self._router._board(self._flight, self._ask)
+            return self
         try:
             self._flight = await self._router._join(self._ask)
         except NoAnswer as error:

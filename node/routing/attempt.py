@@ -21,7 +21,7 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
     outcome: ANSWERED, SKIPPED (not asked, `reason` says why), LOST, or the ErrorKind of the failure. ms: milliseconds
     from the start of the attempt to its end; first_token_ms: to its first event, None when there was none. dropped: the
     options of the request that the provider could not honour and left out. way: how it went on from what an earlier
-    attempt had said ("prefix", "replay", "restart"); empty when it began.
+    attempt had said ("prefix", "replay", "restart"), or "join" for a generation of another node; empty when it began.
     """
 
     provider: str

@@ -21,7 +21,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
     name: what headers and routes show. model: None leaves it to the provider. peer: set when another node answers.
     context_length: tokens, where known. continues: it takes a prefix. asks: the request that a route makes of the
-    caller's for this candidate.
+    caller's for this candidate. joins: it is a generation that somebody else has begun, told from its beginning.
     """
 
     provider: Provider
@@ -31,6 +31,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     context_length: int | None = None
     continues: bool = False
     asks: GenerateRequest | None = None
+    joins: bool = False
 
     def open(
         self, request: GenerateRequest, ask: Ask, *, deadline_s: float

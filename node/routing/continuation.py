@@ -84,8 +84,11 @@ class Continuation:
         """Whether the caller has a part of the answer itself, so that a new attempt must go on from there."""
         return self.said.texted or self.said.tools
 
-    def plan(self, *, continues: bool, model: str | None) -> Plan | str:
-        """What an attempt with `model` at a provider that `continues` a prefix would do; a str says why it cannot."""
+    def plan(self, *, continues: bool, model: str | None, joins: bool = False) -> Plan | str:
+        """What an attempt with `model` at a provider that `continues` a prefix would do; a str says why it cannot.
+
+        joins: it is a generation of the same request that is under way elsewhere, told from its beginning.
+        """
         request, said = self._request, self.said
         if not request.prefix and not said.said:
             return _FRESH
@@ -94,6 +97,8 @@ class Continuation:
         so_far = request.prefix + said.text
         if not so_far:
             return Plan(Way.RESTART)
+        if joins:
+            return Plan(Way.REPLAY, skip=so_far)
         structured = (request.response_format or {}).get("type", "text") != "text"
         if continues and not structured:
             return Plan(Way.PREFIX, prefix=so_far)

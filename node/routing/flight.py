@@ -31,6 +31,7 @@ class Flight:
         self.events: list[Event] = []
         self.ended = False
         self.public = False  # whether its answer may be given to other nodes
+        self.astray = False  # whether it has turned to another model than its key names
         self.failure: NoAnswer | None = None
         self.readers = 0
         self.left = trio.Event()  # the writer has gone

@@ -25,6 +25,7 @@ from .limits import RoutingLimits
 from .no_answer import NoAnswer
 from .recording import Found, Recorder
 from .speed import Speed
+from .together import Part
 from .walk import Step, Walk, nothing_said
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ AFTER_FINISH_S = 1.0
 
 LOOK_AGAIN_S = 0.05
 """Seconds between two looks for peers that have come up."""
+
+_SILENT = frozenset({ErrorKind.FIRST_TOKEN_TIMEOUT, ErrorKind.IDLE_TIMEOUT})
 
 _FINAL = frozenset({ErrorKind.CONTENT_FILTER, ErrorKind.DEADLINE, ErrorKind.CANCELLED})
 """Kinds that stay what they are when text was sent before: nobody else could go on from there."""
@@ -47,7 +50,10 @@ LookUp = Callable[[], Awaitable[Found | None]]
 
 
 class Generation:
-    """Fills one flight. `look_up`, when given, asks beyond this machine and may win over the first attempt."""
+    """Fills one flight. `look_up`, when given, asks beyond this machine and may win over the first attempt.
+
+    part: its part among the generations of other nodes, where there are any.
+    """
 
     def __init__(
         self,
@@ -61,11 +67,12 @@ class Generation:
         limits: RoutingLimits,
         recorder: Recorder | None,
         look_up: LookUp | None,
+        part: Part | None = None,
     ) -> None:
         self._flight, self._ask = flight, ask
         self._source, self._health, self._alarms, self._limits = source, health, alarms, limits
         self._speed = speed
-        self._recorder, self._look_up = recorder, look_up
+        self._recorder, self._look_up, self._part = recorder, look_up, part
         self._answer_so_far = Continuation(ask.request)
         self._walk_scope = trio.CancelScope()
         self._look_up_scope = trio.CancelScope()
@@ -123,6 +130,11 @@ class Generation:
                 if lost is not None and await self._regrouped(walk):
                     continue
                 break
+            if self._part is not None and step.candidate.peer is None and (leader := await self._part.follow()):
+                if await self._joined(leader, walk):
+                    return
+                walk.once_more(step.candidate)
+                continue
             before = len(self._flight.events)
             duel = self._duel(step, walk) if self._limits.hedge else None
             error = await self._attempt(step, duel)
@@ -143,6 +155,15 @@ class Generation:
                 walk.offer(self._candidates(), prefer=self._answer_so_far.model)
         last = walk.error or ProviderError(ErrorKind.UNAVAILABLE, "No provider could be asked.")
         await self._give_up(NoAnswer.after(last, self._flight.route))
+
+    async def _joined(self, leader: Candidate, walk: Walk) -> bool:
+        """Follow a generation of somebody else; whether the flight has ended with it."""
+        if self._health.blocked(leader, trio.current_time()) is not None:
+            return False
+        error = await self._attempt(Step(leader, trio.current_time()))
+        if error is not None and self._answer_so_far.begun:
+            walk.offer(self._candidates(), prefer=self._answer_so_far.model)
+        return error is None
 
     async def _give_up(self, failure: NoAnswer) -> None:
         """Fails the flight, but not before a look-up that still runs has had its say: the time is set aside for it."""
@@ -186,7 +207,7 @@ class Generation:
 
     def _plan(self, candidate: Candidate) -> Plan | str:
         continues = candidate.continues and not self._health.rejects_prefix(candidate)
-        return self._answer_so_far.plan(continues=continues, model=candidate.model)
+        return self._answer_so_far.plan(continues=continues, model=candidate.model, joins=candidate.joins)
 
     def _unfit(self, candidate: Candidate) -> str | None:
         """Why this candidate cannot go on from where the answer stands."""
@@ -216,8 +237,10 @@ class Generation:
         if isinstance(plan, str):  # a walk does not step onto one that does not fit
             return ProviderError(ErrorKind.UNAVAILABLE, f"{candidate.name} cannot take this: {plan}")
         attempt = attempt_at(candidate)
-        if plan.way is not Way.FRESH:
-            attempt.way = str(plan.way)
+        if plan.way is not Way.FRESH or candidate.joins:
+            attempt.way = "join" if candidate.joins else str(plan.way)
+        if candidate.asks is not None and candidate.asks != self._ask.request:
+            flight.astray = True
         said = whole.said
         start, before = trio.current_time(), len(flight.events)
         self._health.began(candidate, start)
@@ -249,14 +272,16 @@ class Generation:
             whole.broke_off(events_of_it + (splice.skipped if splice is not None else 0))
             error = self._as_seen(candidate, error, plan.way, added=events_of_it > 0)
             attempt.outcome, attempt.reason = str(error.kind), error.message
-            if not isinstance(error, Diverged):
+            if candidate.joins and error.kind not in _SILENT:
+                self._health.let_go(candidate)  # what failed is the provider over there; who is lost is so anyway
+            elif not isinstance(error, Diverged):
                 now = trio.current_time()
                 self._health.failed(candidate, error, now)
                 if POLICY[error.kind].breaker:
                     self._speed.failed(candidate, now)
             return error
         self._health.answered(candidate)
-        if plan.way is Way.FRESH and attempt.first_token_ms is not None:
+        if plan.way is Way.FRESH and not candidate.joins and attempt.first_token_ms is not None:
             first_s, took_s, now = attempt.first_token_ms / 1000, attempt.ms / 1000, trio.current_time()
             self._speed.answered(candidate, first_s, len(flight.events) - before, took_s, now)
         attempt.outcome = ANSWERED
@@ -271,6 +296,8 @@ class Generation:
             return _PrefixRejected(f"{candidate.name} does not take the text so far")
         if isinstance(error, Diverged):
             return Diverged(f"{candidate.name} cannot go on with it: {error.message}")
+        if candidate.joins and not added and error.kind not in _SILENT:
+            return ProviderError(ErrorKind.UNAVAILABLE, f"joining {candidate.name}: {error.message}")
         if added and error.kind not in _FINAL:
             return ProviderError(ErrorKind.INTERRUPTED, f"{candidate.name} broke off: {error.message}")
         if error.kind is ErrorKind.INTERRUPTED:
@@ -289,14 +316,15 @@ class Generation:
         """Moves a provider's events into the flight under the attempt's limits; gives the stream for its result."""
         ask, flight, said = self._ask, self._flight, self._answer_so_far.said
         limit = trio.CancelScope()
-        watch = self._alarms.watch(min(start + ask.first_token_s, flight.deadline), limit.cancel)
+        first_s = min(ask.first_token_s, self._limits.join_first_s) if candidate.joins else ask.first_token_s
+        watch = self._alarms.watch(min(start + first_s, flight.deadline), limit.cancel)
         error: ProviderError | None = None
         events: object = None
 
         def later(deadline: float) -> None:
             # A reader with more time has joined. Until the first event the attempt's own limit may be what counts.
             if attempt.first_token_ms is None:
-                watch.set(min(start + ask.first_token_s, deadline))
+                watch.set(min(start + first_s, deadline))
 
         flight.when_deadline_moves(later)
         try:
@@ -388,7 +416,9 @@ class Generation:
         dropped = flight.route[-1].dropped or _options(result)
         flight.route[-1].dropped = dropped
         # Kept under the request's key, an answer made without some of its options would pass for one made with them.
-        if self._recorder is not None and not dropped and not whole.pieced:
+        if (joined := getattr(events, "flight", None)) is not None:
+            flight.record, flight.response_cid = joined.record, joined.response_cid
+        elif self._recorder is not None and not dropped and not whole.pieced:
             hit = self._recorder.record(self._ask, candidate, said, flight.model, result)
             if hit is not None:
                 flight.record, flight.response_cid = hit.record, hit.cid_text

@@ -35,6 +35,12 @@ class RoutingLimits(Struct, frozen=True, kw_only=True):
     """Seconds for a look-up in the caches of other nodes, beside the first attempt; 0: none."""
     swarm_head_start_s: float = 0.0
     """Seconds that such a look-up may hold the first attempt back."""
+    join_wait_s: float = 0.25
+    """Seconds for asking who else in the swarm generates an answer that can be kept; 0: nobody is asked or told."""
+    join_near_s: float = 0.05
+    """Owners of keys whose last answers all took longer (seconds) are asked once a minute only."""
+    join_first_s: float = 15.0
+    """Seconds that a generation which was joined may be silent before it says anything."""
     max_in_flight: int = 1024
     """Generations at once; one more is refused with a hint to come back."""
     read_ahead_events: int = 4096

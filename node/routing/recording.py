@@ -17,7 +17,7 @@ from msgspec import Struct, UnsetType
 
 from ...cache.key import Key, Mode
 from ...cache.record import Record, RecordError, RecordRefused, SignedRecord, events, sign
-from ...protocols.peer_id import Identity
+from ...protocols.peer_id import Identity, PeerId
 from ...providers.base import Event, GenerateRequest
 from .ask import Ask
 from .candidate import Candidate
@@ -56,6 +56,14 @@ class Cache(Protocol):
 
     def remember(self, signed: SignedRecord, /, *, public: bool | None = None, ipfs: bool | None = None) -> Hit:
         """public: whether peers may have it. ipfs: whether the IPFS daemon gets it. None: the node's rules."""
+        ...
+
+    def trusts(self, node: PeerId) -> bool:
+        """Whether an answer of that node may be used."""
+        ...
+
+    async def public_answer(self, request: bytes) -> SignedRecord | None:
+        """The answer to a request by its name in bytes, when other nodes may have it."""
         ...
 
     def linked_content(self, block: bytes) -> bytes | None:

@@ -35,11 +35,13 @@ from .candidate import CandidateSource
 from .flight import Flight, Flights, stopped
 from .generation import Generation, take_found, without_text
 from .health import Health
+from .joined import JoinedAnswer
 from .limits import RoutingLimits
 from .no_answer import NoAnswer
 from .recording import Cache, Found, Recorder
 from .shares import Shares
 from .speed import Speed
+from .together import Others, Part, Together
 from .watcher import Watcher
 
 _log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class Router:
     """Answers requests. One for a node; `running` owns the generations, `answer` is what callers use.
 
     source: who can answer. cache, signer: without a cache nothing is looked up or stored. beyond: other nodes' caches.
+    others: the nodes with which answers under way are shared.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Router:
         signer: Identity | None = None,
         *,
         limits: RoutingLimits | None = None,
+        others: Others | None = None,
         on_record: Callable[[SignedRecord], None] | None = None,
     ) -> None:
         self.limits = limits or RoutingLimits()
@@ -111,6 +115,9 @@ class Router:
             self.recorder = Recorder(cache, signer, on_record=on_record)
         self._source, self._cache, self._beyond = source, cache, beyond
         self._me = signer.peer_id if signer is not None else None
+        self.together: Together | None = None
+        if others is not None and cache is not None and self._me is not None and self.limits.join_wait_s > 0:
+            self.together = Together(self._me, others, self.limits, cache.trusts)
         self._nursery: trio.Nursery | None = None
 
     @contextlib.asynccontextmanager
@@ -187,6 +194,30 @@ class Router:
             caller=peer,
         )
         return Answer(self, ask)
+
+    @contextlib.asynccontextmanager
+    async def joined_by_peer(self, cid: bytes, peer: PeerId, deadline_s: float) -> AsyncGenerator[Answer]:
+        """What this node generates under that key, or has just generated, for a peer that joins.
+
+        Raises NoAnswer when there is nothing that the peer may have.
+        """
+        deadline = trio.current_time() + min(deadline_s, self.limits.deadline_s)
+        part = await self.together.led(cid) if self.together is not None else None
+        if part is not None:
+            flight, of = part.flight, part.ask
+            ask = Ask(request=of.request, deadline=deadline, caller=peer, asked=of.asked, key=of.key)
+        else:
+            signed = await self._cache.public_answer(cid) if self._cache is not None else None
+            if signed is None:
+                raise NoAnswer(ErrorKind.UNAVAILABLE, "There is no such answer under way here.", code="not_under_way")
+            record = signed.record
+            flight = self._landed(
+                Found(record.provider, record.model, record.node, cid_text(signed.cid), "memory", record)
+            )
+            request = GenerateRequest(messages=(), model=record.model)
+            ask = Ask(request=request, deadline=deadline, caller=peer, asked=request, key=None)
+        async with JoinedAnswer(self, ask, flight) as answer:
+            yield answer
 
     # -- an Answer's way in and out ----------------------------------------------------------------------------
 
@@ -307,6 +338,7 @@ class Router:
         beside = ask.from_here and not ask.cache_control.fresh and self.limits.swarm_wait_s > 0
         if key is not None and self._beyond is not None and beside:
             look_up = functools.partial(self._find_beyond, key, ask.request)
+        part = self._part(flight, ask, key) if self.together is not None and shared is not None else None
         generation = Generation(
             flight,
             ask,
@@ -317,6 +349,7 @@ class Router:
             limits=self.limits,
             recorder=self.recorder,
             look_up=look_up,
+            part=part,
         )
         try:
             with flight.scope:
@@ -329,9 +362,20 @@ class Router:
         finally:
             flight.fail(stopped())
             flight.left.set()
+            if part is not None:
+                part.over()
             self._shares.give_back(ask.caller)
             if shared is not None:
                 self.flights.remove(shared, flight)
+
+    def _part(self, flight: Flight, ask: Ask, key: Key | None) -> Part | None:
+        """Its part among the generations of other nodes: one whose answer may be published, and by nobody's pin."""
+        publish = ask.cache_control.publish
+        public = publish != "none" if publish is not None else getattr(self._cache, "publish", False)
+        pinned = ask.request.provider is not None or not ask.allow_fallback
+        if self.together is None or key is None or not public or pinned:
+            return None
+        return self.together.part(key.cid, flight, ask)
 
     async def _find_beyond(self, key: Key, request: GenerateRequest) -> Found | None:
         """The first block from another node that verifies as an answer to `key`."""
