@@ -54,6 +54,10 @@ def canonical_bytes(request: GenerateRequest) -> bytes:
     CanonicalError when a value has no dag-cbor form.
     """
     form: dict[str, Any] = {"v": VERSION, "messages": [_message(m) for m in request.messages]}
+    if request.embed is not None:
+        form["embed"] = {"inputs": [list(each) if isinstance(each, tuple) else each for each in request.embed.inputs]}
+        if request.embed.dimensions is not None:
+            form["embed"]["dimensions"] = request.embed.dimensions
     if request.model is not None:
         form["model"] = request.model
     if request.provider is not None:

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from ..protocols.peer_id import PeerId
 from ..providers.base import Event, GenerateRequest
+from ..providers.embedding import vectors_of
 from .canonical import CanonicalError, why_not_cacheable
 from .derived import Derived, derived_of
 from .key import Key, check_mode, request_key
@@ -239,12 +240,12 @@ class AnswerCache:
     ) -> Hit:
         """Verify a record from outside, and take it. extra: the raw block it links, if it links one.
 
-        request: also refuse another model's answer when the request pins one.
+        request: also refuse another model's answer when it pins one, and what is no vectors when it asks for those.
         RecordRefused, and counted under its reason, when it does not hold.
         """
         try:
             record = verify(block, None, key.cid, extra=extra, max_age_s=self._ttl_s, trusted=self.trusts)
-            _check_model(record, request)
+            _check_answer(record, request)
         except RecordRefused as refused:
             self._refused[refused.reason] += 1
             raise
@@ -267,7 +268,7 @@ class AnswerCache:
         """
         try:
             signed = rebuild(meta, content, None, key.cid, max_age_s=self._ttl_s, trusted=self.trusts)
-            _check_model(signed.record, request)
+            _check_answer(signed.record, request)
         except RecordRefused as refused:
             self._refused[refused.reason] += 1
             raise
@@ -402,6 +403,14 @@ class AnswerCache:
             await trio.sleep(EXPIRY_INTERVAL_S)
 
 
-def _check_model(record: Record, request: GenerateRequest | None) -> None:
-    if request is not None and request.model is not None and record.model != request.model:
+def _check_answer(record: Record, request: GenerateRequest | None) -> None:
+    """What the request itself says of a record that answers it: the model, and vectors where those were asked for."""
+    if request is None:
+        return
+    if request.model is not None and record.model != request.model:
         raise RecordRefused("model", "the record is another model's answer than the one that the request pins")
+    if request.embed is not None:
+        try:
+            vectors_of(record.content, len(request.embed.inputs))
+        except ValueError as error:
+            raise RecordRefused("content", f"embeddings were asked for: {error}") from None

@@ -26,6 +26,7 @@ from ..cache.store import Store
 from ..cache.tiers import AnswerCache
 from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import GenerateRequest
+from ..providers.embedding import able
 from . import paths, state
 from .config_file import Loaded
 from .front import Front, open_front
@@ -38,7 +39,7 @@ from .routing.router import Router
 from .routing.routes import Routes
 from .rpc.app import Rpc
 from .rpc.metrics_otlp import Otlp
-from .swarm.advert import AdvertContent, Load, OfferedModel, SharedProvider
+from .swarm.advert import AdvertContent, Load, OfferedModel, SharedProvider, offered
 from .swarm.invite import Invite
 from .swarm.rules import SUBSCRIPTION_NOTE, SUBSCRIPTIONS
 from .swarm.serving import PeersAnswer
@@ -321,9 +322,10 @@ class Life:
         registry, models, providers = self.daemon.registry, list[OfferedModel](), list[SharedProvider]()
         for name, status in self.source.statuses.items():
             if status.ready and name in registry.shared and self.sharing.lends(name):
-                models += [OfferedModel(name, model) for model in status.models if self.sharing.lends(name, model.name)]
-                most = registry.settings[name].max_concurrent
-                providers.append(SharedProvider(name, status.any_model, status.default_model, most))
+                embeds, most = able(registry.providers[name]) is not None, registry.settings[name].max_concurrent
+                lent = [model for model in status.models if self.sharing.lends(name, model.name)]
+                models += [offered(name, model, embeds=embeds) for model in lent]
+                providers.append(SharedProvider(name, status.any_model, status.default_model, most, embeds))
         return AdvertContent(
             models=tuple(models),
             providers=tuple(providers),

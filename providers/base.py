@@ -15,9 +15,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -69,6 +69,16 @@ class Message(Struct, frozen=True, omit_defaults=True):
         return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
 
+class Embed(Struct, frozen=True, omit_defaults=True):
+    """Vectors are wanted of these texts (or of token ids, made for this model) instead of an answer.
+
+    dimensions: numbers of a vector, for models that can be asked for fewer; None is the model's own number.
+    """
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+
+
 class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What to generate. Everything here can change the answer; nothing that cannot (a deadline, a caller) is here.
 
@@ -76,6 +86,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_tokens: tokens of the answer; None is the provider's own limit. stop: texts that end the answer, not included.
     extra: top-level fields of the caller's request that Shoal does not type, passed on unchanged where possible.
     prefix: text of the answer that already exists; only a provider that `continues` gets one, and yields what follows.
+    embed: what to make vectors of; there are no messages then, and the answer is a text as embedding.py writes it.
     """
 
     messages: tuple[Message, ...]
@@ -92,6 +103,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     response_format: dict[str, Any] | None = None
     extra: dict[str, Any] = {}
     prefix: str = ""
+    embed: Embed | None = None
 
     @classmethod
     def of(cls, prompt: str, *, system: str | None = None, **options: Any) -> GenerateRequest:
@@ -102,7 +114,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def sampled(self) -> bool:
         """True when two runs may differ by design: a temperature above 0 (or left to the provider) and no seed."""
-        return self.seed is None and self.temperature != 0
+        return self.seed is None and self.temperature != 0 and self.embed is None
 
     @property
     def has_tools(self) -> bool:
@@ -254,6 +266,8 @@ class Capabilities(Struct, frozen=True, omit_defaults=True):
     images: bool = False
     seeds: bool = False
     logprobs: bool = False
+    writes: bool = True  # False: an encoder, which makes vectors and writes no text
+    embeds: bool | None = None  # makes vectors of texts; None: not known before it was asked
 
 
 class ModelInfo(Struct, frozen=True, omit_defaults=True):
@@ -291,6 +305,8 @@ class Provider(abc.ABC):
     """
 
     name: str
+    embeds: bool = False
+    """Whether `generate` takes requests with `embed`; a provider with an `embed` method need not (embedding.py)."""
 
     @abc.abstractmethod
     async def probe(self) -> Status:
@@ -307,32 +323,6 @@ class Provider(abc.ABC):
     def running(self) -> AbstractAsyncContextManager[None]:
         """The provider's life: whatever it keeps (processes, pooled connections, checks) lives inside this context."""
         return contextlib.nullcontext()
-
-
-# -- embeddings ------------------------------------------------------------------------------------------------
-
-
-class Embeddings(Struct, frozen=True):
-    """One vector of unit length for each text, in the order of the texts. prompt_tokens: of all texts together."""
-
-    model: str
-    vectors: list[list[float]]
-    prompt_tokens: int
-
-
-@runtime_checkable
-class Embedder(Protocol):
-    """What a provider may do besides generating: `isinstance(provider, Embedder)` tells."""
-
-    async def embedding_models(self) -> tuple[str, ...]:
-        """Names that `embed` takes now, the default first; empty when it can embed nothing. Never raises."""
-
-    async def embed(self, model: str | None, inputs: Sequence[str]) -> Embeddings:
-        """Vectors of the texts, by `model` or the default one. Cancelling leaves no work behind.
-
-        Raises ProviderError: UNAVAILABLE (no such model here, with the command that installs it), BAD_REQUEST,
-        CONTEXT_LENGTH (a text is too long), OVERLOADED, CONNECTION (the worker died).
-        """
 
 
 event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)

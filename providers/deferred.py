@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 
 from .base import ErrorKind, Event, GenerateRequest, Provider, ProviderError, Status
+from .embedding import able
 from .quoting import quotable
 from .settings import ProviderSettings
 from .simple import LLMProvider, SimpleProvider
@@ -26,6 +27,7 @@ class Deferred(Provider):
 
     def __init__(self, name: str, make: Callable[[], object], settings: ProviderSettings) -> None:
         self.name = name
+        self.embeds = True  # as far as is known before it is made
         self._make = make
         self._settings = settings
         self._nursery: trio.Nursery | None = None
@@ -75,6 +77,8 @@ class Deferred(Provider):
         self._in_use += 1
         try:
             provider = await self._provider()
+            if request.embed is not None:
+                provider = able(provider) or _mute(self.name)
             async with provider.generate(request) as events:
                 yield events
         finally:
@@ -107,7 +111,7 @@ class Deferred(Provider):
             made = await trio.to_thread.run_sync(self._make, abandon_on_cancel=True)
             provider = adapted(self.name, made, self._settings)
             async with provider.running():
-                self._made = provider
+                self._made, self.embeds = provider, able(provider) is not None
                 settled.set()
                 await trio.sleep_forever()
         except ProviderError as error:
@@ -121,6 +125,10 @@ class Deferred(Provider):
             self._made, self._settled = None, None
             self._failed_at = trio.current_time()
             settled.set()
+
+
+def _mute(name: str) -> NoReturn:
+    raise ProviderError(ErrorKind.UNAVAILABLE, f"{name} makes no embeddings")
 
 
 def adapted(name: str, made: object, settings: ProviderSettings) -> Provider:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ import trio
 from . import weights
 from .base import (
     Capabilities,
-    Embeddings,
     ErrorKind,
     Event,
     GenerateRequest,
@@ -40,6 +39,7 @@ from .base import (
     ProviderError,
     Status,
 )
+from .embedding import Embeddings, EmbedRequest, pack
 from .faults import SettingsError
 from .gate import Gate
 from .hf_worker import frames
@@ -52,6 +52,8 @@ PROBE_S = 5.0
 """Seconds for which a probe's finding is kept."""
 HONOURS = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
 """The options of a request that reach the model."""
+WRITES = Capabilities(streams=True, continues=True, seeds=True, embeds=False)
+ENCODES = Capabilities(streams=False, writes=False, embeds=True)
 LIBRARIES = ("torch", "transformers", "safetensors")
 
 
@@ -111,7 +113,7 @@ class LocalHf(Provider):
             budget_bytes=settings.memory_mb * 1_000_000,
         )
         self._model = settings.model or weights.chosen(models_dir)
-        self._default = weights.canonical(self._model)
+        self._default, self._encoder = weights.canonical(self._model), weights.canonical(settings.encoder)
         self.keeper = self._shelf.keeper(self._default)
         """The worker of the default model."""
         self._probed: tuple[float, Status] | None = None
@@ -155,11 +157,14 @@ class LocalHf(Provider):
             found = weights.resolve(self._model, self._models_dir)
         except weights.WeightsError as fault:
             return Status(ready=False, reason=str(fault))
-        capabilities = Capabilities(streams=True, continues=True, seeds=True)
-        others = [each for each in weights.installed(self._models_dir) if not each.encoder and each.name != found.name]
+        installed = weights.installed(self._models_dir)
+        writing = [found, *(each for each in installed if not each.encoder and each.name != found.name)]
+        encoders = sorted((each for each in installed if each.encoder), key=lambda each: each.name != self._encoder)
         return Status(
             ready=True,
-            models=tuple(ModelInfo(each.name, each.context_length, capabilities) for each in (found, *others)),
+            models=tuple(
+                ModelInfo(m.name, m.context_length, ENCODES if m.encoder else WRITES) for m in (*writing, *encoders)
+            ),
             default_model=found.name,
             version=f"transformers {importlib.metadata.version('transformers')}",
         )
@@ -229,27 +234,26 @@ class LocalHf(Provider):
 
     # -- embeddings ------------------------------------------------------------------------------------------
 
-    async def embedding_models(self) -> tuple[str, ...]:
-        """See `base.Embedder`: the installed encoders, the configured one first."""
-        if missing_libraries():
-            return ()
-        installed = await trio.to_thread.run_sync(weights.installed, self._models_dir)
-        names = [found.name for found in installed if found.encoder]
-        return tuple(sorted(names, key=lambda name: name != weights.canonical(self._settings.encoder)))
-
-    async def embed(self, model: str | None, inputs: Sequence[str]) -> Embeddings:
-        """See `base.Embedder`."""
-        if not inputs or not all(inputs):
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """See embedding.py. By the model that is asked for, or the configured encoder."""
+        if request.dimensions is not None:
+            raise ProviderError(
+                ErrorKind.BAD_REQUEST, "the local encoder makes vectors of one length; leave out dimensions"
+            )
+        texts = [text for text in request.inputs if isinstance(text, str)]
+        if len(texts) != len(request.inputs):
+            raise ProviderError(ErrorKind.BAD_REQUEST, "the local encoder takes texts; send no token ids")
+        if not texts or not all(texts):
             raise ProviderError(ErrorKind.BAD_REQUEST, "input is empty; send at least one text with something in it")
-        name = await self._chosen(model, weights.canonical(self._settings.encoder), encoder=True)
+        name = await self._chosen(request.model, self._encoder, encoder=True)
         keeper = await self._shelf.kept(name)
         async with self._gate, keeper.worker() as link:
-            call = link.begin_embedding(list(inputs))
+            call = link.begin_embedding(texts)
             try:
-                vectors = await call.vectors()
+                found = await call.vectors()
             finally:
                 link.leave(call)
-        return Embeddings(name, vectors.vectors, vectors.tokens)
+        return Embeddings(vectors=tuple(pack(each) for each in found.vectors), model=name, tokens=found.tokens)
 
 
 def not_offered(request: GenerateRequest) -> str:

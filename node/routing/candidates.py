@@ -21,6 +21,7 @@ import trio
 
 from ...protocols.peer_id import PeerId
 from ...providers.base import ErrorKind, GenerateRequest, ModelInfo, Provider, Status
+from ...providers.embedding import able
 from ...providers.registry import canonical
 from .ask import Ask
 from .candidate import Candidate
@@ -67,6 +68,10 @@ class PeerProvider(Protocol):
 
     def info(self, model: str | None) -> ModelInfo | None:
         """What the peer says of the model; None when it says nothing."""
+        ...
+
+    def makes_vectors(self, model: str | None) -> bool:
+        """Whether the peer says that it makes embeddings by the model (None: by any)."""
         ...
 
 
@@ -182,7 +187,7 @@ class NodeCandidates:
             request = msgspec.structs.replace(request, provider=name)
         if (route := self._route(request, ask)) is not None:
             request = drawn(route, self._jitter)[0].request_of(request)
-        if request.model is None and self._model is not None:
+        if request.model is None and self._model is not None and request.embed is None:
             request = msgspec.structs.replace(request, model=self._model)
         return request
 
@@ -249,8 +254,11 @@ class NodeCandidates:
     def _here(self, name: str, request: GenerateRequest, ask: Ask) -> Iterator[Candidate]:
         if not ask.from_here and name not in self._registry.shared:
             return
-        provider = self._registry.providers[name]
-        status = self._status(name, provider)
+        registered = self._registry.providers[name]
+        status = self._status(name, registered)
+        provider = registered if request.embed is None else able(registered)
+        if provider is None:
+            return
         if status is None:
             # Registered a moment ago and not probed: whoever asks for it, or for anything, may try it.
             if request.model is None or request.provider is not None:
@@ -258,9 +266,13 @@ class NodeCandidates:
             return
         if not status.offers(request.model):
             return
-        model = request.model or status.default_model
+        if request.embed is not None:
+            model = request.model or next((m.name for m in status.models if m.capabilities.embeds), None)
+        else:
+            model = request.model or status.default_model
         info = next((m for m in status.models if m.name == model), None)
-        yield _candidate(provider, name, model, info)
+        if info is None or _does(info, request):
+            yield _candidate(provider, name, model, info)
 
     def _peers(self, request: GenerateRequest, ask: Ask, pin: str | None) -> Iterator[Candidate]:
         if self._swarm is None or ask.hops < 1:
@@ -270,6 +282,10 @@ class NodeCandidates:
             if peer in ask.seen or peer == ask.caller or pin not in (None, PEERS, peer, provider.name):
                 continue
             info = provider.info(request.model)  # type: ignore[attr-defined]
+            if info is not None and not _does(info, request):
+                continue
+            if request.embed is not None and not provider.makes_vectors(request.model):  # type: ignore[attr-defined]
+                continue
             yield _candidate(provider, provider.name, request.model, info, peer)
 
     @staticmethod
@@ -291,7 +307,9 @@ class NodeCandidates:
                 ErrorKind.UNAVAILABLE, "This node shares no provider that can answer.", code="not_shared", param="model"
             )
         if pin is not None:
-            return self._why_not_pinned(pin, request)
+            return self._why_no_vectors(request, ask) or self._why_not_pinned(pin, request)
+        if (no_vectors := self._why_no_vectors(request, ask)) is not None:
+            return no_vectors
         statuses = self.statuses
         if request.model is None:
             reasons = [f"{name}: {status.reason or 'not ready'}" for name, status in statuses.items()]
@@ -305,12 +323,22 @@ class NodeCandidates:
                     ErrorKind.UNAVAILABLE,
                     f"{name}, which offers {_shown(request.model)}, is not ready: {status.reason}",
                 )
+        why = f"Nobody here or in the swarm offers the model {_shown(request.model)}; GET /v1/models lists them."
+        if any(m.name == request.model and not _does(m, request) for s in statuses.values() for m in s.models):
+            why = f"{_shown(request.model)} makes embeddings and writes no text; GET /v1/models lists others."
         return NoAnswer(
             ErrorKind.UNAVAILABLE,
-            f"Nobody here or in the swarm offers the model {_shown(request.model)}; GET /v1/models lists them.",
+            why,
             code="model_not_found",
             param="model",
         )
+
+    def _why_no_vectors(self, request: GenerateRequest, ask: Ask) -> NoAnswer | None:
+        """When somebody has the model, but makes no embeddings by it."""
+        if request.embed is None or not self.candidates(msgspec.structs.replace(request, embed=None), ask):
+            return None
+        message = "Nobody here or in the swarm makes embeddings by this model; see docs/api.md for what can."
+        return NoAnswer(ErrorKind.UNAVAILABLE, message, code="no_embeddings", param="model")
 
     def _why_not_pinned(self, pin: str, request: GenerateRequest) -> NoAnswer:
         if pin == PEERS or pin.startswith("12D3Koo"):
@@ -379,6 +407,11 @@ def _candidate(
         context_length=info.context_length,
         continues=info.capabilities.continues,
     )
+
+
+def _does(info: ModelInfo, request: GenerateRequest) -> bool:
+    """Whether the model may do what is asked of it: write, or make vectors."""
+    return info.capabilities.writes if request.embed is None else info.capabilities.embeds is not False
 
 
 def _shown(name: str, limit: int = 100) -> str:

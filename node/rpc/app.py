@@ -121,7 +121,7 @@ class Rpc:
             "/shoal/v1/resume": {"POST": swarm.resume},
             "/shoal/v1/route/last": {"GET": api.last_route},
             "/v1/completions": {"POST": Completions(relay)},
-            "/v1/embeddings": {"POST": Embeddings(router, source)},
+            "/v1/embeddings": {"POST": Embeddings(relay)},
             "/v1/responses": {"POST": responses},
             "/v1/messages": {"POST": messages},
             "/v1/messages/count_tokens": {"POST": messages.count_tokens},

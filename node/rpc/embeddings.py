@@ -1,7 +1,7 @@
-"""`POST /v1/embeddings`: vectors from the providers of this node that make them (providers/embedding.py).
+"""`POST /v1/embeddings`: vectors from providers that make them, here or at a peer, or out of the cache.
 
-Candidates are tried in the router's order until one answers, each failure by the same table as a chat's. Vectors are
-not cached and not forwarded to peers.
+To the router they are an answer like any other (providers/embedding.py): the same order of candidates and table of
+failures, the same cache, the same limits for peers.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-import trio
 from msgspec import Meta, Struct
 
 from ...protocols.http.exchange import Exchange
-from ...providers.base import POLICY, ErrorKind, GenerateRequest, Message, ProviderError, Usage
-from ...providers.embedding import Embeddings as Vectors
-from ...providers.embedding import EmbedRequest, Embeds, unpack
-from ..routing.ask import Ask
-from ..routing.attempt import ANSWERED, Attempt, header_safe, route_header
-from ..routing.candidate import CandidateSource
+from ...providers.base import Embed, ErrorKind, GenerateRequest
+from ...providers.embedding import unpack, vectors_of
+from ..routing.answer import Answer
+from ..routing.ask import CacheControl
 from ..routing.no_answer import NoAnswer
-from ..routing.router import Router
-from .chat_request import ANY_MODEL, MAX_TIMEOUT_S, decode_object, others, timeout_header, typed_as
-from .errors import JSON, NO_RETRY, ApiError, bad_request
-from .grant import grant_of
+from .chat_answer import Whole, shoal_object
+from .chat_request import (
+    ANY_MODEL,
+    MAX_TIMEOUT_S,
+    decode_object,
+    others,
+    publish_header,
+    timeout_header,
+    typed_as,
+)
+from .errors import bad_request
+from .relay import Relay
 
 MAX_INPUTS = 2048
 
@@ -38,6 +43,7 @@ class EmbeddingsBody(Struct, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=2**31)] | None = None
     provider: str | None = None
+    fallback: bool | None = None
     timeout: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
 
 
@@ -47,75 +53,41 @@ KNOWN = frozenset(EmbeddingsBody.__struct_fields__)
 class Embeddings:
     """The handler."""
 
-    def __init__(self, router: Router, source: CandidateSource) -> None:
-        self._router, self._source = router, source
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
 
     async def __call__(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
         raw = decode_object(exchange.body)
         typed = typed_as(raw, EmbeddingsBody)
-        request = EmbedRequest(
-            inputs=inputs_of(typed.input),
-            model=None if typed.model in ANY_MODEL else typed.model,
-            dimensions=typed.dimensions,
-            extra=others(raw, KNOWN),
+        request = request_of(typed, others(raw, KNOWN), headers.get("x-shoal-provider"))
+        ask = self._relay.router.ask(
+            request,
+            timeout_s=typed.timeout or timeout_header(headers),
+            allow_fallback=typed.fallback is not False,
+            cache_control=CacheControl.parse(
+                headers.get("cache-control"), publish_header(headers.get("x-shoal-publish"))
+            ),
         )
-        # What candidates are chosen by: model and provider; there is nothing to say.
-        question = GenerateRequest(
-            messages=(Message("user", ""),),
-            model=request.model,
-            provider=typed.provider or headers.get("x-shoal-provider"),
-        )
-        ask = self._router.ask(question, timeout_s=typed.timeout or timeout_header(headers))
-        grant = grant_of(exchange, [ask])
-        found, route = await self._embed(request, ask)
-        if grant is not None:
-            grant.used(Usage(found.tokens, 0))
-        about = [
-            JSON,
-            ("x-shoal-provider", header_safe(route[-1].provider)),
-            ("x-shoal-peer", "local"),
-            ("x-shoal-cache", "bypass"),
-            ("x-shoal-route", route_header(route)),
-        ]
-        await exchange.respond(200, body_of(found, request.model, as_text=typed.encoding_format == "base64"), about)
+        as_text = typed.encoding_format == "base64"
 
-    async def _embed(self, request: EmbedRequest, ask: Ask) -> tuple[Vectors, list[Attempt]]:
-        """The first candidate's vectors. Raises NoAnswer, or ApiError when nobody here makes embeddings."""
-        question = self._source.settled(ask.request)
-        candidates = [c for c in self._source.candidates(question, ask) if c.peer is None]
-        if not candidates:
-            raise self._source.why_none(question, ask)
-        able = [c for c in candidates if isinstance(c.provider, Embeds)]
-        if not able:
-            message = "No provider of this node makes embeddings for this model; an openai_compat provider can."
-            raise ApiError(501, message, param="model", code="no_embeddings", headers=(NO_RETRY,))
-        route: list[Attempt] = []
-        failure = ProviderError(ErrorKind.DEADLINE, "The request's time is spent; give it more.")
-        for candidate in able:
-            attempt = Attempt(provider=candidate.name, outcome="", model=candidate.model)
-            route.append(attempt)
-            start = trio.current_time()
-            try:
-                with trio.fail_at(ask.deadline):
-                    assert isinstance(candidate.provider, Embeds)
-                    found = await candidate.provider.embed(msgspec.structs.replace(request, model=candidate.model))
-            except trio.TooSlowError:
-                attempt.outcome = str(ErrorKind.DEADLINE)
-                break
-            except ProviderError as error:
-                failure = error
-                attempt.outcome, attempt.reason = str(error.kind), error.message
-            else:
-                attempt.outcome = ANSWERED
-                return found, route
-            finally:
-                attempt.ms = round((trio.current_time() - start) * 1000, 3)
-            if POLICY[failure.kind].next == "no":
-                break
-        raise NoAnswer.after(failure, route)
+        def render(wholes: list[Whole], answer: Answer) -> bytes:
+            return body_of(request, wholes[0], answer, as_text=as_text)
+
+        await self._relay.whole(exchange, [ask], render)
 
 
-def inputs_of(given: str | list[Any]) -> tuple[str, ...] | tuple[tuple[int, ...], ...]:
+def request_of(typed: EmbeddingsBody, extra: dict[str, Any], provider: str | None) -> GenerateRequest:
+    """What the router is asked. Raises ApiError 400."""
+    return GenerateRequest(
+        messages=(),
+        embed=Embed(inputs_of(typed.input), typed.dimensions),
+        model=None if typed.model in ANY_MODEL else typed.model,
+        provider=typed.provider or provider or None,
+        extra=extra,
+    )
+
+
+def inputs_of(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
     """The inputs: texts, or lists of token ids. Raises ApiError 400."""
     if isinstance(given, str) or (given and all(type(each) is int for each in given)):
         given = [given]
@@ -130,7 +102,14 @@ def inputs_of(given: str | list[Any]) -> tuple[str, ...] | tuple[tuple[int, ...]
     raise bad_request("input wants a text, an array of texts, or arrays of tokens.", "input")
 
 
-def body_of(found: Vectors, model: str | None, *, as_text: bool) -> bytes:
+def body_of(request: GenerateRequest, whole: Whole, answer: Answer, *, as_text: bool) -> bytes:
+    """Raises NoAnswer when a peer's answer holds no vectors."""
+    try:
+        vectors = vectors_of(whole.text, len(request.embed.inputs) if request.embed is not None else 0)
+    except ValueError as error:
+        message = f"{answer.provider or 'The provider'} gave no embeddings: {error}."
+        raise NoAnswer(ErrorKind.UPSTREAM, message, answer.route) from None
+    tokens = whole.usage.prompt_tokens if whole.usage is not None else 0
     return msgspec.json.encode(
         {
             "object": "list",
@@ -140,9 +119,10 @@ def body_of(found: Vectors, model: str | None, *, as_text: bool) -> bytes:
                     "index": index,
                     "embedding": base64.b64encode(vector).decode() if as_text else unpack(vector),
                 }
-                for index, vector in enumerate(found.vectors)
+                for index, vector in enumerate(vectors)
             ],
-            "model": found.model or model or "unknown",
-            "usage": {"prompt_tokens": found.tokens, "total_tokens": found.tokens},
+            "model": answer.model or request.model or "unknown",
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "shoal": shoal_object(answer),
         }
     )

@@ -53,6 +53,7 @@ KINDS: dict[ErrorKind, Face] = {
 CODES: dict[str, Face] = {
     "model_not_found": Face(404, "invalid_request_error", "model_not_found", retry=False),
     "provider_not_found": Face(404, "invalid_request_error", "provider_not_found", retry=False),
+    "no_embeddings": Face(501, "server_error", "no_embeddings", retry=False),
     "not_cached": Face(504, "invalid_request_error", "not_cached", retry=False),
     "node_full": Face(429, "rate_limit_error", "node_full"),
     "loop": Face(508, "server_error", "loop", retry=False),

@@ -64,36 +64,45 @@ class GenAi:
 
     def peeked(self, ask: Ask, found: Found) -> None:
         """An answer from memory: its time is below what the buckets tell apart."""
-        self._duration.observe(0.0, ("chat", found.provider, found.model or "", "memory", ""))
+        self._duration.observe(0.0, (operation(ask), found.provider, found.model or "", "memory", ""))
 
     def refused(self, ask: Ask, why: NoAnswer) -> None:
         self._refused.add((why.code or str(why.kind),))
 
     def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
         where = note.cache if note.cache not in ("miss", "bypass") else "peer" if note.peer else "here"
-        who = ("chat", note.provider or "none", note.model or "", where)
+        who = (operation(ask), note.provider or "none", note.model or "", where)
         ok = note.outcome == ANSWERED
         self._duration.observe(note.ms / 1000, (*who, "" if ok else note.outcome))
         if where not in ("here", "peer"):
             return
-        self._observe_tokens(note, flight, who, whole=ok)
+        self._observe_tokens(note, flight, who, whole=ok, text=ask.request.embed is None)
         if flight.readers == 0:  # the attempts are the flight's, not each caller's
             for attempt in note.attempts:
                 ended = attempt.ms > 0 or flight.ended or attempt is not note.attempts[-1]
                 self._attempts.add((attempt.provider, attempt.outcome if ended else "cancelled"))
 
-    def _observe_tokens(self, note: RouteNote, flight: Flight, who: tuple[str, ...], *, whole: bool) -> None:
+    def _observe_tokens(
+        self, note: RouteNote, flight: Flight, who: tuple[str, ...], *, whole: bool, text: bool
+    ) -> None:
         last = note.attempts[-1] if note.attempts else None
         if last is None or last.first_token_ms is None:
             return
-        self._first_token.observe(first_token_ms(note.attempts) / 1000, who)
+        if text:
+            self._first_token.observe(first_token_ms(note.attempts) / 1000, who)
         usage = usage_of(flight)
         if not whole or usage is None:
             return
         self._tokens.observe(usage.prompt_tokens, (*who, "input"))
-        self._tokens.observe(usage.completion_tokens, (*who, "output"))
+        if text:
+            self._tokens.observe(usage.completion_tokens, (*who, "output"))
         if usage.completion_tokens > 1 and last.ms > last.first_token_ms:
             self._per_token.observe((last.ms - last.first_token_ms) / 1000 / (usage.completion_tokens - 1), who)
+
+
+def operation(ask: Ask) -> str:
+    """The name of the conventions for what is asked."""
+    return "chat" if ask.request.embed is None else "embeddings"
 
 
 def first_token_ms(attempts: list[Attempt]) -> float:

@@ -135,6 +135,7 @@ class EmbeddingList(Struct):
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage
+    shoal: Shoal
 
 
 class Response(Struct):

@@ -46,13 +46,24 @@ class OfferedModel(Struct, frozen=True, omit_defaults=True):
     model: ModelInfo
 
 
+def offered(provider: str, model: ModelInfo, *, embeds: bool) -> OfferedModel:
+    """The entry of a model. embeds: the provider makes embeddings; by which models, a server does not tell."""
+    if embeds and model.capabilities.embeds is None:
+        model = msgspec.structs.replace(model, capabilities=msgspec.structs.replace(model.capabilities, embeds=True))
+    return OfferedModel(provider, model)
+
+
 class SharedProvider(Struct, frozen=True, omit_defaults=True):
-    """A provider that peers may use. any_model: it takes model names that are not listed. max_concurrent: requests."""
+    """A provider that peers may use. any_model: it takes model names that are not listed. max_concurrent: requests.
+
+    embeds: it makes embeddings by models that are not listed, too.
+    """
 
     name: Name
     any_model: bool = False
     default_model: Name | None = None
     max_concurrent: int | None = None
+    embeds: bool = False
 
 
 class Load(Struct, frozen=True, omit_defaults=True):

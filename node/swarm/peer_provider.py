@@ -36,6 +36,7 @@ from .serving import GENERATE, MAX_HOPS, MAX_SEEN, GenerateParams
 DEADLINE_S = 300.0  # for a request that comes without one
 MAX_DEADLINE_S = 24 * 3600.0
 MAX_RETRY_AFTER_S = 24 * 3600.0
+MAX_IDS = 4096  # token ids in a request; a frame has room for 8,192 values (protocols/framing.py)
 
 _SESSION_CODES = {
     "busy": ErrorKind.OVERLOADED,
@@ -61,7 +62,7 @@ class PeerProvider(Provider):
         advert: Callable[[], Advert | None],
         connect: Callable[[], Awaitable[Session | None]] | None = None,
     ) -> None:
-        self.peer, self.name = peer, f"peer:{short(peer)}"
+        self.peer, self.name, self.embeds = peer, f"peer:{short(peer)}", True
         self._me, self._session, self._advert, self._connect = me, session, advert, connect
 
     async def probe(self) -> Status:
@@ -93,6 +94,14 @@ class PeerProvider(Provider):
                 found = offered.model
         return found
 
+    def makes_vectors(self, model: str | None) -> bool:
+        """Whether the peer says that it makes embeddings by the model (None: by any)."""
+        advert = self._advert()
+        if advert is None:
+            return False
+        named = [o.model for o in advert.models if model is None or o.model.name == model]
+        return any(m.capabilities.embeds for m in named) or (not named and any(p.embeds for p in advert.providers))
+
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[PeerAnswer]:
         return self.generate_for(request, deadline_s=DEADLINE_S, hops=0, seen=())
 
@@ -104,24 +113,34 @@ class PeerProvider(Provider):
 
         ProviderError: CONNECTION when the peer is lost before text, INTERRUPTED after, else what the peer says.
         """
+        if deadline_s <= 0:
+            raise _too_late(self.name)
+        path = tuple(dict.fromkeys((*seen, self._me)))
+        if len(path) > MAX_SEEN:
+            raise ProviderError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
+        deadline_ms = math.ceil(min(deadline_s, MAX_DEADLINE_S) * 1000)
+        params = GenerateParams(request=request, deadline_ms=deadline_ms, hops=min(hops, MAX_HOPS), seen=path)
+        async with self.calling(GENERATE, params, deadline_s) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def calling(self, method: str, params: Any, deadline_s: float) -> AsyncIterator[PeerAnswer]:
+        """A call of the peer whose items are events of an answer. Raises as `generate_for` does."""
         session, began = self._session(), trio.current_time()
         if session is None and self._connect is not None:
             session = await self._connect()
             deadline_s -= trio.current_time() - began
         if session is None or not session.usable:
             raise ProviderError(ErrorKind.CONNECTION, f"{self.name} is not connected")
+        inputs = request.embed.inputs if request.embed is not None else ()
+        if sum(len(each) for each in inputs if isinstance(each, tuple)) > MAX_IDS:
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"more than {MAX_IDS} token ids do not go to a peer; send texts")
         deadline_s = min(deadline_s, MAX_DEADLINE_S)
         if deadline_s <= 0:
             raise _too_late(self.name)
-        path = tuple(dict.fromkeys((*seen, self._me)))
-        if len(path) > MAX_SEEN:
-            raise ProviderError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
-        params = GenerateParams(
-            request=request, deadline_ms=math.ceil(deadline_s * 1000), hops=min(hops, MAX_HOPS), seen=path
-        )
         answer: PeerAnswer | None = None
         try:
-            async with session.call(GENERATE, params) as call:
+            async with session.call(method, params) as call:
                 answer = PeerAnswer(self.name, call, trio.current_time() + deadline_s)
                 yield answer
         except (CallError, SessionLost) as error:

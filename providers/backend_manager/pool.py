@@ -27,6 +27,7 @@ from ..base import (
     Status,
     Usage,
 )
+from ..embedding import able
 from ..gate import Gate
 from ..openai_compat import OpenAiCompat
 from .backend import Backend
@@ -46,6 +47,8 @@ _NOT_RUN = frozenset(
 
 class BackendPool(Provider):
     """See the module. providers: backend's name -> how its requests are sent."""
+
+    embeds = True
 
     def __init__(self, name: str, settings: Settings, providers: Mapping[str, OpenAiCompat]) -> None:
         self.name = name
@@ -215,7 +218,9 @@ class PoolAnswer:
         error: ProviderError | None = None
         with trio.move_on_after(self._pool.first_token_s) as patience:
             try:
-                self._events = await self._stack.enter_async_context(backend.provider.generate(self._for(backend)))
+                asked = self._for(backend)
+                provider = (able(backend.provider) if asked.embed is not None else None) or backend.provider
+                self._events = await self._stack.enter_async_context(provider.generate(asked))
                 while not self._said:
                     event = await anext(self._events)
                     self._take(event)

@@ -74,6 +74,7 @@ DIFFERENCES: dict[str, Any] = {
     "prefix": "Co",
     "tools": ({"type": "function", "function": {"name": "f"}},),
     "tool_choice": "auto",
+    "embed": Embed(("Hello",)),
     "messages": (Message("system", "What is the opposite of hot?"),),
 }
 

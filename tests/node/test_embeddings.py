@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,15 +14,18 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from shoal.cache.memory import Memory
+from shoal.cache.record import RecordRefused, sign
+from shoal.cache.tiers import AnswerCache
 from shoal.protocols.http.exchange import Exchange
 from shoal.protocols.http.server import Server, serve
-from shoal.providers.base import ErrorKind, ProviderError
-from shoal.providers.embedding import Embeddings, EmbedRequest, pack, unpack
+from shoal.providers.base import Capabilities, Embed, ErrorKind, GenerateRequest, ModelInfo, ProviderError, Status
+from shoal.providers.embedding import Embeddings, EmbedRequest, pack, text_of, unpack, vectors_of
 from shoal.providers.openai_compat import Settings, build
 from shoal.providers.openai_embeddings import embeddings_of
 from shoal.providers.settings import BuildContext
 
-from .fakes_router import Scripted, says
+from .fakes_router import ME, OTHER, Scripted, says
 from .fakes_rpc import door
 from .test_openai_shape import with_client
 
@@ -61,7 +65,8 @@ async def test_vectors_as_numbers_and_as_base64(encoding: str | None) -> None:
 
 
 async def test_an_answer_says_who_gave_it_and_a_failed_provider_is_passed_over() -> None:
-    broken = Encoder("broken", ProviderError(ErrorKind.UPSTREAM, "it fails"))
+    fault = ProviderError(ErrorKind.UPSTREAM, "it fails")
+    broken = Encoder("broken", fault, fault)
     async with door(broken, Encoder("second")) as rpc:
         reply = await rpc.ask("POST", "/v1/embeddings", {"input": [[1, 2], [3]]})
     assert reply.status == 200
@@ -90,6 +95,109 @@ async def test_what_is_no_input_is_a_400_that_names_it(given_: Any) -> None:
     async with door(Encoder("first")) as rpc:
         reply = await rpc.ask("POST", "/v1/embeddings", {"input": given_})
     assert (reply.status, reply.error["param"]) == (400, "input")
+
+
+# -- the cache -------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_texts_are_embedded_once_in_whichever_form_they_are_asked_for() -> None:
+    provider = Encoder("first")
+    async with door(provider) as rpc:
+        first = await rpc.ask("POST", "/v1/embeddings", {"input": "one", "model": "m1"})
+        listed = await rpc.ask("POST", "/v1/embeddings", {"input": ["one"], "model": "m1", "user": "somebody"})
+        text = await rpc.ask("POST", "/v1/embeddings", {"input": "one", "model": "m1", "encoding_format": "base64"})
+        fewer = await rpc.ask("POST", "/v1/embeddings", {"input": "one", "model": "m1", "dimensions": 2})
+        anew = await rpc.ask("POST", "/v1/embeddings", {"input": "one", "model": "m1"}, {"cache-control": "no-cache"})
+        kept = await rpc.ask("POST", "/v1/embeddings", {"input": "x", "model": "m1"}, {"cache-control": "no-store"})
+    caches = [reply.headers["x-shoal-cache"] for reply in (first, listed, text, fewer, anew, kept)]
+    assert caches == ["miss", "memory", "memory", "miss", "miss", "bypass"]
+    assert first.json["data"] == listed.json["data"]
+    assert unpack(base64.b64decode(text.json["data"][0]["embedding"])) == first.json["data"][0]["embedding"]
+    assert [reply.json["usage"]["total_tokens"] for reply in (first, listed)] == [7, 7]
+    assert len(provider.asked) == 4
+
+
+async def test_a_record_of_vectors_is_signed_found_by_its_request_and_verifies() -> None:
+    async with door(Encoder("first")) as rpc:
+        made = await rpc.ask("POST", "/v1/embeddings", {"input": ["one", "three"], "model": "m1"})
+        about = made.json["shoal"]
+        checked = await rpc.ask("GET", f"/shoal/v1/verify/{about['cid']}")
+        kept = await rpc.ask("GET", f"/shoal/v1/cache/{about['request']}")
+        gone = await rpc.ask(
+            "POST", "/v1/embeddings", {"input": "none", "model": "m1"}, {"cache-control": "only-if-cached"}
+        )
+    assert checked.json["ok"]
+    assert vectors_of(kept.json["content"], 2) == (pack([3, 0.5]), pack([5, 0.5]))
+    assert (gone.status, gone.error["code"]) == (504, "not_cached")
+
+
+async def test_callers_at_the_same_time_share_one_call() -> None:
+    provider = Encoder("first", wait=0.3)
+    replies: list[Any] = []
+    async with door(provider) as rpc:
+
+        async def ask() -> None:
+            replies.append(await rpc.ask("POST", "/v1/embeddings", {"input": "one", "model": "m1"}))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(ask)
+    assert [reply.status for reply in replies] == [200] * 4
+    assert len(provider.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Cold.",
+        text_of([pack([1.0])]),
+        text_of([pack([1.0]), pack([1.0, 2.0])]),
+        text_of([pack([1.0]), pack([math.inf])]),
+        text_of([pack([1.0]), pack([2.0])]).replace(":", ": "),
+        text_of([b"", b""]),
+    ],
+)
+def test_what_a_peer_offers_as_vectors_is_refused_unless_it_is_that(content: str) -> None:
+    request = GenerateRequest(messages=(), model="m1", embed=Embed(("one", "two")))
+    cache = AnswerCache(ME.peer_id, memory=Memory(1 << 20))
+    key = cache.key(request)
+    assert key is not None
+    record = sign(OTHER, key, request, provider="p", model="m1", content=content, finish="stop")
+    with pytest.raises(RecordRefused) as caught:
+        cache.remember_foreign(record.block, key, request=request)
+    assert caught.value.reason == "content"
+
+
+async def test_metrics_tell_embeddings_from_chats() -> None:
+    async with door(Encoder("first")) as rpc:
+        for _ in range(2):
+            await rpc.ask("POST", "/v1/embeddings", {"input": "one", "model": "m1"})
+        told = (await rpc.ask("GET", "/metrics")).body.decode()
+    assert 'gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="embeddings"' in told
+    assert 'gen_ai_operation_name="chat"' not in told
+    assert "time_to_first_token_seconds_count" not in told
+
+
+async def test_a_model_that_only_makes_vectors_is_not_asked_to_write() -> None:
+    encoder = Encoder("first")
+    encoder.status = Status(ready=True, models=(ModelInfo("e1", 512, Capabilities(writes=False, embeds=True)),))
+    async with door(encoder) as rpc:
+        wrote = await rpc.ask(
+            "POST", "/v1/chat/completions", {"model": "e1", "messages": [{"role": "user", "content": "x"}]}
+        )
+        found = await rpc.ask("POST", "/v1/embeddings", {"input": "x"})
+    assert wrote.status == 404
+    assert "embeddings" in wrote.error["message"]
+    assert found.status == 200
+    assert encoder.asked[0].model == "e1"
+
+
+@given(
+    st.lists(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3), min_size=1)
+)
+def test_vectors_come_out_of_their_text_as_they_went_in(vectors: list[list[float]]) -> None:
+    packed = tuple(pack(each) for each in vectors)
+    assert vectors_of(text_of(packed), len(packed)) == packed
 
 
 # -- an OpenAI-compatible upstream -------------------------------------------------------------------------------

@@ -67,6 +67,12 @@ def test_a_frame_is_a_length_and_plain_msgpack(body):
 
 
 PEER = Identity.from_seed(b"\x01" * 32).peer_id
+EMBED = {
+    "request": {"messages": [], "model": "minilm", "embed": {"inputs": ["hot"]}},
+    "deadline_ms": 60_000,
+    "hops": 0,
+    "seen": [],
+}
 VECTORS = {
     frame(PING, 7): "ping, 7",
     frame(CALL, 1, ["echo", {"a": 1}]): "call 1",
@@ -77,6 +83,7 @@ VECTORS = {
     frame(CREDIT, 1, 131072): "credit 1",
     frame(LOOKUP, 5, [b"\x01\x71"]): "lookup 5",
     frame(NOTE, 0, ["load", bytes(32)]): "note",
+    frame(CALL, 5, ["generate", EMBED]): "call 5",
     frame(GOAWAY, 0, "wrong swarm"): "goaway",
     frame(HELLO, 0, Hello(swarm="home", peer=PEER, agent="shoal/0.1.0")): "hello of",
     list(parts(DELTA, 1, encode_body(bytes(65536))))[-1]: "the last is",

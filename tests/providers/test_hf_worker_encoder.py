@@ -12,7 +12,8 @@ import torch
 import transformers
 import trio
 from shoal.providers import weights
-from shoal.providers.base import Embedder, ErrorKind, ProviderError
+from shoal.providers.base import ErrorKind, ProviderError
+from shoal.providers.embedding import Embeds, EmbedRequest, unpack
 from shoal.providers.hf_worker.encoder import Encoder, UnfitEncoderError
 from shoal.providers.local_hf import Settings, build
 from shoal.providers.settings import BuildContext
@@ -80,14 +81,13 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 async def test_the_provider_embeds_in_a_worker_and_says_what_it_cannot(folder: Path, tmp_path: Path) -> None:
     settings = Settings(models_dir=str(folder.parent), encoder="tiny", threads=1)
     provider = build("local_hf", settings, BuildContext(data_dir=tmp_path, environ=os.environ))
-    assert isinstance(provider, Embedder)
-    assert await provider.embedding_models() == ("tiny",)
+    assert isinstance(provider, Embeds)
     with trio.fail_after(120):
         async with provider.running():
-            answer = await provider.embed(None, ["a b", "c"])
-            assert (answer.model, answer.prompt_tokens, [len(each) for each in answer.vectors]) == ("tiny", 3, [32, 32])
-            again = await provider.embed("tiny", ["c"])
-            assert again.vectors[0] == pytest.approx(answer.vectors[1], abs=1e-5)
+            answer = await provider.embed(EmbedRequest(inputs=("a b", "c")))
+            assert (answer.model, answer.tokens, [len(each) for each in answer.vectors]) == ("tiny", 3, [128, 128])
+            again = await provider.embed(EmbedRequest(inputs=("c",), model="tiny"))
+            assert unpack(again.vectors[0]) == pytest.approx(unpack(answer.vectors[1]), abs=1e-5)
             for model, texts, kind in (
                 (None, ["a " * 65], ErrorKind.CONTEXT_LENGTH),
                 (None, [], ErrorKind.BAD_REQUEST),
@@ -96,5 +96,5 @@ async def test_the_provider_embeds_in_a_worker_and_says_what_it_cannot(folder: P
                 (str(folder), ["a"], ErrorKind.UNAVAILABLE),
             ):
                 with pytest.raises(ProviderError) as caught:
-                    await provider.embed(model, texts)
+                    await provider.embed(EmbedRequest(inputs=tuple(texts), model=model))
                 assert caught.value.kind is kind
