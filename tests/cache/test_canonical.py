@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from shoal.cache.canonical import CanonicalError, canonical_bytes, is_cacheable, why_not_cacheable
-from shoal.providers.base import FunctionCall, GenerateRequest, ImagePart, ImageUrl, Message, TextPart, ToolCall
+from shoal.providers.base import Embed, FunctionCall, GenerateRequest, ImagePart, ImageUrl, Message, TextPart, ToolCall
 
 from .answers import ask
 
