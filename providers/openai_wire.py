@@ -8,6 +8,7 @@ that repeats the finish reason, errors inside a 200).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from .base import (
     ToolCallDelta,
     Usage,
 )
+from .openai_dialects import Mender
 from .openai_errors import Failure, in_band
 
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
@@ -171,6 +173,7 @@ class ChatAnswer:
         self._reason: str | None = None
         self._usage: _Usage | None = None
         self._model: str | None = None
+        self._mender: Mender | None = None  # made for the first chunk that is odd
         self.sent = False
         self.done = False
         self.failure: ProviderError | None = None
@@ -194,9 +197,8 @@ class ChatAnswer:
             if payload == "[DONE]":
                 self.done = True
                 break
-            try:
-                chunk = _decode(payload)
-            except msgspec.DecodeError:
+            chunk = self._read(payload)
+            if chunk is None:
                 self._fail(ErrorKind.UPSTREAM, "the stream holds an event that is not a chat completion chunk")
                 break
             self._take(chunk, out)
@@ -207,9 +209,8 @@ class ChatAnswer:
     def whole(self, data: bytes) -> list[Event]:
         """The events of an answer that came in one piece, as application/json."""
         out: list[Event] = []
-        try:
-            chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        chunk = self._read(data)
+        if chunk is None:
             self._fail(ErrorKind.UPSTREAM, "the answer is neither an event stream nor a chat completion")
             return out
         if not chunk.choices and chunk.error is None:
@@ -237,6 +238,17 @@ class ChatAnswer:
         """The failure of a stream that broke: INTERRUPTED once something was sent, else `kind`."""
         return ProviderError(ErrorKind.INTERRUPTED if self.sent else kind, message)
 
+    def _read(self, payload: str | bytes) -> _Chunk | None:
+        """The chunk in an event, in OpenAI's shape or in a dialect of it; None when it is none."""
+        if self._mender is None or not self._mender.waits:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                return _decode(payload)
+        self._mender = self._mender or Mender()
+        try:
+            return msgspec.convert(self._mender.mend(payload), _Chunk)
+        except msgspec.ValidationError:
+            return None
+
     def _take(self, chunk: _Chunk, out: list[Event]) -> None:
         if chunk.usage is not None:
             self._usage = chunk.usage
@@ -249,11 +261,11 @@ class ChatAnswer:
             if choice.index:
                 continue
             delta = choice.delta or choice.message
-            if delta is not None:
+            if delta is not None and self._reason is None:  # what follows the end is no part of the answer
                 self._take_delta(delta, out)
             if choice.logprobs is not None and choice.logprobs.content:
                 out.append(Logprobs(choice.logprobs.content))
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # some send "" with every chunk
                 if choice.finish_reason == "error":
                     self._fail(ErrorKind.UPSTREAM, "the upstream says that its model failed")
                     return

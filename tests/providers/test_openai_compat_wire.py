@@ -213,6 +213,93 @@ def test_a_finish_reason_of_error_is_no_finish() -> None:
     assert failure_of(chunk({"content": "so far"}), chunk({}, "error"))[1].kind is ErrorKind.INTERRUPTED
 
 
+def test_an_empty_finish_reason_is_none() -> None:
+    pieces = [chunk({"content": "so "}, ""), chunk({"content": "far"}, ""), chunk({}, "stop")]
+    assert events_of(*pieces) == [TextDelta("so "), TextDelta("far"), Finish("stop")]
+
+
+def test_text_after_the_end_is_no_part_of_the_answer() -> None:
+    pieces = [chunk({"content": "all"}, "stop"), chunk({"content": "more"}), chunk({}, "stop")]
+    assert events_of(*pieces) == [TextDelta("all"), Finish("stop")]
+
+
+# -- dialects
+
+
+def test_a_character_that_is_cut_between_two_chunks_is_put_together() -> None:
+    fish = [
+        b'data: {"choices":[{"delta":{"content":"a \\ud83d"}}]}\n\n',
+        b'data: {"choices":[{"delta":{"content":"\\udc1f b"}}]}\n\n',
+    ]
+    assert events_of(*fish, chunk({}, "stop")) == [TextDelta("a "), TextDelta("\U0001f41f b"), Finish("stop")]
+
+
+def test_half_a_character_that_stays_alone_is_replaced() -> None:
+    half = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
+    assert events_of(half, chunk({"content": "b"}), chunk({}, "stop")) == [
+        TextDelta("a"),
+        TextDelta("\ufffdb"),
+        Finish("stop"),
+    ]
+
+
+def test_text_and_thoughts_in_parts_are_understood() -> None:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    assert events_of(chunk({"content": [thought, {"type": "text", "text": "cold"}]}), chunk({}, "stop")) == [
+        ReasoningDelta("hm"),
+        TextDelta("cold"),
+        Finish("stop"),
+    ]
+
+
+def test_arguments_that_are_an_object_become_their_text() -> None:
+    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert events_of(chunk({"tool_calls": [call]}), chunk({}, "tool_calls")) == [
+        ToolCallDelta(0, "c1", "f", '{"x": 1}'),
+        Finish("tool_calls"),
+    ]
+
+
+def test_numbers_and_names_of_a_wrong_type_are_passed_over() -> None:
+    usage = {"prompt_tokens": 3.0, "completion_tokens": "many", "prompt_tokens_details": {"cached_tokens": 1}}
+    odd = chunk({"content": "cold"}, model=7, usage=usage)
+    assert events_of(odd, chunk({}, "stop")) == [TextDelta("cold"), Usage(3, 0, 1), Finish("stop")]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda x: (
+            st.lists(x, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "choices",
+                        "delta",
+                        "content",
+                        "text",
+                        "usage",
+                        "error",
+                        "tool_calls",
+                        "function",
+                        "arguments",
+                        "index",
+                        "model",
+                        "thinking",
+                    ]
+                ),
+                x,
+                max_size=4,
+            )
+        ),
+    )
+)
+def test_no_chunk_of_another_shape_crashes_the_reader(odd: object) -> None:
+    answer = ChatAnswer(REQUEST)
+    for event in answer.feed(b"data: " + json.dumps(odd).encode() + b"\n\n"):
+        assert isinstance(event, TextDelta | ToolCallDelta | ReasoningDelta)
+
+
 def test_other_choices_than_the_first_are_not_mixed_in() -> None:
     second = b'data: {"choices":[{"index":1,"delta":{"content":"no"}}]}\n\n'
     assert events_of(chunk({"content": "yes"}), second, chunk({}, "stop")) == [TextDelta("yes"), Finish("stop")]
