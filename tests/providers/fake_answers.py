@@ -333,3 +333,14 @@ def looked_up(path: str, traits: Traits) -> object:
         about = {"label": "sk-or-v1-stu...ub0", "usage": 1.5, "usage_daily": 0.25, "is_free_tier": False}
         return {"data": {**about, **limits}}
     return None
+
+
+def embedded(body: object) -> object:
+    """Three numbers for each input, made of its length; base64 only when asked for, as OpenAI does."""
+    asked = body if isinstance(body, dict) else {}
+    given = asked.get("input", "")
+    inputs = [given] if isinstance(given, str) else given
+    vectors = [[float(len(each)), 0.5, -1.25] for each in inputs]
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": len(inputs), "total_tokens": len(inputs)}
+    return {"object": "list", "data": data, "model": asked.get("model", "stub"), "usage": usage}

@@ -56,6 +56,7 @@ from tests.providers.fake_answers import (  # as a script it has no package to b
     Recorded,
     Step,
     Traits,
+    embedded,
     encode,
     error_body,
     looked_up,
@@ -97,6 +98,10 @@ class FakeUpstream:
     @property
     def chats(self) -> list[Recorded]:
         return [r for r in self.requests if r.path.endswith("/chat/completions")]
+
+    @property
+    def embeddings(self) -> list[Recorded]:
+        return [r for r in self.requests if r.path.endswith("/embeddings")]
 
     def alter(self, scenario: str, other: str) -> None:
         """From now on, what asks for `scenario` gets `other`."""
@@ -233,6 +238,8 @@ class _Connection:
             return await self._json(200, state)
         if request.method == "POST" and path.endswith("/chat/completions"):
             return await self._chat(request, traits)
+        if request.method == "POST" and path.endswith("/embeddings"):
+            return await self._json(200, embedded(request.body))
         if request.method == "GET":
             if (status := traits.status) is not None and "listed" not in traits:
                 return await self._error(status, traits, request)
