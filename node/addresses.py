@@ -47,6 +47,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def check_loopback(text: str) -> None:
+    """ValueError unless it is HOST:PORT of this machine, with a port that something can listen on."""
+    host, port = parse_socket(text)
+    if not is_loopback(host) or port == 0:
+        raise ValueError(f'{text!r} is no address of this machine; write one like "127.0.0.1:11434"')
+
+
 def _parts(text: str, example: str) -> tuple[str, str, int, str | None]:
     """A TCP multiaddr -> (protocol of the host, host, port, peer id or None)."""
     fields = text.split("/")

@@ -115,6 +115,21 @@ class RouterSection(Section, frozen=True):
         bool,
         said("Ask a second provider, too, when the first is slower to begin than 95 % of its answers; both may cost."),
     ] = False
+    join_wait_ms: Annotated[
+        int,
+        said(
+            "Milliseconds that a generation may wait to learn who else in the swarm makes the same answer; 0: never "
+            "asked. `cache.swarm_wait_ms = 0` switches it off, too.",
+            ge=0,
+            le=5_000,
+        ),
+    ] = 250
+    join_near_ms: Annotated[
+        int, said("Peers that always take longer (milliseconds) are asked for that once a minute only.", ge=0, le=5_000)
+    ] = 50
+    join_first_s: Annotated[
+        float, said("Seconds that a peer's generation which was joined may be silent before it says anything.", gt=0)
+    ] = 15.0
     provider_cache: Annotated[bool, said("get_llm_provider() gives the same object again for the same name.")] = True
 
 
@@ -176,6 +191,17 @@ class TelemetrySection(Section, frozen=True):
     interval_s: Annotated[float, said("Seconds between two sends.", ge=1)] = 15.0
 
 
+class EnginesSection(Section, frozen=True):
+    """Inference engines that run on this machine already: `shoal doctor` and `shoal providers` look for them."""
+
+    look: Annotated[bool, said("Look for them. Nobody but this machine is ever asked.")] = True
+    addresses: Annotated[
+        tuple[str, ...],
+        said("Where to look, on this machine: what answers there says itself whether it is an engine, and which."),
+    ] = ("127.0.0.1:11434", "127.0.0.1:8080", "127.0.0.1:8000", "127.0.0.1:30000", "127.0.0.1:1234")
+    timeout_s: Annotated[float, said("Seconds that each of them gets; all are asked at once.", gt=0, le=30)] = 1.0
+
+
 class Config(Section, frozen=True):
     """All of it. `providers` holds raw tables: the registry checks each against its provider's settings."""
 
@@ -187,6 +213,7 @@ class Config(Section, frozen=True):
     ipfs: IpfsSection = IpfsSection()
     log: LogSection = LogSection()
     telemetry: TelemetrySection = TelemetrySection()
+    engines: EnginesSection = EnginesSection()
     routes: Annotated[
         dict[str, tuple[Target, ...]],
         said(
@@ -211,6 +238,7 @@ SECTIONS: dict[str, type[Section]] = {
     "ipfs": IpfsSection,
     "log": LogSection,
     "telemetry": TelemetrySection,
+    "engines": EnginesSection,
 }
 
 
@@ -277,6 +305,11 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
                 yield f"routes.{name}[{index}].options", fault
     if config.telemetry.otlp is not None and not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", config.telemetry.otlp):
         yield "telemetry.otlp", "wants the collector's address, for example http://127.0.0.1:4318"
+    for index, text in enumerate(config.engines.addresses):
+        try:
+            addresses.check_loopback(text)
+        except ValueError as error:
+            yield f"engines.addresses[{index}]", str(error)
     yield from rules.faults(config.share)
     if config.router.first_token_s > config.router.deadline_s:
         yield "router.first_token_s", "is longer than router.deadline_s, so it could never pass; lower it"

@@ -263,11 +263,12 @@ def toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }" if value else "{}"
+        return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }" if value else "{}"
     raise TypeError(f"TOML has no {type(value).__name__}")
 
 
-def _toml_key(name: str) -> str:
+def toml_key(name: str) -> str:
+    """A key as TOML writes it, in quotes where it needs them."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
 
 
@@ -295,6 +296,6 @@ def as_toml(config: Config) -> str:
     """`effective`, as a file."""
     tables = []
     for section, values in effective(config).items():
-        name = ".".join(_toml_key(part) for part in section.split(".", 1))
-        tables.append("\n".join([f"[{name}]", *(f"{_toml_key(k)} = {toml_value(v)}" for k, v in values.items())]))
+        name = ".".join(toml_key(part) for part in section.split(".", 1))
+        tables.append("\n".join([f"[{name}]", *(f"{toml_key(k)} = {toml_value(v)}" for k, v in values.items())]))
     return "\n\n".join(tables) + "\n"

@@ -72,6 +72,7 @@ def of_machine(config: Path | None, data_dir: Path | None) -> Iterator[Finding]:
     if loaded.config.ipfs.kubo_api is not None:
         yield _kubo(loaded.config.ipfs.kubo_api)
     yield _local_model()
+    yield from _engines(loaded, data_dir)
 
 
 def _python() -> Finding:
@@ -188,6 +189,19 @@ def _local_model() -> Finding:
     if not there:
         return note("local model", "no weights are installed", "`shoal models add smollm2`")
     return ok("local model", ", ".join(there[:5]))
+
+
+def _engines(loaded: Loaded, data_dir: Path | None) -> Iterator[Finding]:
+    """What else computes on this machine, and whether the node uses it."""
+    from .found_engines import about, found_here, in_use, offer
+
+    found = found_here(loaded, data_dir)
+    fresh = [engine for engine in found if not in_use(engine, loaded.config.providers)]
+    for engine in found:
+        if used := in_use(engine, loaded.config.providers):
+            yield ok("engine", f"{about(engine)}, in use as {used}")
+        else:
+            yield note("engine", f"found: {about(engine)}", f"add it: `{offer(engine, fresh)}`")
 
 
 # -- the running node ------------------------------------------------------------------------------------------

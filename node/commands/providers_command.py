@@ -11,11 +11,14 @@ import click
 from .cli import Group, common, trio_run
 from .exit_codes import ExitCode
 from .failures import CommandError
+from .found_engines import about, add, found_here, in_use, offer
+from .found_engines import as_json as engine_json
 from .output import duration, print_facts, print_json, print_table, print_text, without_controls
 
 EXAMPLES = """\
 shoal providers
 shoal providers test openrouter      spends one tiny request
+shoal providers add ollama           takes in an engine that runs here
 shoal providers login openrouter     files its key in the system's keyring
 shoal providers --json"""
 
@@ -35,11 +38,14 @@ def command(ctx: click.Context, as_json: bool, data_dir: Path | None) -> None:
     """List the providers, which are ready, and why others are not."""
     if ctx.invoked_subcommand is not None:
         return
+    from ..config_file import load_config
     from .client import look_up
 
     found = look_up(data_dir, "/shoal/v1/providers")
+    loaded = load_config(data_dir=data_dir)
+    engines, tables = found_here(loaded, data_dir), loaded.config.providers
     if as_json:
-        print_json(found)
+        print_json(found | {"engines": [engine_json(engine, tables) for engine in engines]})
         return
     providers = found.get("providers", ())
     columns = ("provider", "ready", "shared", "load", "models", "about", "reason")
@@ -48,6 +54,12 @@ def command(ctx: click.Context, as_json: bool, data_dir: Path | None) -> None:
         backends = (provider.get("facts") or {}).get("backends")
         if backends:
             print_backends(provider, backends)
+    fresh = [engine for engine in engines if not in_use(engine, tables)]
+    for engine in fresh:
+        print_text(f"found: {about(engine)}; add it: {offer(engine, fresh)}\n")
+
+
+command.add_command(add)
 
 
 def row_of(provider: Mapping[str, Any]) -> tuple[str, ...]:
