@@ -1,6 +1,7 @@
 """Addresses of peers as text: which can be dialled, and which concrete ones stand behind a wildcard listener.
 
-Format: multiaddr, https://github.com/multiformats/multiaddr. Only /ip4, /ip6 and /dns* over /tcp are ours so far.
+Format: multiaddr, https://github.com/multiformats/multiaddr. Only /ip4, /ip6 and /dns* over /tcp are ours, and circuits
+through a relay there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,24 @@ _HOSTS = ("ip4", "ip6", "dns4", "dns6", "dns", "dnsaddr")
 _interfaces: tuple[float, list[str]] | None = None
 
 
+def is_circuit(address: str) -> bool:
+    return "/p2p-circuit" in address
+
+
+def parse_circuit(address: str, peer: str) -> tuple[str, str]:
+    """(the relay's peer id, its address) of "/ip4/.../tcp/PORT/p2p/RELAY/p2p-circuit/p2p/PEER"; else ValueError."""
+    at, _, behind = address.partition("/p2p-circuit")
+    _, relay = split(at)
+    if relay is None:
+        raise ValueError("the relay's peer id is missing: expected /ip4/.../tcp/PORT/p2p/RELAY/p2p-circuit/p2p/PEER")
+    if "/p2p-circuit" in behind or behind not in ("", f"/p2p/{peer}"):
+        raise ValueError("it leads to another peer, or through more than one relay")
+    if relay == peer:
+        raise ValueError("a node is no relay to itself")
+    parse_dialable(at, relay)
+    return relay, at
+
+
 def split(address: str) -> tuple[str, str | None]:
     """(the transport part, the peer id behind /p2p/ or None)."""
     transport, _, peer = address.partition("/p2p/")
@@ -29,7 +48,7 @@ def split(address: str) -> tuple[str, str | None]:
 def parse(address: str) -> Multiaddr:
     """`address` without its /p2p part. ValueError, in a sentence, unless it is one over TCP."""
     if "/p2p-circuit" in address:
-        raise ValueError("relayed addresses are not supported yet")
+        raise ValueError("it leads through a relay: such an address can be dialled, not listened on")
     transport, _ = split(address)
     try:
         parsed = Multiaddr(transport)
@@ -50,7 +69,7 @@ def parse_dialable(address: str, peer: str) -> Multiaddr:
     host, port = host_port(parsed)
     if port == 0:
         raise ValueError("it has no port")
-    if _is_wildcard(host):
+    if is_wildcard(host):
         raise ValueError("it names no machine: a wildcard address is for listening")
     return parsed
 
@@ -70,7 +89,7 @@ def concrete(
     """
     found: dict[tuple[str, int], None] = {}
     for host, port in listening:
-        if not _is_wildcard(host):
+        if not is_wildcard(host):
             found[host, port] = None
             continue
         for address in (of_machine or machine_addresses)():
@@ -92,7 +111,8 @@ def machine_addresses() -> list[str]:
     return _interfaces[1]
 
 
-def _is_wildcard(host: str) -> bool:
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for every address of a machine."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:

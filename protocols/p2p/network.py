@@ -24,14 +24,18 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
+from libp2p.security.pnet.protector import new_protected_conn
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 
 from . import sockets
+from .errors import WrongPeer
 from .limits import HostLimits
 
 log = logging.getLogger("shoal.p2p")
@@ -106,7 +110,7 @@ class Network(Swarm):  # type: ignore[misc]
             secured = await secure(raw, is_initiator, peer_id)
             # The tasks of a connection inherit the mark, so a circuit through a relay has it, too.
             came_in = _came_in.get() and not is_initiator and sockets.is_direct(raw)
-            if came_in and (event := self._awaited.get(secured.get_remote_peer())):
+            if came_in and (event := self._awaited.get(secured.get_remote_peer())) is not None:
                 event.set()
             return secured
 
@@ -127,6 +131,38 @@ class Network(Swarm):  # type: ignore[misc]
         if connection.is_closed or connection.muxed_conn.event_shutting_down.is_set():
             raise SwarmException("the peer closed the connection at once")
         return connection
+
+    async def carry(self, circuit: Any, peer: Any, relay: str, *, outbound: bool) -> Any:
+        """A connection with `peer` over a circuit of a relay. WrongPeer when another proves itself there; then, as
+        after every failure, nothing of it is left.
+
+        The library wraps only inbound circuits in a private swarm's key, and registers whoever is behind one.
+        """
+        raw = circuit if self.psk is None else new_protected_conn(circuit, self.psk)
+        try:
+            with trio.fail_after(self._limits.handshake_s):
+                secured = await self._secure(raw, peer, outbound)
+                muxed = await self.upgrader.upgrade_connection(secured, peer)
+                muxed.relay = relay
+                connection = await self.add_conn(muxed, direction="outbound" if outbound else "inbound")
+            if connection.is_closed or connection.muxed_conn.event_shutting_down.is_set():
+                raise SwarmException("the peer closed the connection at once")
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await circuit.close()
+            raise
+        return connection
+
+    async def _secure(self, raw: Any, peer: Any, outbound: bool) -> Any:
+        try:
+            secured = await self.upgrader.upgrade_security(raw, outbound, peer if outbound else None)
+        except SecurityUpgradeFailure as error:
+            if isinstance(error.__cause__, PeerIDMismatchesPubkey) or "mismatch" in str(error):
+                raise WrongPeer(str(peer)) from None
+            raise
+        if secured.get_remote_peer() != peer:
+            raise WrongPeer(str(peer))
+        return secured
 
 
 def build(

@@ -34,8 +34,8 @@ class Observation(Struct, frozen=True, kw_only=True):
 
     seat: the observer's own IP address; observers that share one count once. ip, port: where this node's connection
     seemed to come from. local_port: what it left from here; 0 when the observer had dialled, so that its view of the
-    port says nothing. dialled_back: True and False are answers, None is none (it was asked too often, or cannot). why:
-    its reason for a False.
+    port says nothing. listener: the port that it was asked to dial; 0: there is none. dialled_back: True and False are
+    answers, None is none (it was asked too often, or cannot). why: its reason for a False.
     """
 
     observer: PeerId
@@ -43,6 +43,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     ip: str
     port: int
     local_port: int = 0
+    listener: int = 0
     dialled_back: bool | None = None
     why: str = ""
 
@@ -81,16 +82,14 @@ def scope_of(ip: str) -> Scope:
     return "internet" if address.is_global else "network"
 
 
-def conclude(
-    observations: Iterable[Observation], *, machine: Collection[str] = (), port: int = 0, wanted: int = 2
-) -> Facts:
-    """machine: the IP addresses of this machine's interfaces. port: where this node listens. wanted: observers at
-    different addresses that must agree on a verdict, or all that have answered when they are fewer.
+def conclude(observations: Iterable[Observation], *, machine: Collection[str] = (), wanted: int = 2) -> Facts:
+    """machine: the IP addresses of this machine's interfaces. wanted: observers at different addresses that must agree
+    on a verdict, or all that have answered when they are fewer.
     """
     seen = list(observations)
     widest = max((scope_of(seat.ip) for seat in seen), key=_WIDTH.__getitem__, default="none")
     if widest == "none":
-        return Facts(port=port)
+        return Facts()
     seen = [one for one in seen if scope_of(one.ip) == widest]
     yes, no = _tally(seen)
     seats = len({one.seat for one in seen})
@@ -102,7 +101,7 @@ def conclude(
         yes=yes,
         no=no,
         ips=tuple(ip for ip, _ in Counter(one.ip for one in seen).most_common(MAX_ADDRESSES)),
-        port=port,
+        port=Counter(one.listener for one in seen).most_common(1)[0][0],
         why=next((one.why for one in seen if one.dialled_back is False and one.why), ""),
     )
 

@@ -51,7 +51,7 @@ def seen(
 def test_each_kind_of_nat_is_told_by_what_one_observer_sees(
     kind: str, port: int, dialled: bool, nat: str, reach: str
 ) -> None:
-    found = conclude([seen(port=port, dialled=dialled)], machine={"10.1.0.2"}, port=4001)
+    found = conclude([seen(port=port, dialled=dialled)], machine={"10.1.0.2"})
     assert (found.nat, found.reach, found.scope) == (nat, reach, "internet"), kind
 
 
@@ -65,7 +65,7 @@ def test_a_firewall_before_a_public_address_is_no_nat_and_yet_private() -> None:
 
 
 def test_nothing_is_known_before_anybody_was_asked() -> None:
-    assert conclude([], port=4001) == Facts(port=4001)
+    assert conclude([]) == Facts()
 
 
 def test_a_connection_that_the_observer_dialled_says_nothing_about_ports() -> None:
