@@ -59,6 +59,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX published_root ON published(root)",
         "CREATE INDEX published_cid ON published(cid)",
     ),
+    # Whom the public answers are for: everybody, or one private swarm (`Store`). One row.
+    ("CREATE TABLE audience (name TEXT NOT NULL)",),
 )
 
 # An unclean end of a file up to this size is followed by a whole check at the next start (about 0.1 s); damage in a

@@ -277,6 +277,26 @@ def page(db: sqlite3.Connection, after: int, since_ms: int, model: str | None, l
     return [Row(*row[:10], *(bool(flag) for flag in row[10:])) for row in rows]
 
 
+# -- whom it is for --------------------------------------------------------------------------------------------
+
+
+def settle_audience(db: sqlite3.Connection, audience: Sequence[str], everybody: str) -> int:
+    """Note whom public answers are for from now on. Those that were for another private swarm only are public no more,
+    and what of them waits for an IPFS daemon waits no longer; how many there were."""
+    row = db.execute("SELECT name FROM audience").fetchone()
+    if row is not None and row[0] == audience[0]:
+        return 0
+    kept = 0
+    db.execute("BEGIN IMMEDIATE")
+    if row is not None and row[0] not in (everybody, *audience):
+        kept = db.execute("UPDATE answers SET public = 0 WHERE public = 1").rowcount
+        db.execute("DELETE FROM outbox WHERE op = 'put'")
+    db.execute("DELETE FROM audience")
+    db.execute("INSERT INTO audience(name) VALUES (?)", (audience[0],))
+    db.execute("COMMIT")
+    return kept
+
+
 # -- the outbox ------------------------------------------------------------------------------------------------
 
 

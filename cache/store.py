@@ -40,6 +40,8 @@ log = logging.getLogger("shoal.cache")
 
 T = TypeVar("T")
 
+OPEN = "open"
+"""The audience of an open swarm: everybody."""
 MAX_OUTBOX = 10_000
 READERS = 4
 CLOSE_S = 5.0  # a disk that hangs does not hold up the node's end for longer
@@ -66,15 +68,23 @@ class StoreStats(Struct, frozen=True):
 
 class Store:
     """See the module. max_bytes: of answers on disk. queue_bytes: of answers that wait for the writer; more is dropped.
-    seals: the keys under which sealed blocks are made when they are asked for.
+    seals: the keys under which sealed blocks are made when they are asked for. audience: whom public answers are for:
+    OPEN, or a private swarm's name for its key, and after it those before that it has not given up.
 
     All methods are for the trio thread.
     """
 
     def __init__(
-        self, path: Path, *, max_bytes: int = 1 << 30, queue_bytes: int = 32 << 20, seals: Sequence[Seal] = ()
+        self,
+        path: Path,
+        *,
+        max_bytes: int = 1 << 30,
+        queue_bytes: int = 32 << 20,
+        seals: Sequence[Seal] = (),
+        audience: Sequence[str] = (),
     ) -> None:
         self.path, self.max_bytes, self.seals = path, max_bytes, tuple(seals)
+        self._audience = tuple(audience)
         self._totals = Totals()  # changed in the writer's thread, read here
         self._touched: dict[bytes, int] = {}
         self._damaged = 0
@@ -375,6 +385,8 @@ class Store:
             self._writer.submit(Job(meet))
 
     def _count(self, db: sqlite3.Connection) -> None:
+        if self._audience and (kept := sql.settle_audience(db, self._audience, OPEN)):
+            log.info("%d answers of the private swarm that this node was in before stay on this machine", kept)
         sql.count(db, self._totals)
 
     def _tidy(self, db: sqlite3.Connection, idle: bool) -> bool:

@@ -22,7 +22,7 @@ import trio
 from ..cache.kubo import KuboPublisher
 from ..cache.memory import Memory
 from ..cache.sealing import Seal
-from ..cache.store import Store
+from ..cache.store import OPEN, Store
 from ..cache.tiers import AnswerCache
 from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import GenerateRequest
@@ -344,9 +344,9 @@ def build_cache(
     section, ipfs = loaded.config.cache, loaded.config.ipfs
     if not section.enabled:
         return None
-    store = Store(paths.answers_file(loaded.data_dir), max_bytes=section.disk_bytes)
     publisher = None
     seals = [Seal(key) for key in membership.seal_keys]
+    store = Store(paths.answers_file(loaded.data_dir), max_bytes=section.disk_bytes, audience=audience_of(seals))
     if ipfs.kubo_api is not None and seals and membership.name not in ipfs.private_swarms:
         log.warning("answers of this private swarm do not go to IPFS; ipfs.private_swarms allows it, sealed")
     elif ipfs.kubo_api is not None:
@@ -367,6 +367,11 @@ def build_cache(
         publisher=publisher,
         auto_publish=ipfs.publish == "always",
     )
+
+
+def audience_of(seals: Sequence[Seal]) -> tuple[str, ...]:
+    """Whom this node's public answers are for: the private swarm by its key, earlier ones after it, or everybody."""
+    return tuple(seal.id.hex() for seal in seals) or (OPEN,)
 
 
 async def _end_with(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -192,10 +192,13 @@ class SwarmSeat:
         return await self.swarm.find(request_cid, timeout) if self.swarm is not None else []
 
     def is_member(self, peer: str) -> bool:
-        """Whether the peer is, or was in an earlier run, one of the swarm."""
+        """Whether the peer is, or was in an earlier run, one of the swarm, and was not put out of it since."""
         from ..protocols.peer_id import PeerId
 
-        return self.swarm is not None and (self.swarm.is_member(PeerId(peer)) or peer in self._met_before)
+        if self.swarm is None:
+            return False
+        met = peer in self._met_before and not self.swarm.is_barred(PeerId(peer))
+        return met or self.swarm.is_member(PeerId(peer))
 
     async def fetch(self, cid: str) -> bytes | None:
         """A block by its CID from a connected peer, its hash checked; None when nobody gives it within 5 s."""
