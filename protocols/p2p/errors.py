@@ -38,6 +38,18 @@ class DialFailed(P2pError):
         super().__init__(f"cannot reach {peer}: {tried or 'no address of it is known'}")
 
 
+class CircuitRefused(P2pError):
+    """A relay, or the node behind it, does not make the connection. The message says why."""
+
+
+class RelayLied(P2pError):
+    """A relay has led to another node than it said. No connection was made."""
+
+
+class WrongPeer(P2pError):
+    """Another than the expected peer has proved itself at the other end."""
+
+
 class ListenFailed(P2pError):
     """An address cannot be listened on."""
 

@@ -21,12 +21,13 @@ from functools import partial
 from typing import Any
 
 import trio
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from ..peer_id import Identity, PeerId
 from . import addresses, negotiation, remedies, sockets
+from .circuits import Circuits
+from .dialling import Dial, is_live
 from .errors import DialFailed, ListenFailed, NotConnected, StreamLost
 from .limits import HostLimits
 from .network import Network, build
@@ -73,6 +74,7 @@ class Host:
         self._libp2p: Any = None
         self._network: Network | None = None
         self._nursery: trio.Nursery | None = None
+        self.circuits = Circuits(self)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -192,11 +194,16 @@ class Host:
             return "direct"
         return "relayed" if self.connections(peer_id) else ""
 
+    def relay_of(self, peer_id: PeerId) -> PeerId | None:
+        """The relay through which a stream to the peer would go; None when it would go directly, or not at all."""
+        if self.connections(peer_id, relayed=False) or not (through := self.connections(peer_id)):
+            return None
+        return PeerId(through[0].muxed_conn.relay)
+
     async def connect(self, peer_id: PeerId, addrs: Sequence[str]) -> None:
         """Sees to it that a live connection with the peer exists; returns at once when one does.
 
-        All addresses are tried, the next beside the last after `dial_stagger_s`; the first that works wins.
-        DialFailed says why each did not.
+        All addresses are tried (dialling.py); the first that works wins. DialFailed says why each did not.
         """
         try:
             peer = _id(peer_id)
@@ -206,53 +213,31 @@ class Host:
         try:
             async with lock:
                 if not self._live(peer):
-                    await self._dial(peer, peer_id, addrs)
+                    network, nursery = self._running(), self._nursery
+                    if peer_id == self.peer_id or nursery is None:
+                        raise DialFailed(peer_id, {"any": "it is this node itself"})
+                    await Dial(network, self.circuits, self.limits, peer_id, addrs).run(nursery)
         finally:
             if not lock.locked():
                 self._dialling.pop(peer_id, None)
-
-    async def _dial(self, peer: Any, peer_id: PeerId, addrs: Sequence[str]) -> None:
-        network, limits, reasons = self._running(), self.limits, dict[str, str]()
-        if peer_id == self.peer_id:
-            raise DialFailed(peer_id, {"any": "it is this node itself"})
-        targets: list[tuple[str, Any]] = []
-        for address in dict.fromkeys(addrs):
-            try:
-                targets.append((address, addresses.parse_dialable(address, peer_id)))
-            except ValueError as error:
-                reasons[address] = str(error)
-        for address, _ in targets[limits.dial_addresses :]:
-            reasons[address] = f"not tried: only {limits.dial_addresses} addresses of a peer are"
-
-        async def attempt(address: str, parsed: Any, ended: trio.Event) -> None:
-            try:
-                with trio.fail_after(limits.dial_s):
-                    await network.dial_one(parsed, peer)
-                    nursery.cancel_scope.cancel()
-            except trio.TooSlowError:
-                reasons[address] = f"no answer within {limits.dial_s:g} s"
-            except Exception as error:  # whatever the other side made of it, it is no connection
-                reasons[address] = _reason(error)
-            finally:
-                ended.set()
-
-        with trio.move_on_after(limits.connect_s):
-            async with trio.open_nursery() as nursery:
-                for address, parsed in targets[: limits.dial_addresses]:
-                    ended = trio.Event()
-                    nursery.start_soon(attempt, address, parsed, ended)
-                    with trio.move_on_after(limits.dial_stagger_s):
-                        await ended.wait()
-        if not self._live(peer):
-            for address in addrs:
-                reasons.setdefault(address, "the connection did not last")
-            raise DialFailed(peer_id, {address: reasons[address] for address in dict.fromkeys(addrs)})
-        network.unblock_peer(peer)  # the library's negative cache would keep it out of its own dials for 60 s
 
     async def disconnect(self, peer_id: PeerId) -> None:
         """Closes every connection with the peer, within about a second even when it takes no data."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
             await _close_all(self._running().get_connections(_id(peer_id)))
+
+    async def disconnect_relayed(self, peer_id: PeerId) -> None:
+        """Closes the connections with the peer that run through a relay."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
+            await _close_all(self.connections(peer_id, relayed=True))
+
+    async def disconnect_unused(self, peer_id: PeerId) -> None:
+        """Closes the connections with the peer on which no stream is open."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
+            await _close_all([conn for conn in self.connections(peer_id) if not conn.muxed_conn.streams])
+
+    def is_barred(self, peer_id: PeerId) -> bool:
+        return peer_id in self._barred
 
     def bar(self, peer_id: PeerId) -> None:
         """Closes every connection with the peer, and each that it makes from now on."""
@@ -264,7 +249,7 @@ class Host:
         self._barred.discard(peer_id)
 
     def _live(self, peer: Any) -> list[Any]:
-        return [conn for conn in self._running().get_connections(peer) if _is_live(conn)]
+        return [conn for conn in self._running().get_connections(peer) if is_live(conn)]
 
     async def _connected(self, connection: Any) -> None:
         # Called for every connection. Watching the muxer tells of its end 200 ms before the library's own notice.
@@ -291,6 +276,11 @@ class Host:
                 callback(peer_id)
             except Exception:
                 log.exception("a callback for %s failed", peer_id)
+
+    def beside(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Runs a task of this folder's until the host ends. It must not raise."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *args)
 
     # -- streams -------------------------------------------------------------------------------------------------
 
@@ -415,10 +405,6 @@ def _id(peer_id: str) -> Any:
     return peer
 
 
-def _is_live(connection: Any) -> bool:
-    return not connection.is_closed and not connection.muxed_conn.event_shutting_down.is_set()
-
-
 async def _reset(stream: P2pStream | None) -> None:
     if stream is not None:
         await stream.reset()
@@ -459,20 +445,6 @@ def _probe(address: str, host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise ListenFailed(address, f"{error.strerror or error}; choose another with `listen`") from None
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost sentence of a failed dial, without the address that its reader already has."""
-    while (inner := error.__cause__ or error.__context__) is not None and isinstance(
-        inner, (BaseLibp2pError, OSError, ExceptionGroup)
-    ):
-        error = inner
-    if isinstance(error, BaseExceptionGroup):
-        return _reason(error.exceptions[0])
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    text = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException | None:

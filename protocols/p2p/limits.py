@@ -21,4 +21,6 @@ class HostLimits(Struct, frozen=True, kw_only=True):
     connect_s: float = 15.0  # for all addresses of a peer
     dial_stagger_s: float = 0.25  # before the next address is tried beside a slow one (RFC 8305)
     dial_addresses: int = 16
+    dial_circuits: int = 4  # addresses through relays, besides
+    circuit_lag_s: float = 0.1  # what direct addresses are ahead of those through relays
     close_s: float = 3.0  # for the whole host
