@@ -40,7 +40,7 @@ from .limits import HostLimits
 
 log = logging.getLogger("shoal.p2p")
 
-_came_in: ContextVar[bool] = ContextVar("came_in", default=False)  # the task serves what a listener has accepted
+came_in_mark: ContextVar[bool] = ContextVar("came_in", default=False)  # the task serves what a listener has accepted
 
 
 class Network(Swarm):  # type: ignore[misc]
@@ -69,7 +69,7 @@ class Network(Swarm):  # type: ignore[misc]
     async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Any) -> None:
         # 0.8.1 parks this task, and the slot of its inbound limiter, until the whole swarm ends: after as many
         # connections as it has slots the node would accept nobody (test_p2p_host: restarts of a peer leak nothing).
-        _came_in.set(True)
+        came_in_mark.set(True)
         remote = read_write_closer.get_remote_address()
         address = remote[0] if remote else "?"
         try:
@@ -109,7 +109,7 @@ class Network(Swarm):  # type: ignore[misc]
         async def watched(raw: Any, is_initiator: bool, peer_id: Any = None) -> Any:
             secured = await secure(raw, is_initiator, peer_id)
             # The tasks of a connection inherit the mark, so a circuit through a relay has it, too.
-            came_in = _came_in.get() and not is_initiator and sockets.is_direct(raw)
+            came_in = came_in_mark.get() and not is_initiator and sockets.is_direct(raw)
             if came_in and (event := self._awaited.get(secured.get_remote_peer())) is not None:
                 event.set()
             return secured
