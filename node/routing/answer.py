@@ -111,7 +111,8 @@ class Answer:
         return self.flight.response_cid
 
     async def more(self, within: float | None = None) -> list[Event]:
-        """The events that are ready now, at least one; empty at the end. Raises NoAnswer.
+        """The events that are ready now, at least one; empty at the end. Raises NoAnswer. All at once, and none of an
+        answer that fails, for an ask of the whole.
 
         within: seconds after which TimeoutError is raised when there is none; nothing is lost, call it again.
         """
@@ -119,8 +120,11 @@ class Answer:
             pending, self._pending = self._pending[::-1], []
             return pending
         flight, start = self.flight, self._next
-        if len(flight.events) <= start and not flight.ended:
-            await self._wait(flight, start, within)
+        whole = self._ask.whole
+        if not flight.ended and (whole or len(flight.events) <= start):
+            await self._wait(flight, start, within, whole)
+        if whole and flight.failure is not None:
+            raise flight.failure.again()
         events = flight.events[start:]
         if events:
             self._next = start + len(events)
@@ -129,8 +133,8 @@ class Answer:
             raise flight.failure.again()
         return events
 
-    async def _wait(self, flight: Flight, index: int, within: float | None) -> None:
-        """Returns when there is an event at `index`, or the end."""
+    async def _wait(self, flight: Flight, index: int, within: float | None, whole: bool) -> None:
+        """Returns when there is an event at `index`, or the end; `whole`: at the end."""
         due = self._ask.deadline
         if within is not None:
             due = min(due, trio.current_time() + within)
@@ -138,9 +142,9 @@ class Answer:
             self._watch = self._router.alarms.watch(due, lambda: flight.wake(self))
         else:
             self._watch.set(due)
-        while len(flight.events) <= index and not flight.ended:
-            await flight.news(self)
-            if len(flight.events) > index or flight.ended:
+        while True:
+            await flight.news(self, at_end=whole)
+            if flight.ended or (not whole and len(flight.events) > index):
                 return
             if trio.current_time() >= due:
                 if due < self._ask.deadline:

@@ -73,7 +73,8 @@ class Ask(Struct, kw_only=True):
     deadline: trio time at which the caller no longer wants an answer. first_token_s, idle_s: seconds that one attempt
     may be silent before its first event and between two events. hops: how often the request may still be forwarded.
     seen: the peers that it has passed. caller: LOCAL or the peer that forwards it. allow_fallback: whether a second
-    candidate may be tried.
+    candidate may be tried. whole: the caller reads nothing before the end, so that an answer that breaks off may be
+    made anew.
     """
 
     request: GenerateRequest
@@ -85,6 +86,7 @@ class Ask(Struct, kw_only=True):
     cache_control: CacheControl = ANYTHING
     caller: str = LOCAL
     allow_fallback: bool = True
+    whole: bool = False
 
     asked: GenerateRequest | None = None
     """The request as the caller wrote it, before routes and defaults; the router fills it in."""

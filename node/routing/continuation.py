@@ -13,8 +13,9 @@ rest is missing.
 The ways, best first:
     fresh    nobody has said anything, so there is nothing to go on from
     prefix   the next provider gets the text so far and yields what follows
-    replay   the next provider writes the whole answer again; what the caller has is compared and skipped. Only where
-             two runs should give the same text: temperature 0 or a seed, and the same model
+    replay   the next provider writes the whole answer again; what the caller has is compared and skipped. With the
+             same model only. Sure with temperature 0 or a seed; else worth a try when nobody is left who surely can:
+             an answer that begins with what the caller has is a good one, and another is left at the first difference
     restart  only thoughts were said, and no text: the next provider starts again, and a thought says so
 """
 
@@ -48,11 +49,15 @@ class Way(enum.StrEnum):
 
 
 class Plan(Struct, frozen=True):
-    """How an attempt goes about it. prefix: what the provider is given; skip: what of its text the caller has."""
+    """How an attempt goes about it. prefix: what the provider is given; skip: what of its text the caller has.
+
+    sure: whether it should work; else it is for the case that nobody is left with whom it should.
+    """
 
     way: Way
     prefix: str = ""
     skip: str = ""
+    sure: bool = True
 
 
 _FRESH = Plan(Way.FRESH)
@@ -102,11 +107,9 @@ class Continuation:
         structured = (request.response_format or {}).get("type", "text") != "text"
         if continues and not structured:
             return Plan(Way.PREFIX, prefix=so_far)
-        if request.sampled:
-            return "it does not go on from a prefix, and at this temperature it would say something else"
         if self.model is None or model != self.model:
             return "it does not go on from a prefix, and it is another model"
-        return Plan(Way.REPLAY, skip=so_far)
+        return Plan(Way.REPLAY, skip=so_far, sure=not request.sampled)
 
     def begin(self, plan: Plan, model: str | None) -> Splice | None:
         """The attempt begins. None: its events go to the caller as they are."""
@@ -127,6 +130,12 @@ class Continuation:
             self._broken.append(self.said.usage)
         elif events:
             self._broken.append(events)
+
+    def forget(self) -> None:
+        """The caller has not read a word of it after all: the next attempt begins anew."""
+        self.said = Transcript()
+        self.model = self._request.model if self._request.prefix else None
+        self.pieced = False
 
     def usage(self) -> Usage | None:
         """What the whole answer cost. An attempt that broke off before it counted has read the prompt and has written

@@ -45,6 +45,7 @@ class Flight:
         self.record: Record | None = None
 
         self._waiting: dict[Reader, trio.lowlevel.Task] = {}
+        self._at_end: dict[Reader, trio.lowlevel.Task] = {}
         self._room = trio.lowlevel.ParkingLot()
         self._front = 0
         self._read_ahead = read_ahead
@@ -59,25 +60,37 @@ class Flight:
 
     @property
     def full(self) -> bool:
-        """Whether the writer should wait in `room` before it takes more from its provider."""
-        return len(self.events) - self._front >= self._read_ahead
+        """Whether the writer should wait in `room` before it takes more from its provider.
+
+        Never while somebody waits for the end: the whole answer is gathered for him, and its size has a limit.
+        """
+        return len(self.events) - self._front >= self._read_ahead and not self._at_end
 
     async def room(self) -> None:
         """Returns when the fastest reader has caught up enough."""
         while self.full:
             await self._room.park()
 
+    def take_back(self) -> bool:
+        """Forgets what was written, when every reader waits for the end and nobody has read a word; whether so."""
+        if self._front or len(self._at_end) < self.readers or not self.events or self.ended:
+            return False
+        self.events.clear()
+        return True
+
     def finish(self, events: Sequence[Event]) -> None:
         """The last events; the answer is whole."""
         self.events.extend(events)
         self.ended = True
         self._wake_all()
+        self._wake_at_end()
 
     def fail(self, failure: NoAnswer) -> None:
         """The answer ends here. Without effect when it has ended already."""
         if not self.ended:
             self.failure, self.ended = failure, True
             self._wake_all()
+            self._wake_at_end()
 
     def when_deadline_moves(self, callback: Callable[[float], None] | None) -> None:
         """`callback(deadline)` is called when a reader with a later deadline joins."""
@@ -97,19 +110,25 @@ class Flight:
         if self.readers == 0:
             self.scope.cancel()
 
-    async def news(self, reader: Reader) -> None:
-        """Returns when there is an event more, or the end, or when `wake` was called for this reader."""
-        self._waiting[reader] = trio.lowlevel.current_task()
+    async def news(self, reader: Reader, *, at_end: bool = False) -> None:
+        """Returns when there is an event more, or the end, or when `wake` was called for this reader.
+
+        at_end: for a reader that takes nothing before the end: events do not wake it.
+        """
+        waiting = self._at_end if at_end else self._waiting
+        waiting[reader] = trio.lowlevel.current_task()
+        if at_end and self._room:
+            self._room.unpark_all()
 
         def leave(_: object) -> trio.lowlevel.Abort:
-            del self._waiting[reader]
+            del waiting[reader]
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(leave)
 
     def wake(self, reader: Reader) -> None:
         """Let one reader look at the time."""
-        task = self._waiting.pop(reader, None)
+        task = self._waiting.pop(reader, None) or self._at_end.pop(reader, None)
         if task is not None:
             trio.lowlevel.reschedule(task)
 
@@ -117,6 +136,11 @@ class Flight:
         for task in self._waiting.values():
             trio.lowlevel.reschedule(task)
         self._waiting.clear()
+
+    def _wake_at_end(self) -> None:
+        for task in self._at_end.values():
+            trio.lowlevel.reschedule(task)
+        self._at_end.clear()
 
     def passed(self, index: int) -> None:
         """A reader has taken the events before `index`."""

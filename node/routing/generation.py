@@ -152,7 +152,7 @@ class Generation:
             if self._answer_so_far.said.bytes > self._limits.max_answer_bytes:
                 break
             if begun:
-                walk.offer(self._candidates(), prefer=self._answer_so_far.model)
+                walk.offer(self._candidates(), rank=self._rank)
         last = walk.error or ProviderError(ErrorKind.UNAVAILABLE, "No provider could be asked.")
         await self._give_up(NoAnswer.after(last, self._flight.route))
 
@@ -162,7 +162,7 @@ class Generation:
             return False
         error = await self._attempt(Step(leader, trio.current_time()))
         if error is not None and self._answer_so_far.begun:
-            walk.offer(self._candidates(), prefer=self._answer_so_far.model)
+            walk.offer(self._candidates(), rank=self._rank)
         return error is None
 
     async def _give_up(self, failure: NoAnswer) -> None:
@@ -213,6 +213,13 @@ class Generation:
         """Why this candidate cannot go on from where the answer stands."""
         plan = self._plan(candidate)
         return plan if isinstance(plan, str) else None
+
+    def _rank(self, candidate: Candidate) -> int:
+        """Who goes on with an answer first: the same model before others, and who only may before nobody."""
+        plan = self._plan(candidate)
+        if isinstance(plan, Plan) and not plan.sure:
+            return 2
+        return int(candidate.model != self._answer_so_far.model)
 
     def _note_skipped(self, walk: Walk) -> None:
         for candidate, block in walk.skipped:
@@ -270,8 +277,13 @@ class Generation:
         if error is not None:
             events_of_it = len(flight.events) - before
             whole.broke_off(events_of_it + (splice.skipped if splice is not None else 0))
-            error = self._as_seen(candidate, error, plan.way, added=events_of_it > 0)
+            unseen = flight.take_back()
+            if unseen:
+                whole.forget()
+            error = self._as_seen(candidate, error, plan.way, added=events_of_it > 0 and not unseen)
             attempt.outcome, attempt.reason = str(error.kind), error.message
+            if unseen:
+                attempt.outcome = str(ErrorKind.INTERRUPTED)
             if candidate.joins and error.kind not in _SILENT:
                 self._health.let_go(candidate)  # what failed is the provider over there; who is lost is so anyway
             elif not isinstance(error, Diverged):

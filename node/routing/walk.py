@@ -119,6 +119,8 @@ class Walk:
         over = policy.next == "no"
         if over and error.kind is not ErrorKind.DEADLINE and self._doubts(step.candidate, error):
             over = False
+        if begun and error.kind is ErrorKind.BAD_REQUEST:
+            over = False  # somebody has taken the request and begun to answer it
         self._begun = begun
         if not begun or added or over:
             self.error = error if begun or over else self._worse(error)
@@ -149,10 +151,10 @@ class Walk:
         tired = self.tries >= self._limits.max_attempts or self.rescues > self._limits.max_rescues
         return not (self._over or tired) and self._allow_fallback
 
-    def offer(self, candidates: Sequence[Candidate], *, prefer: str | None = None) -> bool:
+    def offer(self, candidates: Sequence[Candidate], *, rank: Callable[[Candidate], int] | None = None) -> bool:
         """Who is there now: those not known yet join the end of the row; whether there are any.
 
-        prefer: the model to try first from now on.
+        rank: who comes first from now on, by the lowest; among equals the order stays.
         """
         if not self._allow_fallback:
             return False
@@ -163,8 +165,8 @@ class Walk:
             if candidate.place not in self._known:
                 self._known.add(candidate.place)
                 self._fresh.append(candidate)
-        if prefer is not None:
-            self._fresh.sort(key=lambda candidate: candidate.model != prefer)
+        if rank is not None:
+            self._fresh.sort(key=rank)
         return len(self._known) > before
 
     # -- inside ------------------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ class Relay:
         Here and in `stream`, asks of the same request stand together: their prompt is counted once.
         """
         grant = grant_of(exchange, asks)
+        for ask in asks:
+            ask.whole = True
         if len(asks) == 1:
             whole = Whole()
             async with self.router.answer(asks[0]) as answer:

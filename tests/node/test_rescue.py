@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from shoal.cache.cid import parse_cid
 from shoal.node.routing.candidate import Candidate
 from shoal.node.routing.limits import RoutingLimits
+from shoal.node.routing.router import Router
 from shoal.providers.base import (
     ErrorKind,
     Finish,
@@ -106,13 +108,61 @@ async def test_after_one_that_comes_out_differently_the_next_may_still_go_on() -
     assert (told.text, told.error) == ("Cold.", None)
 
 
-async def test_a_sampled_answer_is_not_replayed() -> None:
+async def test_a_sampled_answer_goes_on_where_the_next_one_happens_to_begin_alike() -> None:
     first, second = Scripted("first", ["Co", *CUT]), Scripted("second", says("Cold."))
     async with routing(offered(first), offered(second)) as router:
         told = await ask(router, SAMPLED)
+    assert (told.text, told.error) == ("Cold.", None)
+    assert told.outcomes == [("first", "interrupted"), ("second", "ok")]
+
+
+async def test_a_sampled_answer_that_comes_out_differently_stays_an_interruption() -> None:
+    first, second = Scripted("first", ["Co", *CUT]), Scripted("second", says("Chilly."))
+    async with routing(offered(first), offered(second)) as router:
+        told = await ask(router, SAMPLED)
+    assert told.text == "Co"
     assert told.error is not None
-    assert told.outcomes == [("first", "interrupted"), ("second", "skipped")]
+    assert told.error.kind is ErrorKind.INTERRUPTED
+
+
+async def test_who_surely_goes_on_is_asked_before_who_only_may() -> None:
+    first, second = Scripted("first", ["Co", *CUT]), Scripted("second", says("Chilly."))
+    third = Continuing("third", "Cold.")
+    async with routing(offered(first), offered(second), offered(third, continues=True, model="m2")) as router:
+        told = await ask(router, SAMPLED)
+    assert (told.text, told.error) == ("Cold.", None)
     assert second.calls == []
+
+
+async def test_for_who_waits_for_the_whole_a_broken_answer_is_made_anew() -> None:
+    first, second = Scripted("first", ["Co", *CUT]), Scripted("second", says("Chilly."))
+    async with (
+        routing(offered(first), offered(second, model="m2")) as router,
+        router.answer(router.ask(SAMPLED, whole=True)) as answer,
+    ):
+        events = await answer.more()
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "Chilly."
+    assert [attempt.outcome for attempt in answer.route] == ["interrupted", "interrupted", "ok"]
+    assert len(first.calls) == 2, "a lost connection is tried once more"
+
+
+async def test_who_reads_along_keeps_a_broken_answer_from_being_made_anew(autojump_clock: Any) -> None:
+    first, second = Scripted("first", ["Co", Pause(0.1), *CUT]), Scripted("second", says("Chilly."))
+    told: list[Told] = []
+
+    async def reads(router: Router, *, whole: bool) -> None:
+        told.append(await hear(router, router.ask(QUESTION, whole=whole)))
+
+    async with (
+        caching() as cache,
+        routing(offered(first), offered(second, model="m2"), cache=cache) as router,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(reads, router, whole=False))
+        nursery.start_soon(partial(reads, router, whole=True))
+    assert len(first.calls) == 1
+    assert sorted(one.text for one in told) == ["", "Co"], "no part of an answer for who asked for the whole"
+    assert {one.error.kind for one in told if one.error is not None} == {ErrorKind.INTERRUPTED}
 
 
 async def test_a_rejected_prefix_is_remembered_and_never_shown() -> None:

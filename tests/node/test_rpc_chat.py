@@ -140,8 +140,14 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done() 
 async def test_a_whole_answer_that_breaks_is_an_error_with_its_status() -> None:
     async with door(Scripted("first", ["Co", *fails(ErrorKind.CONNECTION, "reset")])) as rpc:
         reply = await rpc.chat()
-    assert (reply.status, reply.error["code"]) == (502, "interrupted")
+    assert (reply.status, reply.error["code"]) == (502, "upstream_unreachable")
     assert reply.headers["x-shoal-route"].startswith("first;interrupted;")
+
+
+async def test_a_whole_answer_that_breaks_once_is_made_anew() -> None:
+    async with door(Scripted("first", ["Co", *fails(ErrorKind.CONNECTION, "reset")], says("Hot."))) as rpc:
+        reply = await rpc.chat()
+    assert (reply.status, reply.json["choices"][0]["message"]["content"]) == (200, "Hot.")
 
 
 async def test_a_failure_before_the_first_token_has_a_status_even_when_a_stream_was_asked_for() -> None:
