@@ -13,7 +13,7 @@ from shoal.cache import database
 from shoal.cache.cid import RAW, cid_of, holds
 from shoal.cache.database import MIGRATIONS
 from shoal.cache.statements import size_of
-from shoal.cache.store import Store, StoreError
+from shoal.cache.store import OPEN, Store, StoreError
 
 from .answers import LONG, answer, ask, key_of
 
@@ -388,6 +388,38 @@ async def test_a_place_that_cannot_be_written_is_said_at_the_start(tmp_path: Pat
     with pytest.raises((StoreError, OSError)):
         async with Store(tmp_path / "missing" / "answers.db").running():
             pytest.fail("opened")
+
+
+# -- whom it is for ----------------------------------------------------------------------------------------------
+
+
+async def public_in(path: Path, *audience: str) -> bool:
+    async with Store(path, audience=audience).running() as store:
+        assert await store.get(DIGESTS[0]) is not None  # whoever else may have it, it is here
+        return store.public_block(TEN[0].cid) is not None
+
+
+async def test_what_was_for_a_private_swarm_is_not_for_the_next_one(path: Path) -> None:
+    async with Store(path, audience=("one",)).running() as store:
+        store.put(TEN[0], public=True)
+        store.outbox_add(TEN[0].cid)
+        await store.flush()
+    assert await public_in(path, "one")
+    assert await public_in(path, "two", "one")  # the same swarm with a new key
+    assert not await public_in(path, OPEN)
+    assert not await public_in(path, "one")  # who has left has left
+    async with Store(path, audience=("one",)).running() as store:
+        assert await store.outbox_due(9) == []
+        store.put(TEN[0], public=True)  # said again in the swarm
+        await store.flush()
+    assert await public_in(path, "one")
+
+
+async def test_what_was_for_everybody_stays_so(path: Path) -> None:
+    async with Store(path, audience=(OPEN,)).running() as store:
+        store.put(TEN[0], public=True)
+        await store.flush()
+    assert await public_in(path, "one")
 
 
 # -- cancellation ------------------------------------------------------------------------------------------------
