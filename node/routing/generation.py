@@ -288,7 +288,8 @@ class Generation:
                 self._health.let_go(candidate)  # what failed is the provider over there; who is lost is so anyway
             elif not isinstance(error, Diverged):
                 now = trio.current_time()
-                self._health.failed(candidate, error, now)
+                broke_off = unseen and error.kind is ErrorKind.CONNECTION  # it was reached, and it spoke
+                self._health.failed(candidate, _broken_off(error) if broke_off else error, now)
                 if POLICY[error.kind].breaker:
                     self._speed.failed(candidate, now)
             return error
@@ -487,6 +488,10 @@ async def _only_model(candidate: Candidate) -> str | None:
     """The model that a peer will use when it offers a single one; else only its answer tells."""
     models = (await candidate.provider.probe()).models
     return models[0].name if len(models) == 1 else None
+
+
+def _broken_off(error: ProviderError) -> ProviderError:
+    return ProviderError(ErrorKind.INTERRUPTED, error.message)
 
 
 def _ms_since(start: float) -> float:
