@@ -14,6 +14,7 @@ from shoal.protocols.p2p.circuit_message import HOP, STOP, Hop, HopKind, Status,
 from shoal.protocols.p2p.errors import DialFailed, StreamLost
 from shoal.protocols.p2p.host import Host
 from shoal.protocols.p2p.relay import Relay, RelayLimits
+from shoal.protocols.p2p.reservations import Reservations
 from shoal.protocols.p2p.stream import P2pStream
 from shoal.protocols.peer_id import Identity, PeerId
 
@@ -365,3 +366,75 @@ async def test_a_relay_that_dies_is_noticed_at_once_by_both_ends() -> None:
         with trio.fail_after(2):
             while near.is_connected(far.peer_id) or far.is_connected(near.peer_id):
                 await trio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def keeping(host: Host, relay: Host) -> AsyncIterator[Reservations]:
+    """`host` wants a place behind `relay`."""
+    reservations = Reservations(host, changed=lambda: None)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reservations.run)
+        reservations.want([relay.peer_id])
+        yield reservations
+        nursery.cancel_scope.cancel()
+
+
+async def until_held(reservations: Reservations, *, held: bool = True) -> None:
+    with trio.fail_after(3):
+        while bool(reservations.held) != held:
+            await trio.sleep(0.005)
+
+
+async def test_a_reservation_is_made_when_the_relay_is_there_and_told_as_addresses() -> None:
+    middle, near, far = a_host(), a_host(listens=False), a_host(listens=False)
+    Relay(middle)
+    async with middle.running(), near.running(), far.running(), keeping(far, middle) as reservations:
+        assert reservations.addresses() == []
+        await far.connect(middle.peer_id, middle.addresses())
+        await until_held(reservations)
+        assert reservations.addresses() == [through(middle, far)]
+        await near.connect(far.peer_id, reservations.addresses())
+        assert await echoes(near, far.peer_id)
+
+
+async def test_a_reservation_goes_with_the_connection_and_comes_back_with_it() -> None:
+    middle, far = a_host(), a_host(listens=False)
+    relay = Relay(middle)
+    async with middle.running(), far.running(), keeping(far, middle) as reservations:
+        for _ in range(2):
+            await far.connect(middle.peer_id, middle.addresses())
+            await until_held(reservations)
+            await middle.disconnect(far.peer_id)
+            await until_held(reservations, held=False)
+        assert relay.refused == {}
+
+
+async def test_a_short_reservation_is_renewed_without_a_busy_loop() -> None:
+    middle, far = a_host(), a_host(listens=False)
+    relay = Relay(middle, RelayLimits(reservation_s=1))
+    async with middle.running(), far.running(), keeping(far, middle) as reservations:
+        await far.connect(middle.peer_id, middle.addresses())
+        await until_held(reservations)
+        first = reservations.held[middle.peer_id].expires
+        with trio.fail_after(3):
+            while reservations.held[middle.peer_id].expires == first:
+                await trio.sleep(0.05)
+        assert relay.reserved() == [far.peer_id]
+        assert relay.refused == {}
+
+
+async def test_a_refused_reservation_says_why_and_what_is_not_wanted_any_more_is_let_go() -> None:
+    middle, far = a_host(), a_host(listens=False)
+    allowed = [False]
+    Relay(middle, may_reserve=lambda peer: allowed[0])
+    async with middle.running(), far.running(), keeping(far, middle) as reservations:
+        await far.connect(middle.peer_id, middle.addresses())
+        with trio.fail_after(3):
+            while not reservations.problems:
+                await trio.sleep(0.005)
+        assert reservations.problems == {middle.peer_id: "the relay takes no more reservations"}
+        allowed[0] = True
+        await until_held(reservations)
+        assert reservations.problems == {}
+        reservations.want([])
+        await until_held(reservations, held=False)
