@@ -167,7 +167,7 @@ class ChatAnswer:
 
     def __init__(self, asked_for: GenerateRequest, *, key: str | None = None) -> None:
         self._key = key
-        self._sse = SseParser()
+        self._sse = SseParser(strict=True)
         self._request = asked_for
         self._text = self._tools = False
         self._reason: str | None = None

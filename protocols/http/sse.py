@@ -19,7 +19,7 @@ class SseEvent(Struct, frozen=True):
 
 
 class SseError(ValueError):
-    """The stream holds one event longer than the parser's limit."""
+    """The stream holds an event longer than the parser's limit, or bytes that are not UTF-8."""
 
 
 _BOM = b"\xef\xbb\xbf"
@@ -28,11 +28,13 @@ _BOM = b"\xef\xbb\xbf"
 class SseParser:
     """Gives the same events however the bytes are cut: lines end in LF, CR or CRLF, and text is decoded by whole lines.
 
-    max_event: bytes of one event, or of one line. retry: the reconnection time the stream asked for, in ms, or None.
+    max_event: bytes of one event, or of one line. strict: bytes that are not UTF-8 are an error; the standard replaces
+    them, which would make a corrupted answer look like a whole one. retry: the reconnection time the stream asked for, in ms, or None.
     An event without the empty line behind it is never given: it may have been cut.
     """
 
-    def __init__(self, max_event: int = 16 * 1024 * 1024) -> None:
+    def __init__(self, max_event: int = 16 * 1024 * 1024, *, strict: bool = False) -> None:
+        self._errors = "strict" if strict else "replace"
         self.retry: int | None = None
         self._max_event = max_event
         self._line = bytearray()  # the line that has begun, without its ending
@@ -59,8 +61,11 @@ class SseParser:
             if self._line:
                 lines[0] = bytes(self._line) + lines[0]
                 self._line.clear()
-            for line in lines:
-                self._take(line, events)
+            try:
+                for line in lines:
+                    self._take(line, events)
+            except UnicodeDecodeError:
+                raise SseError("an event of the stream holds bytes that are not UTF-8") from None
         self._line += tail
         if self._size + len(self._line) > self._max_event:
             raise SseError(f"an event of the stream is longer than {self._max_event} bytes")
@@ -79,9 +84,9 @@ class SseParser:
         if self._size > self._max_event:
             raise SseError(f"an event of the stream is longer than {self._max_event} bytes")
         if line.startswith(b"data: "):
-            self._data.append(line[6:].decode("utf-8", "replace"))
+            self._data.append(line[6:].decode("utf-8", self._errors))
             return
-        field, _, value = line.decode("utf-8", "replace").partition(":")
+        field, _, value = line.decode("utf-8", self._errors).partition(":")
         value = value.removeprefix(" ")
         match field:
             case "":  # a comment: ": keep-alive"

@@ -213,6 +213,12 @@ def test_a_finish_reason_of_error_is_no_finish() -> None:
     assert failure_of(chunk({"content": "so far"}), chunk({}, "error"))[1].kind is ErrorKind.INTERRUPTED
 
 
+def test_bytes_that_are_not_utf8_are_no_part_of_an_answer() -> None:
+    broken = b'data: {"choices":[{"delta":{"content":"\xff\xfe"}}]}\n\n'
+    events, error = failure_of(chunk({"content": "so far"}), broken, chunk({}, "stop"))
+    assert (events, error.kind) == ([TextDelta("so far")], ErrorKind.INTERRUPTED)
+
+
 def test_an_empty_finish_reason_is_none() -> None:
     pieces = [chunk({"content": "so "}, ""), chunk({"content": "far"}, ""), chunk({}, "stop")]
     assert events_of(*pieces) == [TextDelta("so "), TextDelta("far"), Finish("stop")]
