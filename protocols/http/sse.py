@@ -29,8 +29,8 @@ class SseParser:
     """Gives the same events however the bytes are cut: lines end in LF, CR or CRLF, and text is decoded by whole lines.
 
     max_event: bytes of one event, or of one line. strict: bytes that are not UTF-8 are an error; the standard replaces
-    them, which would make a corrupted answer look like a whole one. retry: the reconnection time the stream asked for, in ms, or None.
-    An event without the empty line behind it is never given: it may have been cut.
+    them, which would make a corrupted answer look like a whole one. retry: the reconnection time that the stream asked
+    for, in ms, or None. An event without the empty line behind it is never given: it may have been cut.
     """
 
     def __init__(self, max_event: int = 16 * 1024 * 1024, *, strict: bool = False) -> None:
