@@ -186,10 +186,13 @@ class Held(Struct, frozen=True):
 
 
 class AdvertBook:
-    """The newest advert of each peer. taken: how many were believed; refused: counts by reason."""
+    """The newest advert of each peer. taken: how many were believed; refused: counts by reason.
 
-    def __init__(self, swarm: str, *, clock: Callable[[], float] = time.time) -> None:
-        self.swarm = swarm
+    heard: how many are kept that another passed on than its signer.
+    """
+
+    def __init__(self, swarm: str, *, heard: int = MAX_HELD, clock: Callable[[], float] = time.time) -> None:
+        self.swarm, self.heard = swarm, heard
         self.taken = 0
         self.refused: Counter[str] = Counter()
         self._clock = clock
@@ -216,6 +219,8 @@ class AdvertBook:
             # An advert that has expired could not be played again, so its number need not be remembered.
             if held is not None and advert.seq <= held.advert.seq and now < held.advert.expires:
                 raise AdvertRefused("stale", f"number {advert.seq} comes after {held.advert.seq}")
+            if relayed and held is None and self._relayed.total() >= self.heard:
+                raise AdvertRefused("crowded", f"{self.heard} adverts that were passed on are held")
             if relayed and held is None and self._relayed[brought_by] >= MAX_RELAYED_BY_ONE:
                 raise AdvertRefused("crowded", "the peer that passes it on has passed on too many")
             if held is None and len(self._held) >= MAX_HELD and not self._make_room():

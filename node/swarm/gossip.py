@@ -113,8 +113,10 @@ class Gossip:
         """A peer's hints. What is ill-typed is passed over: hints are only that."""
         if not isinstance(data, list) or len(data) > MAX_HINTS:
             return
-        wanted = self._wanted.setdefault(session, {})
         book, now = self._swarm.book(), trio.current_time()
+        if not book.heard:
+            return
+        wanted = self._wanted.setdefault(session, {})
         for hint in data:
             if not (
                 isinstance(hint, list) and len(hint) == 2 and isinstance(hint[0], str) and isinstance(hint[1], int)

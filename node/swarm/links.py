@@ -175,7 +175,7 @@ class Links:
     async def _keep(self, peer: Peer, scope: trio.CancelScope) -> None:
         backoff = Backoff(LAG_S if self._me > peer.id else 0.0)
         with scope:
-            if peer.stranger and self._me > peer.id:
+            if peer.stranger and self._me > peer.id and not peer.needed:
                 with trio.move_on_after(STRANGER_LAG_S):
                     await peer.changed.wait()  # it has heard of this node, too, and dials first
             while not self._gave_up(peer, backoff):

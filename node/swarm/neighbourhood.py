@@ -48,10 +48,10 @@ class Swarm(Protocol):
 
 
 class Neighbourhood:
-    """gossip: what is heard and passed on."""
+    """gossip: what is heard and passed on. wanted: peers that this node looks for by itself."""
 
-    def __init__(self, me: PeerId, links: Links, swarm: Swarm) -> None:
-        self._me, self._links, self._swarm = me, links, swarm
+    def __init__(self, me: PeerId, links: Links, swarm: Swarm, *, wanted: int = WANTED) -> None:
+        self._me, self._links, self._swarm, self._wanted = me, links, swarm, wanted
         self.gossip = Gossip(me, self)
 
     async def run(self) -> None:
@@ -90,14 +90,30 @@ class Neighbourhood:
 
     async def connect(self, peer_id: PeerId) -> Session | None:
         """A session with a peer of whom only an advert is known, or None after 3 s."""
-        peer, advert = self._swarm.peer(peer_id), self.book().get(peer_id)
-        if advert is not None and not peer.usable:
-            self._seek(advert)
+        advert = self.book().get(peer_id)
+        return await self.reach(peer_id, advert.addresses if advert is not None else ())
+
+    async def reach(self, peer_id: PeerId, told: Sequence[str]) -> Session | None:
+        """A session with a peer that is said to be at these addresses, or None after 3 s: a request waits for it."""
+        if peer_id == self._me or self._swarm.is_barred(peer_id):
+            return None
+        peer = self._swarm.peer(peer_id)
+        addrs = tuple(address for address in told if leads_to(address, peer_id))[:MAX_ADDRESSES]
+        if addrs and not peer.usable:
+            peer.stranger, peer.needed, peer.problem = not peer.met, True, ""
+            self._swarm.seek(peer_id, addrs)
             with trio.move_on_after(CONNECT_S):
                 while not peer.usable and peer.seeking is not None and not peer.problem:
                     with trio.move_on_after(0.1):
                         await peer.changed.wait()
         return peer.session
+
+    def knows_everyone(self) -> bool:
+        """Whether nobody is left to be found: all that were heard of are connected, few enough to know all."""
+        connected = len(self.sessions())
+        if not self.book().heard or connected >= self._wanted:
+            return False
+        return all(self.is_connected(held.advert.peer) for held in self.book().all())
 
     def _is_stranger(self, peer_id: PeerId) -> bool:
         """Whether a peer that was heard of may be dialled: it is not connected, sought, or known to be away."""
@@ -110,10 +126,11 @@ class Neighbourhood:
         """Dial some of those heard of, as long as this node has few neighbours."""
         peers = self._links.peers.values()
         have = sum(bool(peer.sessions) or (peer.seeking is not None and not peer.problem) for peer in peers)
-        if have >= WANTED or not self._links.open:
+        if have >= self._wanted or not self._links.open:
             return
         heard = {held.advert.peer: held.advert for held in self.book().all() if held.advert.addresses}
-        for peer_id in whom_to_seek({peer for peer in heard if self._is_stranger(peer)}, have, _random):
+        strangers = {peer for peer in heard if self._is_stranger(peer)}
+        for peer_id in whom_to_seek(strangers, have, _random, wanted=self._wanted):
             self._seek(heard[peer_id])
 
     def _seek(self, advert: Advert) -> None:
@@ -126,7 +143,7 @@ class Neighbourhood:
     def heard_of(self, peer_id: PeerId, addrs: Sequence[str]) -> None:
         """A hint that nobody has signed: worth a few tries, as long as this node has few neighbours."""
         told = [address for address in addrs if leads_to(address, peer_id)][:MAX_ADDRESSES]
-        if told and self._is_stranger(peer_id) and len(self.sessions()) < WANTED:
+        if told and self._is_stranger(peer_id) and len(self.sessions()) < self._wanted:
             peer = self._swarm.peer(peer_id)
             peer.stranger = not peer.met
             self._swarm.seek(peer_id, told)
