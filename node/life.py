@@ -98,8 +98,13 @@ class Life:
                 hops=config.router.hops,
                 hedge=config.router.hedge,
                 swarm_wait_s=config.cache.swarm_wait_ms / 1000,
+                join_wait_s=config.router.join_wait_ms / 1000 if config.cache.swarm_wait_ms else 0.0,
+                join_near_s=config.router.join_near_ms / 1000,
+                join_first_s=config.router.join_first_s,
             ),
+            others=self.seat,
         )
+        self.seat.generations = self.router
         self.tokens = Tokens(TokenBook(data))
         self.rpc = Rpc(
             self.router,

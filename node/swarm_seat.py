@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from ..protocols.peer_id import Identity
+from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import Provider
 from . import addresses, paths
 from .identity import load
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..protocols.p2p.bitswap import Bitswap
     from ..protocols.p2p.host import Host
     from .swarm.advert import AdvertContent
+    from .swarm.joining import Generations
     from .swarm.lookup import FindBlocks
     from .swarm.serving import AnswerForPeer
     from .swarm.swarm import Swarm
@@ -86,7 +87,10 @@ class PublicBlocks:
 
 
 class SwarmSeat:
-    """describe, serve, find_blocks: as for Swarm. public_block: what bitswap may hand out; None: nothing."""
+    """describe, serve, find_blocks: as for Swarm. public_block: what bitswap may hand out; None: nothing.
+
+    generations: what peers may join, set before the seat is taken.
+    """
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class SwarmSeat:
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
         self._blocks = PublicBlocks(public_block)
         self._on_change = on_change
+        self.generations: Generations | None = None
         self.host: Host | None = None
         self.swarm: Swarm | None = None
         self.bitswap: Bitswap | None = None
@@ -151,6 +156,7 @@ class SwarmSeat:
             find_blocks=self._find_blocks,
             book=book,
             admission=admission,
+            generations=self.generations,
             on_change=self._on_change,
         )
         bitswap = Bitswap(host, self._blocks, may_read=lambda peer: swarm.admission.may(peer, "cache"))
@@ -191,10 +197,20 @@ class SwarmSeat:
         """Blocks that peers offer as the answer to a request, unverified. timeout in seconds."""
         return await self.swarm.find(request_cid, timeout) if self.swarm is not None else []
 
+    def members(self) -> Sequence[PeerId]:
+        """The connected peers with which generations are shared."""
+        return self.swarm.members() if self.swarm is not None else ()
+
+    async def lead(self, owner: PeerId, cid: bytes, lost: Collection[PeerId]) -> PeerId | None:
+        """Who makes the answer to a request, as the owner of its key says; None when it does not say."""
+        return await self.swarm.lead(owner, cid, lost) if self.swarm is not None else None
+
+    def joined(self, leader: PeerId, cid: bytes) -> Provider | None:
+        """What a connected peer makes under that key, as a provider."""
+        return self.swarm.joined(leader, cid) if self.swarm is not None else None
+
     def is_member(self, peer: str) -> bool:
         """Whether the peer is, or was in an earlier run, one of the swarm, and was not put out of it since."""
-        from ..protocols.peer_id import PeerId
-
         if self.swarm is None:
             return False
         met = peer in self._met_before and not self.swarm.is_barred(PeerId(peer))

@@ -108,6 +108,7 @@ class Router:
         self.counts: Counter[str] = Counter()
         self.notes: deque[RouteNote] = deque(maxlen=self.limits.recent_routes)
         self.watchers: list[Watcher] = []
+        self.traced = False  # whether somebody wants to know whose span a request belongs to
         self.recorder: Recorder | None = None
         if cache is not None:
             if signer is None:
@@ -195,8 +196,12 @@ class Router:
         )
         return Answer(self, ask)
 
+    def leader(self, cid: bytes, asker: PeerId, lost: Collection[PeerId] = ()) -> PeerId:
+        """Which node makes the answer to that key, for a peer that asks this one as its owner."""
+        return self.together.leader(cid, asker, lost) if self.together is not None else asker
+
     @contextlib.asynccontextmanager
-    async def joined_by_peer(self, cid: bytes, peer: PeerId, deadline_s: float) -> AsyncGenerator[Answer]:
+    async def joined(self, cid: bytes, peer: PeerId, deadline_s: float) -> AsyncGenerator[Answer]:
         """What this node generates under that key, or has just generated, for a peer that joins.
 
         Raises NoAnswer when there is nothing that the peer may have.

@@ -113,19 +113,6 @@ class PeerProvider(Provider):
 
         ProviderError: CONNECTION when the peer is lost before text, INTERRUPTED after, else what the peer says.
         """
-        if deadline_s <= 0:
-            raise _too_late(self.name)
-        path = tuple(dict.fromkeys((*seen, self._me)))
-        if len(path) > MAX_SEEN:
-            raise ProviderError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
-        deadline_ms = math.ceil(min(deadline_s, MAX_DEADLINE_S) * 1000)
-        params = GenerateParams(request=request, deadline_ms=deadline_ms, hops=min(hops, MAX_HOPS), seen=path)
-        async with self.calling(GENERATE, params, deadline_s) as answer:
-            yield answer
-
-    @asynccontextmanager
-    async def calling(self, method: str, params: Any, deadline_s: float) -> AsyncIterator[PeerAnswer]:
-        """A call of the peer whose items are events of an answer. Raises as `generate_for` does."""
         session, began = self._session(), trio.current_time()
         if session is None and self._connect is not None:
             session = await self._connect()
@@ -138,9 +125,15 @@ class PeerProvider(Provider):
         deadline_s = min(deadline_s, MAX_DEADLINE_S)
         if deadline_s <= 0:
             raise _too_late(self.name)
+        path = tuple(dict.fromkeys((*seen, self._me)))
+        if len(path) > MAX_SEEN:
+            raise ProviderError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
+        params = GenerateParams(
+            request=request, deadline_ms=math.ceil(deadline_s * 1000), hops=min(hops, MAX_HOPS), seen=path
+        )
         answer: PeerAnswer | None = None
         try:
-            async with session.call(method, params) as call:
+            async with session.call(GENERATE, params) as call:
                 answer = PeerAnswer(self.name, call, trio.current_time() + deadline_s)
                 yield answer
         except (CallError, SessionLost) as error:

@@ -66,9 +66,18 @@ async def serve_generate(
     if not 0 <= asked.hops <= MAX_HOPS:
         raise CallError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
     deadline_s = asked.deadline_ms / 1000
+    try:
+        answering = answer_for_peer(asked.request, peer, deadline_s, asked.hops, asked.seen)
+    except (NoAnswer, ProviderError) as error:
+        raise _refusal(error) from None
+    return await relay(call, answering, deadline_s)
+
+
+async def relay(call: IncomingCall, answering: AbstractAsyncContextManager[PeersAnswer], deadline_s: float) -> Any:
+    """Tell a peer the events of an answer as they come; the result is the body of the end frame."""
     with trio.move_on_after(deadline_s):
         try:
-            async with answer_for_peer(asked.request, peer, deadline_s, asked.hops, asked.seen) as answer:
+            async with answering as answer:
                 accepted = False
                 async for event in answer:
                     if not accepted:

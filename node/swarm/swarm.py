@@ -35,7 +35,7 @@ from ...providers.base import ErrorKind
 from .. import addresses
 from ..version import version
 from . import admission as admissions
-from . import load
+from . import joining, load
 from .admission import Admission
 from .advert import TTL_S, AdvertBook, AdvertContent, AdvertRefused, AdvertWriter
 from .gossip import ADVERTS, NEWS
@@ -80,8 +80,8 @@ class Swarm:
     """name: the swarm's. It may change by `join`.
 
     describe: what this node offers now. serve: answers a peer's request. find_blocks: answers a peer's look-up.
-    book: the peers of earlier runs; None: no memory. admission: who is let in; None: everybody. on_change: called when
-    a peer has come, gone or said something new.
+    book: the peers of earlier runs; None: no memory. admission: who is let in; None: everybody. generations: what
+    peers may join; None: nothing. on_change: called when a peer has come, gone or said something new.
     """
 
     def __init__(
@@ -96,13 +96,14 @@ class Swarm:
         book: PeerBook | None = None,
         limits: SessionLimits | None = None,
         admission: Admission | None = None,
+        generations: joining.Generations | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self.name = config.name
         self.me = identity.peer_id
         self._host, self._identity, self._config = host, identity, config
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
-        self._book = book
+        self._book, self._generations = book, generations
         self._on_change = on_change
         self._writer = AdvertWriter(identity, self.name)
         self._adverts = AdvertBook(self.name)
@@ -305,6 +306,22 @@ class Swarm:
             return load.in_order(found, _random)
         return [self.peer(peer).provider for peer in self._around.beyond(model, exclude)]
 
+    def members(self) -> list[PeerId]:
+        """The connected peers with which generations are shared."""
+        return [peer.id for peer in self._links.peers.values() if peer.usable and self.may_serve(peer.id)]
+
+    async def lead(self, owner: PeerId, cid: bytes, lost: Collection[PeerId]) -> PeerId | None:
+        """Who makes the answer to a request, as the owner of its key says; None when it does not say."""
+        session = self.peer(owner).session
+        return await joining.ask_lead(session, cid, lost) if session is not None else None
+
+    def joined(self, leader: PeerId, cid: bytes) -> joining.JoinedPeer | None:
+        """What a connected peer makes under that key, as a provider."""
+        peer = self._links.peers.get(leader)
+        if peer is None or peer.session is None or not peer.usable or not self.may_serve(leader):
+            return None
+        return joining.JoinedPeer(peer.provider, peer.session, cid)
+
     def stats(self) -> dict[str, Any]:
         """Figures for the status: JSON-compatible."""
         connected = sum(peer.usable for peer in self._links.peers.values())
@@ -505,6 +522,10 @@ class Swarm:
             return self.admission.wire
         if method == ADVERTS:
             return self._gossip.answer(params)
+        if method in joining.METHODS:
+            if not self.admission.may(peer, "cache"):
+                raise CallError("not_allowed", "the swarm's owner has not given this node the right to read answers")
+            return await joining.serve(call, method, params, peer=peer, generations=self._generations)
         if method != GENERATE:
             raise CallError("unknown_method", "this node knows no such method; it may be older than yours")
         if not self.admission.may(peer, "ask"):

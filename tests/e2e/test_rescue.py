@@ -128,31 +128,3 @@ async def test_breakers_are_shown_and_outlive_a_restart(tmp_path: Path, upstream
     with await start(tmp_path / "n", config=config) as node:
         status = await until(node, ("status",), lambda said: True)
         assert [row["kind"] for row in status["breakers"]] == ["quota"]
-
-
-async def test_the_same_question_at_once_on_three_nodes_costs_one_generation(
-    tmp_path: Path, upstream: FakeUpstream
-) -> None:
-    giver = await start(tmp_path / "giver", config=fast(upstream.url("slow20+each"), share=True))
-    askers = [await start(tmp_path / f"asker{i}", "--join", giver.invite, config=NO_MODEL) for i in range(2)]
-    try:
-        for asker in askers:
-            await until(asker, ("peers",), lambda said: any(p["models"] for p in said["peers"]))
-        texts: list[str] = []
-
-        async def ask(node: NodeProcess) -> None:
-            answer = await in_thread(client(node).chat.completions.create, **question(WORDS))
-            texts.append(answer.choices[0].message.content)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(10):
-                nursery.start_soon(ask, giver)
-            await upstream.until(count=len(upstream.requests) + 1)
-            for asker in askers:
-                for _ in range(10):
-                    nursery.start_soon(ask, asker)
-        assert texts == [WHOLE] * 30
-        assert len(upstream.chats) == 1
-    finally:
-        for node in (giver, *askers):
-            node.kill()
