@@ -54,6 +54,9 @@ from .version import version
 
 log = logging.getLogger("shoal.daemon")
 
+LAST_SPANS_S = 2.0
+"""Seconds at the node's end in which the collector is told what it has not heard yet."""
+
 
 class Life:
     """See the module."""
@@ -116,6 +119,7 @@ class Life:
             origins=config.rpc.cors_origins,
             tokens=self.tokens,
         )
+        self._collector: Otlp | None = None
         self.url = ""
         self._tell_invite: Callable[[str], None] = lambda invite: None
         self._seconds: dict[str, float] = {}
@@ -149,14 +153,18 @@ class Life:
                     nursery.start_soon(self._tell_collector, daemon.loaded.config.telemetry.otlp)
                 await self._until_the_end()
                 await self._drain(front)
+                if self._collector is not None:
+                    with trio.move_on_after(LAST_SPANS_S):
+                        await self._collector.flush()
                 nursery.cancel_scope.cancel()
 
     async def _tell_collector(self, endpoint: str) -> None:
         """Send metrics and traces on, until cancelled."""
         interval_s = self.daemon.loaded.config.telemetry.interval_s
         me = self.daemon.identity.peer_id
-        otlp = Otlp(endpoint, self.rpc.telemetry.collect, node=me, interval_s=interval_s)
+        self._collector = otlp = Otlp(endpoint, self.rpc.telemetry.collect, node=me, interval_s=interval_s)
         self.router.watchers.append(otlp)
+        self.router.traced = True
         await otlp.run()
 
     async def _sit(self) -> None:

@@ -124,6 +124,11 @@ class Session:
         return self._heartbeat.last_rx
 
     @property
+    def frames_out(self) -> int:
+        """Frames that the stream has taken."""
+        return self._outbox.frames
+
+    @property
     def bytes_out(self) -> int:
         return self._outbox.bytes
 

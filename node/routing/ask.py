@@ -90,6 +90,8 @@ class Ask(Struct, kw_only=True):
 
     asked: GenerateRequest | None = None
     """The request as the caller wrote it, before routes and defaults; the router fills it in."""
+    trace: str | None = None
+    """The `traceparent` that the caller sent (W3C Trace Context), as it came; read only where traces are exported."""
     known: Key | None = None
     """The key of `request` as it stands, where the caller has it from before."""
 

@@ -109,6 +109,7 @@ class Router:
         self.notes: deque[RouteNote] = deque(maxlen=self.limits.recent_routes)
         self.watchers: list[Watcher] = []
         self.traced = False  # whether somebody wants to know whose span a request belongs to
+        self.traced = False  # whether somebody wants to know whose span a request belongs to
         self.recorder: Recorder | None = None
         if cache is not None:
             if signer is None:

@@ -160,6 +160,9 @@ class Telemetry:
         for name, about in (
             ("adverts_taken", "Adverts that held."),
             ("frames_received", "Frames that came on sessions."),
+            ("frames_sent", "Frames that went out on sessions."),
+            ("bytes_received", "Bytes that came on sessions."),
+            ("bytes_sent", "Bytes that went out on sessions."),
             ("sessions_begun", "Sessions begun."),
         ):
             if name in counts:

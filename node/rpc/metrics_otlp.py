@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -31,7 +32,7 @@ from ..routing.recording import Found
 from ..routing.router import RouteNote
 from ..version import version
 from .metrics import MAX_LABEL_CHARS, Metric, Point
-from .metrics_gen_ai import first_token_ms, usage_of
+from .metrics_gen_ai import first_token_ms, operation, usage_of
 
 log = logging.getLogger("shoal.telemetry")
 
@@ -66,7 +67,7 @@ class Otlp:
         self._headers = [_JSON, *extra_headers(environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""))]
         self._client = Client()
         self._resource = {"attributes": attributes(resource(node))}
-        self._waiting: deque[tuple[RouteNote, int, int | None, int | None]] = deque()
+        self._waiting: deque[tuple[RouteNote, int, int | None, int | None, str, Parent | None]] = deque()
         self._began = time.time_ns()
         self._problem = ""
         self.sent = self.failed = self.dropped = 0
@@ -120,12 +121,15 @@ class Otlp:
         """The metrics count it."""
 
     def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
+        parent = Parent.read(ask.trace) if ask.trace is not None else None
+        if parent is not None and not parent.sampled:
+            return
         if len(self._waiting) >= MAX_WAITING:
             self.dropped += 1
             return
         usage = usage_of(flight)
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (None, None)
-        self._waiting.append((note, time.time_ns(), *tokens))
+        self._waiting.append((note, time.time_ns(), *tokens, operation(ask), parent))
 
 
 def resource(node: str) -> dict[str, Any]:
@@ -174,6 +178,29 @@ def _point(point: Point, bounds: tuple[float, ...]) -> dict[str, Any]:
     }
 
 
+class Parent(NamedTuple):
+    """The caller's span: `traceparent` of W3C Trace Context, version 00. sampled: whether the caller records it."""
+
+    trace: str
+    span: str
+    sampled: bool
+
+    @classmethod
+    def read(cls, header: str) -> Parent | None:
+        """None for what is not well-formed: the request then begins a trace of its own (section 3.2.2.5)."""
+        match = _TRACEPARENT.fullmatch(header.strip())
+        if match is None or match["version"] == "ff" or not (match["trace"].strip("0") and match["span"].strip("0")):
+            return None
+        if match["version"] == "00" and match["more"]:
+            return None
+        return cls(match["trace"], match["span"], bool(int(match["flags"], 16) & 1))
+
+
+_TRACEPARENT = re.compile(
+    r"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+)
+
+
 # -- traces ----------------------------------------------------------------------------------------------------
 
 
@@ -182,13 +209,23 @@ def traces_body(resource: Any, spans: list[dict[str, Any]]) -> dict[str, Any]:
     return {"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": _scope(), "spans": spans}]}]}
 
 
-def spans_of(note: RouteNote, ended: int, prompt: int | None, completion: int | None) -> Iterator[dict[str, Any]]:
-    """A request's span and its attempts'. ended: nanoseconds since 1970; prompt, completion: tokens, where known."""
-    trace, root = secrets.token_hex(16), secrets.token_hex(8)
+def spans_of(
+    note: RouteNote,
+    ended: int,
+    prompt: int | None,
+    completion: int | None,
+    does: str = "chat",
+    parent: Parent | None = None,
+) -> Iterator[dict[str, Any]]:
+    """A request's span and its attempts'. ended: nanoseconds since 1970; prompt, completion: tokens, where known.
+
+    does: the operation's name. parent: the caller's span; without one the request begins a trace.
+    """
+    trace, root = parent.trace if parent is not None else secrets.token_hex(16), secrets.token_hex(8)
     began = ended - _ns(note.ms)
     first = first_token_ms(note.attempts) if note.attempts and note.attempts[-1].first_token_ms is not None else None
     about = {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": does,
         "gen_ai.provider.name": note.provider,
         "gen_ai.request.model": note.asked_model,
         "gen_ai.response.model": note.model,
@@ -199,22 +236,23 @@ def spans_of(note: RouteNote, ended: int, prompt: int | None, completion: int | 
         "shoal.caller": note.caller,
         "shoal.time_to_first_token_ms": first,
     }
-    yield _span(trace, root, None, f"chat {note.asked_model or ''}".strip(), SERVER, began, ended, about, note.outcome)
+    name, above = f"{does} {note.asked_model or ''}".strip(), parent.span if parent is not None else None
+    yield _span(trace, root, above, name, SERVER, began, ended, about, note.outcome)
     at = began
     for attempt in note.attempts:
         until = min(at + _ns(attempt.ms), ended) if attempt.ms else ended
-        yield _attempt(trace, root, attempt, at, until)
+        yield _attempt(trace, root, attempt, at, until, does)
         at = until
 
 
-def _attempt(trace: str, parent: str, attempt: Attempt, began: int, ended: int) -> dict[str, Any]:
+def _attempt(trace: str, parent: str, attempt: Attempt, began: int, ended: int, does: str) -> dict[str, Any]:
     about = {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": does,
         "gen_ai.provider.name": attempt.provider,
         "gen_ai.request.model": attempt.model,
         "shoal.peer": attempt.peer,
     }
-    name = f"chat {attempt.model or ''}".strip()
+    name = f"{does} {attempt.model or ''}".strip()
     return _span(trace, secrets.token_hex(8), parent, name, CLIENT, began, ended, about, attempt.outcome)
 
 

@@ -20,7 +20,7 @@ from ..routing.no_answer import NoAnswer
 from ..routing.router import Router
 from .chat_answer import AT_THE_END, STREAM, Whole, headers_of, shoal_object
 from .errors import JSON
-from .grant import grant_of
+from .grant import Grant, grant_of
 
 KEEP_ALIVE_S = 15.0
 """Seconds of silence after which a stream gets a keep-alive, so that nobody between takes it for dead."""
@@ -63,7 +63,7 @@ class Relay:
 
         Here and in `stream`, asks of the same request stand together: their prompt is counted once.
         """
-        grant = grant_of(exchange, asks)
+        grant = self._admitted(exchange, asks)
         for ask in asks:
             ask.whole = True
         if len(asks) == 1:
@@ -82,7 +82,7 @@ class Relay:
 
     async def stream(self, exchange: Exchange, asks: Sequence[Ask], make_writer: MakeWriter) -> None:
         """Answer with server-sent events. Raises NoAnswer as long as nothing was sent."""
-        grant = grant_of(exchange, asks)
+        grant = self._admitted(exchange, asks)
         if len(asks) > 1:
             usage = await self._stream_many(exchange, asks, make_writer)
         else:
@@ -90,6 +90,12 @@ class Relay:
                 usage = await self._stream_one(exchange, answer, make_writer)
         if grant is not None:
             grant.used(usage)
+
+    def _admitted(self, exchange: Exchange, asks: Sequence[Ask]) -> Grant | None:
+        if self.router.traced and (trace := exchange.header("traceparent")) is not None:
+            for ask in asks:
+                ask.trace = trace
+        return grant_of(exchange, asks)
 
     # -- one choice --------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class Links:
         self._nursery: trio.Nursery | None = None
         self._dials = trio.CapacityLimiter(DIALS)
         self.begun = 0  # sessions
-        self._frames_of_ended = 0
+        self._frames_of_ended = [0, 0]  # in, out
         self._bytes_of_ended = [0, 0]  # in, out
 
     @property
@@ -133,7 +133,11 @@ class Links:
     @property
     def frames_received(self) -> int:
         """On all sessions since the start."""
-        return self._frames_of_ended + sum(session.frames_in for session in self._all())
+        return self._frames_of_ended[0] + sum(session.frames_in for session in self._all())
+
+    @property
+    def frames_sent(self) -> int:
+        return self._frames_of_ended[1] + sum(session.frames_out for session in self._all())
 
     def sessions(self) -> list[Session]:
         """The one in use with each connected peer."""
@@ -295,7 +299,8 @@ class Links:
         if peer is None or session not in peer.sessions:
             return
         peer.sessions.remove(session)
-        self._frames_of_ended += session.frames_in
+        self._frames_of_ended[0] += session.frames_in
+        self._frames_of_ended[1] += session.frames_out
         self._bytes_of_ended[0] += session.bytes_in
         self._bytes_of_ended[1] += session.bytes_out
         if peer.session is session:

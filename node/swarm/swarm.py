@@ -333,6 +333,7 @@ class Swarm:
             "adverts_refused": dict(self._adverts.refused),
             "sessions_begun": self._links.begun,
             "frames_received": self._links.frames_received,
+            "frames_sent": self._links.frames_sent,
             "bytes_received": self._links.bytes_received,
             "bytes_sent": self._links.bytes_sent,
         }

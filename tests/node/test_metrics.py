@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 from shoal.node.rpc.metrics import MAX_SERIES, Counter, Histogram, Point, exposition, gauge
-from shoal.node.rpc.metrics_otlp import Otlp, extra_headers
+from shoal.node.rpc.metrics_otlp import Otlp, extra_headers, spans_of
 from shoal.protocols.http.exchange import Exchange
 from shoal.protocols.http.server import serve
 from shoal.providers.base import ErrorKind, ModelInfo, Status, Usage
@@ -235,6 +236,44 @@ async def test_a_collector_gets_metrics_and_a_span_for_each_attempt() -> None:
     assert ANSWER not in text
 
 
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("sent", "trace", "parent"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", TRACE, SPAN),
+        (f"01-{TRACE}-{SPAN}-01-what a later version adds", TRACE, SPAN),
+        (f"00-{TRACE}-{SPAN}-01-more", None, None),
+        (f"ff-{TRACE}-{SPAN}-01", None, None),
+        (f"00-{'0' * 32}-{SPAN}-01", None, None),
+        (f"00-{TRACE.upper()}-{SPAN}-01", None, None),
+        ("nonsense", None, None),
+    ],
+)
+async def test_a_request_belongs_to_its_callers_trace(sent: str, trace: str | None, parent: str | None) -> None:
+    async with door(Scripted("first", says("Cold."))) as node:
+        otlp = Otlp("http://127.0.0.1:9", node.rpc.telemetry.collect, node=ME.peer_id, environ={})
+        node.router.watchers.append(otlp)
+        node.router.traced = True
+        await node.chat({"traceparent": sent})
+        (noted,) = otlp._waiting
+    root, attempt = spans_of(*noted)
+    assert root.get("parentSpanId") == parent
+    assert root["traceId"] == attempt["traceId"]
+    assert (root["traceId"] == trace) == (trace is not None)
+    assert attempt["parentSpanId"] == root["spanId"]
+
+
+async def test_a_trace_that_its_caller_does_not_record_is_not_told() -> None:
+    async with door(Scripted("first", says("Cold."))) as node:
+        otlp = Otlp("http://127.0.0.1:9", node.rpc.telemetry.collect, node=ME.peer_id, environ={})
+        node.router.watchers.append(otlp)
+        node.router.traced = True
+        await node.chat({"traceparent": f"00-{TRACE}-{SPAN}-00"})
+    assert not otlp._waiting
+
+
 async def test_a_collector_that_is_away_costs_nothing_but_its_spans() -> None:
     async with door(Scripted("first", says("Cold."))) as node:
         otlp = Otlp("http://127.0.0.1:9", node.rpc.telemetry.collect, node=ME.peer_id, environ={})
@@ -263,7 +302,7 @@ async def test_every_metric_of_the_grafana_board_exists() -> None:
     said = ["Cold", Pause(0.02), *says(" water", usage=usage)]
     async with door(Scripted("bad", fails(ErrorKind.AUTH)), Scripted("first", said)) as node:
         node.node.status = lambda: {  # type: ignore[method-assign]
-            "swarm": {"counts": {"adverts_refused": {"stale": 1}, "adverts_taken": 1, "frames_received": 9}}
+            "swarm": {"counts": {"adverts_refused": {"stale": 1}, "frames_received": 9, "frames_sent": 8}}
         }
         node.cache._refused["signature"] += 1
         await node.chat()
