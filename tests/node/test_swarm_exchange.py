@@ -61,7 +61,7 @@ async def test_a_dead_node_is_out_of_every_route_at_once(autojump_clock):
 
 async def test_an_advert_travels_beyond_the_neighbours_and_its_signer_is_asked(autojump_clock, monkeypatch):
     """One and three know each other through two alone, and are not connected: nobody looks for more than one peer."""
-    monkeypatch.setattr("shoal.node.swarm.neighbourhood.whom_to_seek", lambda *args: [])
+    monkeypatch.setattr("shoal.node.swarm.neighbourhood.whom_to_seek", lambda *args, **how: [])
     network = FakeNetwork()
     async with (
         FakeNode(network, 0).running() as one,
