@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup model demo run test lint interop providers browser clients nat fuzz chaos swarm bench bench-local clean
+.PHONY: help setup model demo run test lint interop providers browser clients nat fuzz chaos swarm bench bench-local durability clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -61,6 +61,9 @@ fuzz: $(READY)  ## a million random inputs for the HTTP parsers, and for all tha
 
 chaos: $(READY)  ## ten real nodes under load for ten minutes, killed and started again; ARGS="--nodes 4 --seconds 60"
 	@$(PYTHON) -m tests.chaos $(ARGS)
+
+durability: $(READY) ## a writing node is killed a hundred times, and every block and index entry checked (40 s)
+	@SHOAL_TEST_KILLS=$(or $(KILLS),100) $(PYTHON) -m pytest -q tests/cache/test_store_killed.py
 
 swarm: $(READY) ## N real nodes find each other and idle: join, spread, memory, CPU, traffic
 	@$(PYTHON) -m benchmarks.swarm $(or $(N),20)
