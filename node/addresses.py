@@ -78,6 +78,8 @@ def _parts(text: str, example: str) -> tuple[str, str, int, str | None]:
         raise ValueError(f"{text!r}: {port_text!r} is not a port (0 to 65535)")
     peer = None
     if rest:
+        if len(rest) == 5 and rest[2] == "p2p-circuit" and is_peer_id(rest[1]) and rest[1] != rest[4]:
+            rest = rest[3:]  # through a relay: its address, and then whose place is behind it
         if len(rest) != 2 or rest[0] != "p2p" or not is_peer_id(rest[1]):
             raise ValueError(f'{text!r}: after the port only /p2p/PEER_ID may come; write it like "{example}"')
         peer = rest[1]
@@ -105,6 +107,21 @@ def check_peer(text: str) -> None:
     from .swarm.invite import Invite
 
     Invite.parse(text)
+
+
+def check_ipfs_peer(text: str) -> None:
+    """ValueError unless this is a TCP multiaddr with the id of a node of IPFS; not all of those are Ed25519 keys."""
+    address, _, peer = text.rpartition("/p2p/")
+    if not 46 <= len(peer) <= 53 or not all(letter in _BASE58 for letter in peer):
+        raise ValueError(f'{text!r}: the peer\'s id is missing; write it like "{PEER_EXAMPLE}"')
+    if _parts(address, PEER_EXAMPLE)[3] is not None:
+        raise ValueError(f"{text!r}: names two peers")
+
+
+def relay_of(text: str) -> str | None:
+    """The peer id of the relay through which a peer's address leads; None when it leads there directly."""
+    at, through, _ = text.partition("/p2p-circuit")
+    return at.rpartition("/p2p/")[2] if through else None
 
 
 def multiaddr_host(text: str) -> str:

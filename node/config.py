@@ -96,6 +96,39 @@ class SwarmSection(Section, frozen=True):
         tuple[str, ...],
         said("Keys that this swarm had before, the last one first: answers from then are still found and opened."),
     ] = ()
+    neighbours: Annotated[
+        int, said("Peers that this node connects to by itself; 0: only those that are named to it.", ge=0, le=96)
+    ] = 32
+    heard_adverts: Annotated[
+        int, said("Nodes without a connection here of which it keeps what they offer; 0: none.", ge=0, le=1024)
+    ] = 1024
+
+
+class DhtSection(Section, frozen=True):
+    """Finding models and answers at nodes that this one is not connected to."""
+
+    enabled: Annotated[bool, said("Take part in the swarm's DHT.")] = True
+    find_ms: Annotated[
+        int, said("Milliseconds to look for a model that nobody known offers; 0: never.", ge=0, le=60_000)
+    ] = 1500
+    announce_every_s: Annotated[float, said("Seconds between two announcements of what is new here.", gt=0)] = 30.0
+    announce_batch: Annotated[int, said("Answers announced at once.", ge=0, le=1024)] = 64
+    announced_answers: Annotated[
+        int, said("Answers that are kept announced, the newest; 0: none.", ge=0, le=65_536)
+    ] = 1024
+    answer_ttl_s: Annotated[
+        float, said("Seconds that others keep where an answer is; told again after half of it.", ge=60, le=172_800)
+    ] = 86_400.0
+    model_ttl_s: Annotated[float, said("The same for the models that are shared.", ge=60, le=172_800)] = 3600.0
+    refresh_s: Annotated[float, said("Seconds between two looks at who is near.", ge=1)] = 600.0
+    replicas: Annotated[int, said("Nodes that each announcement is given to.", ge=1, le=20)] = 8
+    records: Annotated[int, said("Announcements kept for others, in all.", ge=1)] = 8192
+    records_per_peer: Annotated[int, said("Announcements kept of one node.", ge=1)] = 2048
+    providers_per_key: Annotated[int, said("Nodes kept for one model or answer.", ge=1, le=64)] = 16
+    requests_per_s: Annotated[float, said("Questions of one peer a second; more are answered later.", gt=0)] = 20.0
+    stores_per_minute: Annotated[float, said("Announcements taken from one peer a minute.", gt=0)] = 600.0
+    streams_per_peer: Annotated[int, said("Streams that one peer may have open.", ge=1)] = 4
+    message_bytes: Annotated[int, said("Bytes of one message.", ge=8192)] = 65_536
 
 
 class RouterSection(Section, frozen=True):
@@ -169,6 +202,17 @@ class IpfsSection(Section, frozen=True):
         tuple[str, ...],
         said("Names of private swarms whose answers may go there, sealed with the swarm's key. Unnamed ones: never."),
     ] = ()
+    dht_peers: Annotated[
+        tuple[str, ...],
+        said(
+            "Nodes of an IPFS DHT to begin with, addresses that end in /p2p/PEER_ID. Set: this node announces its "
+            "answers there itself, without a daemon, and looks for blocks there. Not in a private swarm."
+        ),
+    ] = ()
+    dht_protocol: Annotated[
+        str, said('That DHT\'s protocol id; the one of nodes on a local network is "/ipfs/lan/kad/1.0.0".')
+    ] = "/ipfs/kad/1.0.0"
+    dht_announced: Annotated[int, said("Answers kept announced there, the newest.", ge=0, le=65_536)] = 256
 
 
 class LogSection(Section, frozen=True):
@@ -208,6 +252,7 @@ class Config(Section, frozen=True):
     node: NodeSection = NodeSection()
     rpc: RpcSection = RpcSection()
     swarm: SwarmSection = SwarmSection()
+    dht: DhtSection = DhtSection()
     router: RouterSection = RouterSection()
     cache: CacheSection = CacheSection()
     ipfs: IpfsSection = IpfsSection()
@@ -233,6 +278,7 @@ SECTIONS: dict[str, type[Section]] = {
     "node": NodeSection,
     "rpc": RpcSection,
     "swarm": SwarmSection,
+    "dht": DhtSection,
     "router": RouterSection,
     "cache": CacheSection,
     "ipfs": IpfsSection,
@@ -292,6 +338,13 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
         for index, text in enumerate(config.cache.trust):
             if not addresses.is_peer_id(text):
                 yield f"cache.trust[{index}]", f"{text!r} is not a peer id; see `shoal peers`"
+    for index, text in enumerate(config.ipfs.dht_peers):
+        try:
+            addresses.check_ipfs_peer(text)
+        except ValueError as error:
+            yield f"ipfs.dht_peers[{index}]", str(error)
+    if not re.fullmatch(r"(/[\w.-]+)+", config.ipfs.dht_protocol):
+        yield "ipfs.dht_protocol", 'wants a protocol id, for example "/ipfs/kad/1.0.0"'
     if config.ipfs.kubo_api is not None:
         try:
             check_kubo(config.ipfs.kubo_api)
