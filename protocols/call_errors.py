@@ -20,6 +20,10 @@ class SessionLost(Exception):
     """The stream ended, the peer fell silent, or the session was closed. The message says which."""
 
 
+class PeerSilent(SessionLost):
+    """Nothing has come from the peer for too long, so its connection is of no use either."""
+
+
 class CallError(Exception):
     """The answer to a call is an error.
 

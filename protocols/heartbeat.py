@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from .call_errors import SessionLost
+from .call_errors import PeerSilent
 from .framing import PING, frame
 from .outbox import Outbox
 from .session_limits import SessionLimits
@@ -26,7 +26,7 @@ class Heartbeat:
         self._woken.set()
 
     async def run(self, is_busy: Callable[[], bool], outbox: Outbox) -> None:
-        """Until the peer was silent for `misses` intervals in a row, or takes no data; then SessionLost."""
+        """Until the peer was silent for `misses` intervals in a row, or takes no data; then PeerSilent."""
         limits = self._limits
         base, misses = trio.current_time(), 0
         while True:
@@ -48,5 +48,5 @@ class Heartbeat:
                 continue
             misses += 1
             if misses >= limits.misses:
-                raise SessionLost(f"the peer was silent for {trio.current_time() - base:.1f} s")
+                raise PeerSilent(f"the peer was silent for {trio.current_time() - base:.1f} s")
             outbox.queue(frame(PING, 0), True)

@@ -28,7 +28,7 @@ import msgspec
 import trio
 
 from .call import IncomingCall, Opening, OutgoingCall, Room
-from .call_errors import CallError, SessionLost, error_body, failure_of, read_error, where
+from .call_errors import CallError, PeerSilent, SessionLost, error_body, failure_of, read_error, where
 from .framing import (
     ACCEPT,
     ADVERT,
@@ -63,8 +63,8 @@ from .rate import Bucket
 from .service import Service
 from .session_limits import VERSION, Hello, SessionLimits
 
-__all__ = ["ByteStream", "CallError", "Hello", "IncomingCall", "OutgoingCall", "ProtocolError", "Service", "Session",
-           "SessionLimits", "SessionLost"]  # fmt: skip
+__all__ = ["ByteStream", "CallError", "Hello", "IncomingCall", "OutgoingCall", "PeerSilent", "ProtocolError", "Service",
+           "Session", "SessionLimits", "SessionLost"]  # fmt: skip
 
 log = logging.getLogger("shoal.session")
 
@@ -140,6 +140,11 @@ class Session:
     def usable(self) -> bool:
         """Whether a new call has a chance."""
         return self.lost is None and self.leaving is None and self._closing is None and self.remote_hello is not None
+
+    @property
+    def relayed(self) -> bool:
+        """Whether its stream says that it runs through a relay."""
+        return bool(getattr(self._stream, "relayed", False))
 
     # -- calls and other things to ask ---------------------------------------------------------------------------
 

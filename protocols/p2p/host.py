@@ -188,6 +188,11 @@ class Host:
         live.sort(key=lambda conn: -conn._created_at)  # an older one may be a dead line not yet noticed
         return [conn for conn in live if relayed is None or sockets.is_direct(conn.muxed_conn) != relayed]
 
+    def remote_ips(self, peer_id: PeerId) -> list[str]:
+        """The IP addresses at the other end of the direct connections with a peer."""
+        ends = [sockets.endpoint(connection.muxed_conn) for connection in self.connections(peer_id, relayed=False)]
+        return [end.remote_ip for end in ends if end is not None]
+
     def via(self, peer_id: PeerId) -> str:
         """How a stream to the peer would go: "direct", "relayed", or "" when there is no connection."""
         if self.connections(peer_id, relayed=False):

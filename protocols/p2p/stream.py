@@ -62,6 +62,11 @@ class P2pStream:
         return not sockets.is_direct(self._conn)
 
     @property
+    def relay(self) -> PeerId | None:
+        """The relay that its connection runs through; None when it is direct."""
+        return getattr(self._conn, "relay", None) if self.relayed else None
+
+    @property
     def endpoint(self) -> sockets.Endpoint | None:
         """Both ends of its connection; None for one through a relay."""
         return sockets.endpoint(self._conn)
@@ -145,6 +150,11 @@ class P2pStream:
     async def reset(self) -> None:
         """Cuts the stream: the peer's next read or write fails. Safe to call whenever close() is."""
         await self._end(self._muxed.reset)
+
+    async def cut_connection(self) -> None:
+        """Ends the whole connection without a word, because it is dead: new streams take another, or there is none."""
+        with contextlib.suppress(*LOST):
+            await self._conn.secured_conn.close()
 
     async def _end(self, how: Callable[[], Awaitable[None]]) -> None:
         if self._done:
