@@ -44,6 +44,7 @@ class Telemetry:
                 Section("peers", lambda: {"peers": node.peers()}),
                 Section("models", lambda: {"data": list(models.listed().values())}),
                 Section("cache", self.cache),
+                Section("sharing", self.sharing),
                 Section("requests", self.requests, PACE_S),
             ]
         )
@@ -52,6 +53,10 @@ class Telemetry:
 
     def node(self) -> dict[str, Any]:
         return self._node.status()
+
+    def sharing(self) -> dict[str, Any]:
+        """What is lent to peers, by which limits, and what each has had."""
+        return {**self._node.sharing_view(), "shares": sorted(self._providers.shared)}
 
     def providers(self) -> dict[str, Any]:
         """The providers; `configured` is false for those that only could be."""

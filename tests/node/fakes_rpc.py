@@ -28,6 +28,7 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.joined: list[str] = []
+        self.paused = False
         self.blocks: dict[str, bytes] = {}
 
     def status(self) -> dict[str, Any]:
@@ -39,6 +40,18 @@ class FakeNode:
             {"peer": OTHER.peer_id, "connected": True, "models": models},
             {"peer": "away", "connected": False, "models": ["m0"]},
         ]
+
+    def sharing_view(self) -> dict[str, Any]:
+        accounts = {OTHER.peer_id: {"requests": 3, "prompt_tokens": 40, "completion_tokens": 60, "first": 1, "last": 2}}
+        return {"paused": self.paused, "paused_until": None, "limits": {}, "tokens_today": {}, "peers": accounts}
+
+    def pause(self, seconds: float | None) -> dict[str, Any]:
+        self.paused = True
+        return self.sharing_view()
+
+    def resume(self) -> dict[str, Any]:
+        self.paused = False
+        return self.sharing_view()
 
     async def join(self, invite: str) -> dict[str, Any]:
         if invite == "bad":

@@ -4,6 +4,7 @@ import { showModels } from "./ask.js";
 import { byId, bytes, setText, span } from "./dom.js";
 import { follow, token } from "./feed.js";
 import { showCache, showFigures, showProviders, showRequests } from "./panels.js";
+import { showSharing } from "./sharing.js";
 import { showBusy, showNode, showOwnModels, showPeers } from "./swarm.js";
 
 // -- colours: as the system, or as chosen here
@@ -44,6 +45,7 @@ const sections = {
   },
   models: ({ data }) => showModels(data),
   cache: showCache,
+  sharing: showSharing,
   requests(found) {
     showRequests(found);
     showFigures({ requests: found });

@@ -2,6 +2,7 @@
 
 import { age, bytes, byId, copy, count, el, keyed, shortPeer, span } from "./dom.js";
 import { draw } from "./graph.js";
+import { had } from "./sharing.js";
 
 const state = { me: null, peers: [], busy: new Map(), chosen: null, models: [] };
 
@@ -29,6 +30,7 @@ function rows(node) {
     ["Load", working.join(" · ")],
     ["Models", (node.models ?? []).map(named).join("\n")],
     ["Shares", (node.providers ?? []).join(", ")],
+    ["Has had", node.consumed ? had(node.consumed) : ""],
     ["Round trip", node.rtt_s ? span(node.rtt_s * 1000) : ""],
     ["Told", node.told_at ? age(node.told_at) : ""],
     ["Version", node.version],
@@ -37,7 +39,7 @@ function rows(node) {
   ].filter(([, value]) => value);
 }
 
-function entry(node, had) {
+function entry(node, old) {
   const key = node.me ? "me" : node.peer;
   const open = state.chosen === key;
   const names = [...new Set((node.models ?? []).map((model) => String(model.name)))];
@@ -45,7 +47,7 @@ function entry(node, had) {
     : names.length ? names.slice(0, 2).join(", ") + (names.length > 2 ? ` +${names.length - 2}` : "") : node.me ? "no provider is ready" : "shares nothing";
   const busy = node.me ? 0 : state.busy.get(node.peer) ?? 0;
   const running = busy || node.load?.running || 0;
-  const item = had ?? el("li", {},
+  const item = old ?? el("li", {},
     el("button", { type: "button", class: "row", onclick: () => choose(key) },
       el("span", { class: "dot" }), el("span", { class: "who" }), el("span", { class: "offer" }), el("span", { class: "load" })),
     el("div", { class: "facts" }));
