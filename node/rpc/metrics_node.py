@@ -120,6 +120,8 @@ class Telemetry:
         yield gauge("shoal.generations.live", "Generations under way.", one(router.in_flight))
         yield counter("shoal.answers", "Answers by where they came from.", by("shoal.cache", router.counts))
         yield counter("shoal.flights.joined", "Callers that shared a generation.", one(router.flights.joined))
+        shared = router.together.counts if router.together is not None else {}
+        yield counter("shoal.generations.shared", "Generations by their part in the swarm.", by("shoal.part", shared))
         yield counter("shoal.output.tokens", "Tokens generated.", one(self.activity.output_tokens))
         ready = {name: float(status.ready) for name, status in self._providers.statuses.items()}
         yield gauge("shoal.provider.ready", "Whether a provider could answer.", by("gen_ai.provider.name", ready))

@@ -82,6 +82,7 @@ class NodeApi:
             "requests": {
                 "in_flight": router.in_flight,
                 "joined": router.flights.joined,
+                "shared": dict(router.together.counts) if router.together is not None else {},
                 "answers": dict(router.counts),
                 "failures": dict(router.health.failures),
             },

@@ -64,11 +64,11 @@ async def serve(call: IncomingCall, method: str, params: Any, *, peer: PeerId, g
     """Answer one of the two calls; the result is the body of the end frame."""
     try:
         if method == LEAD:
-            asked = msgspec.convert(params, LeadParams)
+            asked = msgspec.convert(params, LeadParams, builtin_types=(bytes,))
             if generations is None:
                 raise CallError(ErrorKind.UNAVAILABLE, "this node keeps no answers")
             return {"leader": generations.leader(asked.request, peer, asked.lost)}
-        wanted = msgspec.convert(params, JoinParams)
+        wanted = msgspec.convert(params, JoinParams, builtin_types=(bytes,))
     except msgspec.ValidationError:
         raise CallError(ErrorKind.BAD_REQUEST, f"the params of {method} are ill-typed") from None
     if generations is None:

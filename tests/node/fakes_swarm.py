@@ -25,7 +25,7 @@ PORT = 4642
 
 class FakeStream:
     def __init__(self, remote: PeerId, pipe: Any, link: Link) -> None:
-        self.remote = remote
+        self.remote, self.relayed = remote, link.relayed
         self._pipe, self._link = pipe, link
 
     async def read(self, n: int) -> bytes:
@@ -47,9 +47,13 @@ class FakeStream:
 
 
 class Link:
-    """The line between two hosts; `let_through` is an event that a test replaces to freeze it."""
+    """The line between two hosts; `let_through` is an event that a test replaces to freeze it.
+
+    relayed: whether streams opened from now on run through a relay.
+    """
 
     def __init__(self) -> None:
+        self.relayed = False
         self.let_through = trio.Event()
         self.let_through.set()
         self.pipes: list[Any] = []
@@ -211,6 +215,7 @@ class FakeNode:
         self.book: PeerBook | None = None
         self.limits: SessionLimits | None = None
         self.admission: Admission | None = None
+        self.generations: Any = None
         self._swarm: Swarm | None = None
 
     @property
@@ -246,6 +251,7 @@ class FakeNode:
             book=self.book,
             limits=self.limits,
             admission=self.admission,
+            generations=self.generations,
             on_change=self._changed,
         )
         async with self.host.running(), self._swarm.running():

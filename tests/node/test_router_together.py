@@ -121,7 +121,7 @@ async def test_the_last_to_leave_cancels_it_wherever_he_listens(autojump_clock: 
 async def test_when_the_leader_is_lost_one_other_goes_on_and_all_get_every_character_once(
     autojump_clock: Clock, continues: bool
 ) -> None:
-    words = [*"The opposite of hot is".split(), "cold."]
+    words = ["The", "opposite", "of", "hot", "is", "cold."]
     script = [step for word in words for step in (f"{word} ", Pause(1))]
 
     class Continuing(Scripted):
@@ -268,7 +268,7 @@ async def test_an_answer_that_has_just_ended_is_given_to_who_asks_for_it_by_its_
 async def test_a_request_that_waits_for_its_asker_is_not_joined_to_him() -> None:
     """A leads and asks B for the answer: B must make it, although the book says that A does."""
     providers = scripted("Cold.", STOP, count=2)
-    async with swarm_of(*providers, delay=0.0) as (nodes, (one, two)):
+    async with swarm_of(*providers, delay=0.0) as (_, (one, two)):
         key = one._cache.key(QUESTION) if one._cache is not None else None
         assert key is not None
         for router in (one, two):
