@@ -131,6 +131,33 @@ class DhtSection(Section, frozen=True):
     message_bytes: Annotated[int, said("Bytes of one message.", ge=8192)] = 65_536
 
 
+class RelaySection(Section, frozen=True):
+    """Relays, for nodes that others cannot dial: those that this node uses, and whether it is one itself."""
+
+    use: Annotated[bool, said("Take places behind relays when this node cannot be dialled from the internet.")] = True
+    relays: Annotated[
+        tuple[str, ...],
+        said("Addresses of relays that end in /p2p/PEER_ID, to use in any case. Peers that relay are found without."),
+    ] = ()
+    places: Annotated[int, said("Relays to have a place behind at once.", ge=1, le=8)] = 2
+    serve: Annotated[bool, said("Relay for others: carry what two nodes say that cannot reach each other.")] = False
+    serve_for: Annotated[
+        Literal["swarm", "anyone"], said("Who may have a place here: nodes of the swarm, or any libp2p node.")
+    ] = "swarm"
+    reservations: Annotated[int, said("Places given away at once.", ge=0)] = 64
+    reservation_s: Annotated[float, said("Seconds that a place lasts unless it is renewed.", ge=10, le=86_400)] = 600.0
+    circuits: Annotated[int, said("Connections carried at once.", ge=0)] = 64
+    circuits_per_peer: Annotated[int, said("Those that one node makes, and those to one node.", ge=1)] = 16
+    requests_per_minute: Annotated[
+        int, said("Places and connections that one node may ask for; twice as many cost it its connection.", ge=1)
+    ] = 120
+    duration_s: Annotated[float, said("Seconds that one connection may last.", gt=0)] = 14_400.0
+    circuit_bytes: Annotated[int, said("Bytes that one connection may carry, both ways together.", ge=65_536)] = 1 << 30
+    bytes_per_s: Annotated[float, said("Bytes a second of all connections together; the rest waits.", ge=1024)] = (
+        8_388_608.0
+    )
+
+
 class RouterSection(Section, frozen=True):
     """Who is asked, in which order, and for how long."""
 
@@ -253,6 +280,7 @@ class Config(Section, frozen=True):
     rpc: RpcSection = RpcSection()
     swarm: SwarmSection = SwarmSection()
     dht: DhtSection = DhtSection()
+    relay: RelaySection = RelaySection()
     router: RouterSection = RouterSection()
     cache: CacheSection = CacheSection()
     ipfs: IpfsSection = IpfsSection()
@@ -279,6 +307,7 @@ SECTIONS: dict[str, type[Section]] = {
     "rpc": RpcSection,
     "swarm": SwarmSection,
     "dht": DhtSection,
+    "relay": RelaySection,
     "router": RouterSection,
     "cache": CacheSection,
     "ipfs": IpfsSection,
@@ -329,6 +358,13 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
             addresses.check_peer(text)
         except ValueError as error:
             yield f"swarm.peers[{index}]", str(error)
+    for index, text in enumerate(config.relay.relays):
+        try:
+            if not text.startswith("/") or addresses.relay_of(text) is not None:
+                raise ValueError(f'{text!r} is not the address of a relay; write it like "{addresses.PEER_EXAMPLE}"')
+            addresses.check_peer(text)
+        except ValueError as error:
+            yield f"relay.relays[{index}]", str(error)
     if config.swarm.key is not None and not addresses.is_swarm_key(config.swarm.key):
         yield "swarm.key", "wants 64 hex digits (32 bytes); make one with: openssl rand -hex 32"
     for index, text in enumerate(config.swarm.old_keys):
