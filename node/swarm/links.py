@@ -4,7 +4,8 @@ What belongs here: dialling with backoff, running sessions from hello to end, an
 session is the business of the service that swarm.py puts on it.
 
 Two nodes that dial each other at once get two sessions. Both keep the one begun by the smaller peer id, and close the
-other when it is idle, so that no call fails for it. A session that only one side believes alive is pinged first.
+other when it is idle, so that no call fails for it. A session that only one side believes alive is pinged first. A
+session without a relay comes before one with: calls in progress end where they began, new ones take the direct way.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Links:
         self._host, self._me, self._owner, self._limits = host, me, owner, limits
         self._nursery: trio.Nursery | None = None
         self._dials = trio.CapacityLimiter(DIALS)
+        self._direct: set[PeerId] = set()  # a direct connection waits for the session that is still on a relay
         self.begun = 0  # sessions
         self._frames_of_ended = [0, 0]  # in, out
         self._bytes_of_ended = [0, 0]  # in, out
@@ -229,6 +231,23 @@ class Links:
                 backoff.reset()
         return backoff.failed()
 
+    def went_direct(self, peer_id: PeerId) -> None:
+        """This node has a direct connection with a peer beside a relayed one: their session moves over to it."""
+        peer = self.peers.get(peer_id)
+        if peer is None or peer.session is None:
+            self._direct.add(peer_id)  # that session is still being begun
+        elif peer.session.relayed and self._nursery is not None:
+            self._nursery.start_soon(self._move, peer)
+
+    async def _move(self, peer: Peer) -> None:
+        try:
+            with trio.fail_after(DIAL_S):
+                stream = await self._host.open_stream(peer.id, PROTOCOL)
+        except (P2pError, trio.TooSlowError) as error:
+            log.info("the session stays on the relay: %s", error, extra={"peer": peer.id})
+        else:
+            await self._live(stream, peer.id, initiator=True)
+
     # -- sessions ----------------------------------------------------------------------------------------------
 
     async def _incoming(self, stream: P2pStream) -> None:
@@ -283,7 +302,12 @@ class Links:
             peer.use(session)
             if old is None:
                 log.info("peer connected", extra={"peer": peer.id})
-        elif old.initiator == session.initiator or session.initiator == (self._me < peer.id):
+        elif old.relayed and not session.relayed:
+            peer.use(session)
+            nursery.start_soon(self._retire, peer, old)
+        elif old.initiator == session.initiator or (
+            old.relayed == session.relayed and session.initiator == (self._me < peer.id)
+        ):
             # The same side twice: it has lost the old one, perhaps before this side noticed.
             peer.use(session)
             nursery.start_soon(self._retire, peer, old)
@@ -291,6 +315,9 @@ class Links:
             nursery.start_soon(self._check_alive, peer, old, session)
             nursery.start_soon(self._retire, peer, session)
         nursery.start_soon(self._measure, peer, session)
+        if session.relayed and peer.id in self._direct:
+            nursery.start_soon(self._move, peer)
+        self._direct.discard(peer.id)
         self._owner.greet(peer, session)
         self._owner.notify()
 

@@ -37,7 +37,7 @@ class PeerView(Struct, frozen=True, kw_only=True):
 
     since, last_good: Unix time in seconds. rtt_s: seconds there and back when last measured. calls: in flight, both
     ways. load, told_at: how busy it said it was, and when it said all this (Unix time in seconds, by its clock).
-    problem: why it is not connected, where that is known.
+    problem: why it is not connected, where that is known. via: "direct" or "relayed" while it is connected.
     """
 
     peer: PeerId
@@ -57,6 +57,7 @@ class PeerView(Struct, frozen=True, kw_only=True):
     told_at: float | None = None
     addresses: tuple[str, ...] = ()
     problem: str = ""
+    via: str = ""
 
 
 class Peer:
@@ -164,6 +165,7 @@ class Peer:
             told_at=advert.created if advert is not None else None,
             addresses=self.addresses,
             problem=(session.leaving or "") if session is not None else self.problem,
+            via="" if session is None else "relayed" if session.relayed else "direct",
         )
 
 

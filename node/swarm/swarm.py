@@ -37,7 +37,7 @@ from ..version import version
 from . import admission as admissions
 from . import joining, load
 from .admission import Admission
-from .advert import TTL_S, AdvertBook, AdvertContent, AdvertRefused, AdvertWriter
+from .advert import MAX_HELD, TTL_S, AdvertBook, AdvertContent, AdvertRefused, AdvertWriter
 from .gossip import ADVERTS, NEWS
 from .invite import Invite, InviteError
 from .links import Host, Links
@@ -81,7 +81,8 @@ class Swarm:
 
     describe: what this node offers now. serve: answers a peer's request. find_blocks: answers a peer's look-up.
     book: the peers of earlier runs; None: no memory. admission: who is let in; None: everybody. generations: what
-    peers may join; None: nothing. on_change: called when a peer has come, gone or said something new.
+    peers may join; None: nothing. on_change: called when a peer has come, gone or said something new, or the swarm is
+    another one now. neighbours: peers that it looks for by itself. heard: adverts kept of nodes that are not connected.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Swarm:
         admission: Admission | None = None,
         generations: joining.Generations | None = None,
         on_change: Callable[[], None] | None = None,
+        neighbours: int = WANTED,
+        heard: int = MAX_HELD,
     ) -> None:
         self.name = config.name
         self.me = identity.peer_id
@@ -106,14 +109,15 @@ class Swarm:
         self._book, self._generations = book, generations
         self._on_change = on_change
         self._writer = AdvertWriter(identity, self.name)
-        self._adverts = AdvertBook(self.name)
+        self._neighbours, self._heard = neighbours, heard
+        self._adverts = AdvertBook(self.name, heard=heard)
         self._issue = 0  # of this node's advert
         self._news = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._links = Links(host, self.me, self, limits or SessionLimits())
         self._opened = bool(config.listen)
         self.admission = admission or Admission(config.name, self.me)
-        self._around = Neighbourhood(self.me, self._links, self)
+        self._around = Neighbourhood(self.me, self._links, self, wanted=neighbours)
         self._gossip = self._around.gossip
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ class Swarm:
             for text in self._config.peers:
                 await self._seek_configured(text)
             if self._book is not None:
-                for remembered in (await self._book.known(self.name))[:WANTED]:
+                for remembered in (await self._book.known(self.name))[: self._neighbours]:
                     self.seek(remembered.peer, remembered.addresses)
             nursery.start_soon(self._tell_changes)
             nursery.start_soon(self._around.run)
@@ -238,9 +242,10 @@ class Swarm:
     async def _move(self, name: str) -> None:
         log.info("leaving one swarm for another", extra={"left": self.name, "swarm": name})
         self.name = name
-        self._writer, self._adverts = AdvertWriter(self._identity, name), AdvertBook(name)
+        self._writer, self._adverts = AdvertWriter(self._identity, name), AdvertBook(name, heard=self._heard)
         self.admission = Admission(name, self.me)
         await self._links.leave_all("moved to another swarm")
+        self.notify()
 
     async def _seek_all(self, invite: Invite) -> list[Peer]:
         """Dial the peers of an invite, and never give up."""
@@ -290,6 +295,23 @@ class Swarm:
 
     def is_connected(self, peer: PeerId) -> bool:
         return self._around.is_connected(peer)
+
+    # -- what discovery needs --------------------------------------------------------------------------------------
+
+    def neighbours(self) -> dict[PeerId, tuple[str, ...]]:
+        """The connected peers, and where they can be dialled as far as is known."""
+        return {peer.id: peer.addresses for peer in self._links.peers.values() if peer.usable}
+
+    def knows_everyone(self) -> bool:
+        return self._around.knows_everyone()
+
+    def offers(self, peer: PeerId, model: str) -> bool:
+        advert = self._adverts.get(peer)
+        return advert is not None and advert.offers(model)
+
+    async def reach(self, peer: PeerId, told: Sequence[str]) -> Session | None:
+        """A session with a peer that is said to be at these addresses; None after 3 s."""
+        return await self._around.reach(peer, told) if self._nursery is not None else None
 
     def candidates_for(self, model: str | None, exclude: Collection[PeerId] = ()) -> list[PeerProvider]:
         """The connected peers that offer the model (None: anything), the one with the least to do first.
@@ -349,6 +371,10 @@ class Swarm:
         """Somebody says that a peer of this swarm is at these addresses (mDNS): it is dialled, if there is room."""
         if self._nursery is not None:
             self._around.heard_of(peer_id, addrs)
+
+    def went_direct(self, peer_id: PeerId) -> None:
+        """This node has a direct connection with a peer beside a relayed one: their session moves over to it."""
+        self._links.went_direct(peer_id)
 
     # -- what the links need ---------------------------------------------------------------------------------------
 
