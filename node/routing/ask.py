@@ -87,6 +87,8 @@ class Ask(Struct, kw_only=True):
     caller: str = LOCAL
     allow_fallback: bool = True
     whole: bool = False
+    token: str = ""
+    """The name of the token that the caller showed, where it showed one."""
 
     asked: GenerateRequest | None = None
     """The request as the caller wrote it, before routes and defaults; the router fills it in."""
@@ -101,3 +103,8 @@ class Ask(Struct, kw_only=True):
     @property
     def from_here(self) -> bool:
         return self.caller == LOCAL
+
+    @property
+    def party(self) -> str:
+        """Who shares the node's room with others: a peer, a token of this machine, or all who show none."""
+        return f"{self.caller} {self.token}" if self.token else self.caller

@@ -13,6 +13,7 @@ import trio
 
 from ...cache.key import Key
 from ...providers.base import POLICY, Dropped, ErrorKind, Event, ProviderError
+from ...providers.gate import PARTY
 from .alarm import Alarms, Watch
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
@@ -83,6 +84,7 @@ class Generation:
 
     async def run(self) -> None:
         """Ends with the flight: finished, or failed with the reason."""
+        PARTY.set(self._ask.party)
         if self._look_up is None:
             await self._answer()
         else:

@@ -109,7 +109,6 @@ class Router:
         self.notes: deque[RouteNote] = deque(maxlen=self.limits.recent_routes)
         self.watchers: list[Watcher] = []
         self.traced = False  # whether somebody wants to know whose span a request belongs to
-        self.traced = False  # whether somebody wants to know whose span a request belongs to
         self.recorder: Recorder | None = None
         if cache is not None:
             if signer is None:
@@ -327,14 +326,14 @@ class Router:
     def _launch(self, ask: Ask, key: Key | None, shared: Hashable | None) -> Flight:
         if self._nursery is None:
             raise NoAnswer(ErrorKind.UNAVAILABLE, "The node is stopping; ask again when it runs.", code="stopping")
-        if (why_not := self._shares.why_not(ask.caller, self.limits.max_in_flight)) is not None:
+        if (why_not := self._shares.why_not(ask.party, self.limits.max_in_flight)) is not None:
             raise NoAnswer(ErrorKind.OVERLOADED, why_not, code="node_full", retry_after=1.0)
         flight = Flight(ask.deadline, read_ahead=self.limits.read_ahead_events)
         flight.cache = "miss" if key is not None else "bypass"
         flight.public = ask.cache_control.publish != "none"
         if shared is not None:
             self.flights.add(shared, flight)
-        self._shares.take(ask.caller)
+        self._shares.take(ask.party)
         self._nursery.start_soon(self._fly, flight, ask, key, shared)
         return flight
 
@@ -370,7 +369,7 @@ class Router:
             flight.left.set()
             if part is not None:
                 part.over()
-            self._shares.give_back(ask.caller)
+            self._shares.give_back(ask.party)
             if shared is not None:
                 self.flights.remove(shared, flight)
 

@@ -1,8 +1,8 @@
 """How many generations run at once, and that no caller takes the room of all others. Pure.
 
 While less than half of the room is taken, anybody may have it. From there on a caller may hold no more than its equal
-share of the whole among those who hold something, so that one who comes late finds room. Callers of this machine are
-one caller, each peer is another.
+share of the whole among those who hold something, so that one who comes late finds room. Each peer is a caller, each
+token is, and all who ask on this machine without one are one caller together (`Ask.party`).
 """
 
 from __future__ import annotations

@@ -50,6 +50,10 @@ class TokenGrant:
     def __init__(self, desk: TokenDesk, token: Token) -> None:
         self._desk, self.token = desk, token
 
+    @property
+    def name(self) -> str:
+        return self.token.name
+
     def check_model(self, model: str | None) -> None:
         if self.token.models and model not in self.token.models:
             self._desk.count(self.token, refused=1)

@@ -14,7 +14,10 @@ from ..routing.ask import Ask
 
 
 class Grant(Protocol):
-    """A token's rights while one request runs."""
+    """A token's rights while one request runs. name: the token's."""
+
+    @property
+    def name(self) -> str: ...
 
     def check_model(self, model: str | None) -> None:
         """Raises ApiError 403 when the token is not for this model (None: any)."""
@@ -31,4 +34,5 @@ def grant_of(exchange: Exchange, asks: Iterable[Ask]) -> Grant | None:
     if grant is not None:
         for ask in asks:
             grant.check_model(ask.request.model)
+            ask.token = grant.name
     return grant

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -12,10 +14,10 @@ from shoal.node.routing.limits import RoutingLimits
 from shoal.node.routing.no_answer import NoAnswer
 from shoal.node.routing.shares import Shares
 from shoal.node.rpc.errors import render
-from shoal.providers.base import ErrorKind, GenerateRequest, ProviderError
+from shoal.providers.base import ErrorKind, Event, GenerateRequest, Provider, ProviderError, Status, TextDelta
 from shoal.providers.gate import Gate
 
-from .fakes_router import OTHER, STOP, Scripted, Wait, ask, routing
+from .fakes_router import OTHER, STOP, Scripted, Wait, ask, hear, routing
 
 
 def test_a_lone_caller_may_have_all_the_room() -> None:
@@ -88,6 +90,37 @@ async def test_a_peer_that_floods_the_node_leaves_room_for_this_machine() -> Non
         assert len(refused) == 20
         assert {(error.code, error.retry_after) for error in refused} == {("node_full", 1.0)}
         nursery.cancel_scope.cancel()
+
+
+async def test_tokens_are_parties_and_a_provider_serves_them_in_turn() -> None:
+    gate, served, go = Gate("first", running=1, waiting=9), [], trio.Event()
+
+    class Gated(Provider):
+        name = "first"
+
+        async def probe(self) -> Status:
+            return Status(ready=True, any_model=True)
+
+        @asynccontextmanager
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[AsyncIterator[Event]]:
+            async def events() -> AsyncGenerator[Event]:
+                await go.wait()
+                yield TextDelta("x")
+                yield STOP
+
+            async with gate:
+                served.append(request.messages[-1].text)
+                yield events()
+
+    async def wants(token: str, text: str) -> None:
+        await hear(router, router.ask(GenerateRequest.of(text), token=token))
+
+    async with routing(Gated()) as router, trio.open_nursery() as nursery:
+        for token, text in [("busy", "b1"), ("busy", "b2"), ("busy", "b3"), ("late", "l1")]:
+            nursery.start_soon(wants, token, text)
+            await trio.testing.wait_all_tasks_blocked()
+        go.set()
+    assert served == ["b1", "b2", "l1", "b3"]
 
 
 async def test_a_full_queue_is_a_429_with_a_time_to_come_back(autojump_clock: trio.testing.MockClock) -> None:

@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 from shoal.providers.base import ErrorKind, ProviderError
-from shoal.providers.gate import Gate
+from shoal.providers.gate import PARTY, Gate
 
 
 async def test_no_more_than_allowed_are_inside_and_the_others_come_in_turn() -> None:
@@ -114,3 +114,41 @@ async def test_who_is_cancelled_in_the_queue_takes_nobodys_turn() -> None:
         go.set()
     assert order == [0, 2, 3]
     assert gate.in_flight == gate.waiting == 0
+
+
+async def test_a_late_party_is_served_before_the_rest_of_a_busy_one() -> None:
+    gate, order, go = Gate("desk", running=1, waiting=99), [], trio.Event()
+
+    async def visit(party: str) -> None:
+        PARTY.set(party)
+        async with gate:
+            order.append(party)
+            await go.wait()
+
+    async with trio.open_nursery() as nursery:
+        for party in ("busy", "busy", "busy", "busy", "late", "later", "late"):
+            nursery.start_soon(visit, party)
+            await trio.testing.wait_all_tasks_blocked()
+        go.set()
+    assert order == ["busy", "busy", "late", "later", "busy", "late", "busy"]
+
+
+async def test_a_party_that_fills_the_queue_makes_room_for_anothers_first() -> None:
+    gate, served, refused, go = Gate("desk", running=1, waiting=3), [], [], trio.Event()
+
+    async def visit(party: str, number: int) -> None:
+        PARTY.set(party)
+        try:
+            async with gate:
+                served.append((party, number))
+                await go.wait()
+        except ProviderError:
+            refused.append((party, number))
+
+    async with trio.open_nursery() as nursery:
+        for party, number in [("busy", n) for n in range(5)] + [("late", n) for n in range(3)]:
+            nursery.start_soon(visit, party, number)
+            await trio.testing.wait_all_tasks_blocked()
+        go.set()
+    assert refused == [("busy", 4), ("busy", 3), ("late", 1), ("late", 2)]
+    assert served == [("busy", 0), ("busy", 1), ("late", 0), ("busy", 2)]
