@@ -27,6 +27,7 @@ from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from ..peer_id import Identity, PeerId
+from ..rate import Bucket
 from . import kad_statement
 from .errors import P2pError, ProtocolRefused, ProtocolViolation, StreamLost
 from .host import Host
@@ -49,6 +50,8 @@ Take = Callable[[PeerId, Message], bool]
 IDLE_STREAM_S = 20.0  # an unused stream of ours is closed after
 IDLE_CONNECTION_S = 30.0  # a connection that only a search needed is closed after
 TIDY_S = 10.0
+PACE = 0.8  # of the rate at which peers answer is asked of one
+AT_ONCE = 16  # announcements that one peer gets before its answers are read
 
 
 class _Line:
@@ -93,6 +96,7 @@ class Dht:
         self._signed, self._admits, self._keeps, self._clock = signed, admits, keeps, clock
         self._idle: dict[PeerId, _Line] = {}
         self._opened: dict[PeerId, float] = {}  # connections that a search opened -> last used
+        self._paces: dict[PeerId, Bucket] = {}
         self._dials = trio.CapacityLimiter(self.limits.dials)
         self._server = (
             KadServer(host, self.table, self.records, self.limits, self.counters, admits=admits, clock=clock)
@@ -138,6 +142,8 @@ class Dht:
                     del self._opened[peer]
                     if not self._keeps(peer):
                         await self._host.disconnect(peer)
+            for peer in [peer for peer in self._paces if not self._host.is_connected(peer)]:
+                del self._paces[peer]
             if self._server is not None:
                 self._server.tidy()
 
@@ -152,10 +158,9 @@ class Dht:
         """Somebody else uses the connection with a peer from now on: it is not closed when a search is over."""
         self._opened.pop(peer, None)
 
-    def expel(self, peer: PeerId) -> None:
-        """A peer does not belong any more: nothing of it is kept."""
-        self.table.remove(peer)
-        self.records.forget_peer(peer)
+    def known(self) -> list[PeerId]:
+        """The peers in the table."""
+        return self.table.peers()
 
     # -- searching -------------------------------------------------------------------------------------------------
 
@@ -270,10 +275,10 @@ class Dht:
 
     # -- announcing ------------------------------------------------------------------------------------------------
 
-    async def provide(self, keys: Sequence[tuple[bytes, float]]) -> int:
+    async def provide(self, keys: Sequence[tuple[bytes, float]]) -> set[bytes]:
         """Say that this node has what the keys stand for, each for so many seconds; 0.0 takes it back.
 
-        How many of the keys at least one other node has taken. As long as all that is known fits into one answer, the
+        Those of the keys that at least one other node has taken. As long as all that is known fits into one answer, the
         nearest are told at once; in a larger swarm each key is searched for first.
         """
         taken = set[bytes]()
@@ -286,7 +291,7 @@ class Dht:
             for peer, messages in jobs.items():
                 nursery.start_soon(self._store_at, peer, messages, taken)
         self.counters.provided += len(taken)
-        return len(taken)
+        return taken
 
     async def publish_self(self, ttl_s: float) -> int:
         """Give the nodes nearest to this one a record of where it can be dialled; how many took it."""
@@ -322,65 +327,76 @@ class Dht:
         return (await self._search(key, Message(FIND_NODE, key))).closest[:replicas]
 
     async def _store_at(self, peer: PeerId, messages: Sequence[Message], taken: set[bytes]) -> None:
-        for message in messages:
+        for start in range(0, len(messages), AT_ONCE):
+            batch = messages[start : start + AT_ONCE]
             try:
-                answer = await self._ask(peer, message, told_nothing=not self._signed)
+                answers = await self._ask_all(peer, batch, silent=not self._signed)
             except P2pError as error:
                 log.debug("%s takes no record: %s", peer, error)
                 if not self._host.is_connected(peer):
                     self.table.remove(peer)
                 return
-            if answer.key == message.key:
-                taken.add(message.key)
+            told = zip(batch, answers, strict=True) if answers else ((message, message) for message in batch)
+            taken.update(message.key for message, answer in told if answer.key == message.key)
 
     # -- asking one peer -------------------------------------------------------------------------------------------
 
-    async def _ask(
-        self, peer: PeerId, question: Message, hints: Sequence[str] = (), *, told_nothing: bool = False
-    ) -> Message:
-        """The answer of one peer. P2pError when there is none in time. told_nothing: the peer sends no answer."""
-        self.counters.asked += 1
+    async def _ask(self, peer: PeerId, question: Message, hints: Sequence[str] = ()) -> Message:
+        return (await self._ask_all(peer, [question], hints))[0]
+
+    async def _ask_all(
+        self, peer: PeerId, questions: Sequence[Message], hints: Sequence[str] = (), *, silent: bool = False
+    ) -> list[Message]:
+        """The answers of one peer, in order. P2pError when they do not come in time. silent: it gives none."""
+        self.counters.asked += len(questions)
+        rate = self.limits.requests_per_s
+        pace = self._paces.setdefault(peer, Bucket(PACE * rate, 4 * rate))
+        if pace.take(len(questions), trio.current_time()):
+            raise StreamLost(f"{peer} is asked too often")
         try:
             with trio.fail_after(self.limits.dial_s + self.limits.answer_s):
                 await self._connect(peer, hints)
                 used = self._idle.pop(peer, None)
                 if used is not None:
                     with contextlib.suppress(P2pError):  # the peer may have closed it; a new one tells
-                        return await self._on(used, peer, question, told_nothing)
+                        return await self._on(used, peer, questions, silent)
                 stream = await self._host.open_stream(peer, self.protocol)
-                return await self._on(_Line(stream, self.limits.answer_s), peer, question, told_nothing)
+                return await self._on(_Line(stream, self.limits.answer_s), peer, questions, silent)
         except trio.TooSlowError:
             raise StreamLost(f"{peer} did not answer in time") from None
 
-    async def _on(self, line: _Line, peer: PeerId, question: Message, told_nothing: bool) -> Message:
-        whole = False
+    async def _on(self, line: _Line, peer: PeerId, questions: Sequence[Message], silent: bool) -> list[Message]:
+        answers: list[Message] = []
         try:
-            data = frame(question)
+            data = b"".join(map(frame, questions))
             self.counters.bytes_sent += len(data)
             await line.stream.write(data)
-            if told_nothing:
-                return question
-            with trio.fail_after(self.limits.answer_s):
-                size = await line.incoming.size()
-                if size is None:
-                    raise StreamLost(f"{peer} closed the stream without an answer")
-                if size > self.limits.message_bytes:
-                    raise ProtocolViolation(f"an answer of {size} bytes")
-                answer = decode(await line.incoming.take(size))
-            self.counters.bytes_received += size
-            self.counters.answered += 1
-            whole = True
-            return answer
+            while not silent and len(answers) < len(questions):
+                with trio.fail_after(self.limits.answer_s):
+                    answers.append(await self._answer_on(line, peer))
+            return answers
         finally:
             line.used = trio.current_time()
             if peer in self._opened:
                 self._opened[peer] = line.used
+            whole = len(answers) == len(questions)
             if whole and peer not in self._idle:
                 self._idle[peer] = line
-            elif whole or told_nothing:
+            elif whole or silent:
                 await line.stream.close()
             else:
                 await line.stream.reset()
+
+    async def _answer_on(self, line: _Line, peer: PeerId) -> Message:
+        size = await line.incoming.size()
+        if size is None:
+            raise StreamLost(f"{peer} closed the stream without an answer")
+        if size > self.limits.message_bytes:
+            raise ProtocolViolation(f"an answer of {size} bytes")
+        answer = decode(await line.incoming.take(size))
+        self.counters.bytes_received += size
+        self.counters.answered += 1
+        return answer
 
     async def _connect(self, peer: PeerId, hints: Sequence[str]) -> None:
         if self._host.is_connected(peer):

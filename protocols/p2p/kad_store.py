@@ -89,11 +89,6 @@ class RecordStore:
                 if now >= one.statement.expires:
                     self._drop(key, peer)
 
-    def forget_peer(self, peer: PeerId) -> None:
-        """A node was put out of the swarm: nothing of it is kept."""
-        for key in list(self._by_peer.get(peer, ())):
-            self._drop(key, peer)
-
     def clear(self) -> None:
         self._by_key.clear()
         self._by_peer.clear()
