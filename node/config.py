@@ -158,6 +158,30 @@ class RelaySection(Section, frozen=True):
     )
 
 
+class NatSection(Section, frozen=True):
+    """NATs: finding out about this node's own, and getting through them without a relay."""
+
+    confirmations: Annotated[int, said("Peers at different addresses that must agree on a verdict.", ge=1, le=16)] = 2
+    observers: Annotated[int, said("Peers that are asked how they see this node.", ge=1, le=16)] = 4
+    ask_again_s: Annotated[float, said("Seconds until they are asked again; at once when addresses change.", ge=60)] = (
+        1800.0
+    )
+    dial_back_s: Annotated[float, said("Seconds that dialling a peer back for its question may take.", ge=1, le=30)] = (
+        3.0
+    )
+    dial_backs_per_peer: Annotated[int, said("Dials back a minute for one peer, and for one address.", ge=0)] = 4
+    dial_backs: Annotated[int, said("Dials back a minute for all peers; 0: nobody is dialled back.", ge=0)] = 30
+    dial_backs_at_once: Annotated[int, said("Dials back under way at once.", ge=1)] = 4
+    punch: Annotated[bool, said("Make a direct connection out of a relayed one, where both NATs allow it.")] = True
+    punch_tries: Annotated[int, said("Tries before a peer is left on its relay.", ge=1, le=16)] = 3
+    punch_gap_s: Annotated[float, said("Seconds between two tries, doubled with each.", ge=0.1, le=60)] = 1.0
+    punch_s: Annotated[float, said("Seconds that one try may take.", ge=1, le=30)] = 4.0
+    punch_again_s: Annotated[float, said("Seconds until a peer is tried anew after tries in vain.", ge=10)] = 600.0
+    relayed_idle_s: Annotated[
+        float, said("Seconds without a stream after which a relayed connection beside a direct one is closed.", ge=1)
+    ] = 5.0
+
+
 class RouterSection(Section, frozen=True):
     """Who is asked, in which order, and for how long."""
 
@@ -281,6 +305,7 @@ class Config(Section, frozen=True):
     swarm: SwarmSection = SwarmSection()
     dht: DhtSection = DhtSection()
     relay: RelaySection = RelaySection()
+    nat: NatSection = NatSection()
     router: RouterSection = RouterSection()
     cache: CacheSection = CacheSection()
     ipfs: IpfsSection = IpfsSection()
@@ -308,6 +333,7 @@ SECTIONS: dict[str, type[Section]] = {
     "swarm": SwarmSection,
     "dht": DhtSection,
     "relay": RelaySection,
+    "nat": NatSection,
     "router": RouterSection,
     "cache": CacheSection,
     "ipfs": IpfsSection,

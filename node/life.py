@@ -24,6 +24,7 @@ from ..cache.memory import Memory
 from ..cache.sealing import Seal
 from ..cache.store import OPEN, Store
 from ..cache.tiers import AnswerCache
+from ..protocols.p2p.nat_limits import NatLimits
 from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import GenerateRequest
 from ..providers.embedding import able
@@ -73,6 +74,7 @@ class Life:
             serve=self._serve_peer,
             find_blocks=self._find_blocks,
             mdns=config.swarm.mdns,
+            nat_limits=msgspec.convert(config.nat, NatLimits, from_attributes=True),
             public_block=self.cache.public_block if self.cache is not None else None,
         )
         if self.cache is not None:
@@ -255,6 +257,7 @@ class Life:
                 "peers": swarm.stats()["peers"] if swarm is not None else 0,
                 "counts": swarm.stats() if swarm is not None else {},
                 "addresses": self.seat.addresses(),
+                "reachability": self.seat.reachability(),
                 "invite": "" if private else self.seat.invite(),
             },
             "cache": {"enabled": self.cache is not None, "mode": daemon.loaded.config.cache.mode},

@@ -17,6 +17,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
+from ..protocols.p2p.nat_limits import NatLimits
 from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import Provider
 from . import addresses, paths
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .swarm.advert import AdvertContent
     from .swarm.joining import Generations
     from .swarm.lookup import FindBlocks
+    from .swarm.nat import Nat
     from .swarm.serving import AnswerForPeer
     from .swarm.swarm import Swarm
 
@@ -103,6 +105,7 @@ class SwarmSeat:
         public_block: Callable[[bytes], bytes | None] | None = None,
         on_change: Callable[[], None] | None = None,
         mdns: bool = False,
+        nat_limits: NatLimits | None = None,
     ) -> None:
         self._mdns = mdns
         self._identity, self._data = identity, data
@@ -112,6 +115,8 @@ class SwarmSeat:
         self.generations: Generations | None = None
         self.host: Host | None = None
         self.swarm: Swarm | None = None
+        self.nat: Nat | None = None
+        self._nat_limits = nat_limits or NatLimits()
         self.bitswap: Bitswap | None = None
         self._met_before: frozenset[str] = frozenset()
         self._seated = trio.Event()
@@ -126,6 +131,7 @@ class SwarmSeat:
         from ..protocols.p2p.errors import ListenFailed
         from ..protocols.p2p.host import Host
         from .swarm.admission import Admission
+        from .swarm.nat import Nat
         from .swarm.peerbook import PeerBook
         from .swarm.swarm import Swarm
 
@@ -159,6 +165,7 @@ class SwarmSeat:
             generations=self.generations,
             on_change=self._on_change,
         )
+        nat = Nat(host, swarm, self._nat_limits, on_change=self._on_change)
         bitswap = Bitswap(host, self._blocks, may_read=lambda peer: swarm.admission.may(peer, "cache"))
         async with host.running():
             for address in membership.listen:
@@ -169,15 +176,20 @@ class SwarmSeat:
                         raise ListenError(f"{error}; change swarm.listen or --listen") from None
                     log.info("%s; taking another port", error)
                     await host.listen((EVERYWHERE if membership.opened else LOOPBACK).format(0))
-            async with bitswap.running(), swarm.running(), _beside(self._discovery(host, swarm, membership.key)):
-                self.host, self.swarm, self.bitswap = host, swarm, bitswap
+            async with (
+                bitswap.running(),
+                nat.running(),
+                swarm.running(),
+                _beside(self._discovery(host, swarm, membership.key)),
+            ):
+                self.host, self.swarm, self.bitswap, self.nat = host, swarm, bitswap, nat
                 # Their answers are kept here, and stay good when they are away or gone for ever.
                 self._met_before = frozenset(remembered.peer for remembered in await book.known(membership.name))
                 self._seated.set()
                 try:
                     yield
                 finally:
-                    self.host = self.swarm = self.bitswap = None
+                    self.host = self.swarm = self.bitswap = self.nat = None
 
     async def _discovery(self, host: Host, swarm: Swarm, key: bytes | None) -> None:
         """Nodes on the local network, as long as the swarm keeps its name."""
@@ -235,7 +247,13 @@ class SwarmSeat:
 
     def peers(self) -> list[dict[str, Any]]:
         """Every peer as a table."""
-        return [msgspec.to_builtins(view) for view in self.swarm.peers()] if self.swarm is not None else []
+        if self.swarm is None or self.nat is None:
+            return []
+        return [msgspec.to_builtins(view) | {"via_note": self.nat.note(view.peer)} for view in self.swarm.peers()]
+
+    def reachability(self) -> dict[str, Any]:
+        """What others see of this node, for the status."""
+        return self.nat.view() if self.nat is not None else {}
 
     def addresses(self) -> list[str]:
         return self.host.addresses() if self.host is not None else []
