@@ -35,7 +35,7 @@ def test_nothing_that_schemathesis_tries_breaks_the_description(node: NodeProces
 
 
 def test_nothing_breaks_openais_own_description(node: NodeProcess, tmp_path: Path) -> None:
-    """Statuses are left out: that description has none but 200. Its embeddings are, too: the fake upstream has none."""
+    """Statuses are left out: that description has none but 200."""
     schemathesis = CLIENTS / "venv/bin/schemathesis"
     if not schemathesis.exists():
         pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
