@@ -267,6 +267,15 @@ def models(db: sqlite3.Connection) -> list[str]:
     return [row[0] for row in db.execute("SELECT DISTINCT model FROM answers WHERE model IS NOT NULL ORDER BY model")]
 
 
+def newest_public(db: sqlite3.Connection, limit: int, own: bool) -> list[tuple[bytes, bytes]]:
+    """(request digest, record's CID) of answers that peers may have, the last stored first. own: only ours."""
+    query = (
+        "SELECT a.request, b.cid FROM answers a JOIN blocks b ON b.id = a.block"
+        " WHERE public AND NOT (? AND foreign_) ORDER BY a.id DESC LIMIT ?"
+    )
+    return [(row[0], row[1]) for row in db.execute(query, (own, limit))]
+
+
 def page(db: sqlite3.Connection, after: int, since_ms: int, model: str | None, limit: int = 200) -> list[Row]:
     rows = db.execute(
         "SELECT a.id, b.cid, request, model, provider, node, created, stored, used, size, pinned, public, foreign_"

@@ -198,6 +198,10 @@ class Store:
         """The models whose answers are here."""
         return await self._read(sql.models, [])
 
+    async def newest_public(self, limit: int, *, own: bool = False) -> list[tuple[bytes, bytes]]:
+        """(request digest, record's CID) of answers that peers may have, the last first. own: this node's alone."""
+        return await self._read(lambda db: sql.newest_public(db, limit, own), [])
+
     async def block(self, cid: bytes) -> bytes | None:
         """Any block, of a record, linked by one, or derived from either, by its CID."""
         return self._made(cid, await self._read(lambda db: sql.block(db, cid, public_only=False), None))

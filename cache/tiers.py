@@ -34,7 +34,7 @@ from .schema import read
 from .sealing import Seal, SealError, unseal
 from .store import Store, StoreError
 
-Tier = Literal["memory", "disk", "swarm", "ipfs"]
+Tier = Literal["memory", "disk", "swarm", "dht", "ipfs"]
 Trust = Literal["any", "swarm"] | Collection[str]
 
 EXPIRY_INTERVAL_S = 3600.0
@@ -63,11 +63,13 @@ class Hit(Struct, frozen=True):
 
 class Forgotten(Struct, frozen=True):
     """What `forget` did. records: removed from memory and disk. withdrawn: queued to be taken from the IPFS daemon.
-    shared: of the records those that other nodes could have fetched; what they have cannot be taken back."""
+    shared: of the records those that other nodes could have fetched; what they have cannot be taken back. announced:
+    announcements in a DHT that end, in the swarm's at once where its nodes can be reached."""
 
     records: int
     withdrawn: int
     shared: int = 0
+    announced: int = 0
 
 
 class AnswerCache:
@@ -79,6 +81,8 @@ class AnswerCache:
     seals: a private swarm's, the current one first: what it publishes is sealed, what it gets is opened with any.
     publish: peers may have the answers made here. publisher: hands public answers to an IPFS daemon; auto_publish:
     without being asked for each. on_public: told the CIDs of everything that peers may have from now on.
+    on_answer: told the request of every answer that they may have; on_ipfs: the CID of each that may go to public IPFS;
+    on_forgotten: requests and records that are here no more, it says how many were announced. All three set later.
     ValueError for an unknown mode or trust rule.
     """
 
@@ -116,6 +120,9 @@ class AnswerCache:
         if store is not None:
             store.seals = self.seals
         self.auto_publish, self.on_public = auto_publish, on_public
+        self.on_answer: Callable[[bytes], None] | None = None
+        self.on_ipfs: Callable[[bytes], None] | None = None
+        self.on_forgotten: Callable[[list[bytes], list[bytes]], int] | None = None
         self._hits: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._misses = 0
@@ -286,9 +293,13 @@ class AnswerCache:
         # Another's answer is that node's to publish.
         if stored and public and wanted and not foreign and self.publisher is not None:
             self.publisher.publish(signed.cid)
+        if public and wanted and not foreign and self.on_ipfs is not None:
+            self.on_ipfs(signed.cid)
         if public and self.on_public is not None:
             self.on_public(entry.cids)
-        if tier == "swarm" or tier == "ipfs":
+        if public and self.on_answer is not None:
+            self.on_answer(signed.record.request)
+        if tier in ("swarm", "dht", "ipfs"):
             self._hits[tier] += 1
         return Hit(signed, tier, entry.cid_text)
 
@@ -301,6 +312,8 @@ class AnswerCache:
         self.store.put(signed, public=public, foreign=signed.record.node != self.own, derived=derived)
         if public and self.on_public is not None:
             self.on_public([signed.cid, *(one.cid for one in derived)])
+        if public and self.on_answer is not None:
+            self.on_answer(signed.record.request)
 
     # -- blocks ----------------------------------------------------------------------------------------------------
 
@@ -346,18 +359,42 @@ class AnswerCache:
         digest = name[-32:] if entry is None else entry.signed.record.request[-32:]
         held = entry or self.memory.get(digest)
         self.memory.delete(digest)
+        requests, records = [digest], [name]
+        if held is not None:
+            records.append(held.signed.cid)
         if self.store is None:
-            return Forgotten(int(held is not None), 0, int(held is not None and held.public))
+            announced = self._forgotten(requests, records)
+            return Forgotten(int(held is not None), 0, int(held is not None and held.public), announced)
         await self.store.settle()  # an answer of a moment ago may still be on its way to the disk
         removed = withdrawn = shared = 0
         for cid in await self.store.cids_of(name):
             found = await self.store.find(cid)
+            records.append(cid)
+            if found is not None:
+                with contextlib.suppress(RecordRefused):
+                    requests.append(decode(found.block, found.extra).request[-32:])
             if await self.store.delete(cid):
                 removed += 1
                 shared += found is not None and found.public
             if self.publisher is not None:
                 withdrawn += self.publisher.withdraw(cid)
-        return Forgotten(removed, withdrawn, shared)
+        return Forgotten(removed, withdrawn, shared, self._forgotten(requests, records))
+
+    def _forgotten(self, requests: list[bytes], records: list[bytes]) -> int:
+        """What was announced of these is announced no more; how many announcements there were."""
+        if self.on_forgotten is None:
+            return 0
+        return self.on_forgotten(list(dict.fromkeys(requests)), list(dict.fromkeys(records)))
+
+    async def newest(self, limit: int) -> list[bytes]:
+        """The requests, as digests, whose answers peers may have, the newest first."""
+        return [request for request, _ in await self.store.newest_public(limit)] if self.store is not None else []
+
+    async def newest_published(self, limit: int) -> list[bytes]:
+        """The CIDs of this node's records that go to public IPFS without being asked for each, the newest first."""
+        if self.store is None or not self.auto_publish:
+            return []
+        return [cid for _, cid in await self.store.newest_public(limit, own=True)]
 
     async def pin(self, name: bytes, pinned: bool = True) -> int:
         """Keep a record, or all answers to a request, whatever the size bound says, or no longer; how many there are.
@@ -382,7 +419,7 @@ class AnswerCache:
         return {
             "mode": self.mode,
             "sealed": bool(self.seals),
-            "hits": {tier: self._hits[tier] for tier in ("memory", "disk", "swarm", "ipfs")},
+            "hits": {tier: self._hits[tier] for tier in ("memory", "disk", "swarm", "dht", "ipfs")},
             "misses": self._misses,
             "remembered": self._stored,
             "refused": dict(self._refused),

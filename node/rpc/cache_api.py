@@ -133,6 +133,11 @@ def _notes(done: Forgotten) -> list[str]:
             "The IPFS daemon is told to unpin and delete it, as soon as it answers; announcements it has made end "
             "within 48 hours."
         )
+    if done.announced:
+        notes.append(
+            "It is announced no more: nodes of the swarm that can be reached are told so. Those that cannot, and an "
+            "IPFS DHT, keep their note of it until it expires, within 48 hours; this node answers that it is gone."
+        )
     if done.shared:
         notes.append("Peers could fetch it while it was here; what they or a gateway have kept cannot be taken back.")
     return notes
