@@ -28,7 +28,7 @@ from ..protocols.p2p.nat_limits import NatLimits
 from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import GenerateRequest
 from ..providers.embedding import able
-from . import paths, state
+from . import heap, paths, state
 from .config_file import Loaded
 from .front import Front, open_front
 from .hardware import sample
@@ -74,6 +74,7 @@ class Life:
             serve=self._serve_peer,
             find_blocks=self._find_blocks,
             mdns=config.swarm.mdns,
+            relay=config.relay,
             nat_limits=msgspec.convert(config.nat, NatLimits, from_attributes=True),
             public_block=self.cache.public_block if self.cache is not None else None,
         )
@@ -235,6 +236,7 @@ class Life:
                 "seconds": self._seconds,
             }
         )
+        heap.set_aside()
 
     # -- what the RPC asks (rpc/node_api.py, Node) -------------------------------------------------------------
 
@@ -258,6 +260,7 @@ class Life:
                 "counts": swarm.stats() if swarm is not None else {},
                 "addresses": self.seat.addresses(),
                 "reachability": self.seat.reachability(),
+                "relays": self.seat.relays(),
                 "invite": "" if private else self.seat.invite(),
             },
             "cache": {"enabled": self.cache is not None, "mode": daemon.loaded.config.cache.mode},
@@ -350,6 +353,7 @@ class Life:
             addresses=tuple(told),
             version=version(),
             load=Load(running=self.router.in_flight, cpu=sample().cpu_percent / 100),
+            relay=self.daemon.loaded.config.relay.serve,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .. import heap
 from .cli import Command, common
 
 EXAMPLES = """\
@@ -36,6 +37,7 @@ def command(
     data_dir: Path | None,
 ) -> int:
     """Start a node on this machine, and keep it running until Ctrl-C."""
+    heap.rest()  # before the imports, which make most of what a node consists of
     from ..config_file import Loaded, Override, load_config
     from ..daemon import run_daemon
 
