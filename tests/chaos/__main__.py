@@ -3,9 +3,10 @@
     python -m tests.chaos --nodes 10 --seconds 600 --kills-per-minute 3 --callers 8
     python -m tests.chaos --nodes 4 --seconds 60
 
-Callers ask nodes that stay (a caller whose own node dies has lost his connection, whatever the rest does); the nodes
-that answer are killed with SIGKILL, by default 30 % of all nodes a minute, and come back. Every character of every
-answer is compared. Exit status 1 when one answer was lost or wrong.
+Of ten nodes three are asked and seven answer. Any of them is killed with SIGKILL, by default 30 % of all nodes a
+minute, and comes back. A caller whose own node dies loses his connection, whatever the rest does: what he has got by
+then must be right, and he asks another node. Every character of every answer is compared. Exit status 1 when one answer
+was lost or wrong, or when a generation is left.
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import trio
 from shoal.protocols.http.client import Client
 
 from tests.chaos.caller import Outcome, ask, quantile
-from tests.chaos.nodes import NO_MODEL, Giver, Holding, Upstream, giving, until_known
-from tests.e2e.node_process import NodeProcess
+from tests.chaos.nodes import NO_MODEL, Holding, Mortal, Upstream, giving, until_known
 
 SETTLE_S = 8.0
 
@@ -35,79 +34,98 @@ class Run:
         self.arguments = arguments
         self.dice = random.Random(arguments.seed)
         self.outcomes: list[Outcome] = []
-        self.kills = 0
+        self.kills = self.retries = 0
         self._asked = 0
 
     async def run(self, folder: Path, upstream: Upstream) -> bool:
         arguments = self.arguments
-        entries = max(1, arguments.nodes * 3 // 10)
-        count = arguments.nodes - entries
-        askers = []
-        for i in range(entries):
-            start = partial(NodeProcess, folder / f"entry{i}", config=NO_MODEL, ready_within=60)
-            askers.append(await trio.to_thread.run_sync(start))
-        invites = [asker.invite for asker in askers]
+        entries = max(2, arguments.nodes * 3 // 10)
         url = upstream.url("slow10+each")
-        givers = [Giver(folder / f"giver{i}", giving(url, continues=bool(i % 2)), invites) for i in range(count)]
+        asked = [Mortal(folder / f"entry{i}", NO_MODEL) for i in range(entries)]
+        givers = [
+            Mortal(folder / f"giver{i}", giving(url, continues=bool(i % 2))) for i in range(arguments.nodes - entries)
+        ]
+        nodes = asked + givers
         try:
-            for giver in givers:
-                await giver.start()
-            for asker in askers:
-                await until_known(asker, count)
+            for node in nodes:
+                await node.start()
+                for other in asked:  # whoever comes back looks for those who are asked
+                    if other is not node and other.node is not None:
+                        node.meet(other.node.invite)
+            for node in asked:
+                assert node.node is not None
+                for other in asked:
+                    if other is not node and other.node is not None:
+                        node.meet(other.node.invite)
+                await until_known(node.node, len(givers))
             client = Client()
             async with client.running():
-                await self._load(client, askers, seconds=3.0)  # everything that is loaded late is loaded
+                await self._load(client, asked, seconds=3.0)  # everything that is loaded late is loaded
                 self.outcomes.clear()
                 await trio.sleep(SETTLE_S)
-                before = [Holding.of(asker) for asker in askers]
+                before = [await Holding.of(node) for node in nodes]
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._kill, givers)
-                    await self._load(client, askers, seconds=arguments.seconds)
+                    nursery.start_soon(self._kill, asked, givers)
+                    await self._load(client, asked, seconds=arguments.seconds)
                     nursery.cancel_scope.cancel()
+            for node in nodes:
+                if node.node is None:
+                    await node.start()
             await trio.sleep(SETTLE_S)
-            after = [Holding.of(asker) for asker in askers]
+            after = [await Holding.of(node) for node in nodes]
             left = upstream.state()["in_flight"] - 1  # this question itself
-            return self.report(before, after, left)
+            return self.report(nodes, before, after, left)
         finally:
-            for node in (*askers, *(giver.node for giver in givers)):
-                if node is not None:
-                    node.kill()
+            for node in nodes:
+                node.kill()
 
-    async def _load(self, client: Client, askers: list[NodeProcess], *, seconds: float) -> None:
+    async def _load(self, client: Client, asked: list[Mortal], *, seconds: float) -> None:
         end = trio.current_time() + seconds
         async with trio.open_nursery() as nursery:
-            for i in range(self.arguments.callers):
-                nursery.start_soon(self._caller, client, askers[i % len(askers)], end)
+            for _ in range(self.arguments.callers):
+                nursery.start_soon(self._caller, client, asked, end)
 
-    async def _caller(self, client: Client, asker: NodeProcess, end: float) -> None:
+    async def _caller(self, client: Client, asked: list[Mortal], end: float) -> None:
         while trio.current_time() < end:
             self._asked += 1
             words = [self.dice.choice(("漢字", "naïve", "🐟", "word")) for _ in range(self.dice.randint(5, 60))]
-            text = " ".join([f"q{self._asked}", *words])
-            self.outcomes.append(await ask(client, asker.rpc, text, store=self.dice.random() < 0.2))
+            text, store = " ".join([f"q{self._asked}", *words]), self.dice.random() < 0.2
+            while True:
+                entry = self.dice.choice([entry for entry in asked if entry.node is not None])
+                deaths = entry.deaths
+                assert entry.node is not None
+                outcome = await ask(client, entry.node.rpc, text, store=store)
+                if outcome.kind != "lost" or entry.deaths == deaths:
+                    self.outcomes.append(outcome)
+                    break
+                self.retries += 1  # his own node has died
 
-    async def _kill(self, givers: list[Giver]) -> None:
+    async def _kill(self, asked: list[Mortal], givers: list[Mortal]) -> None:
         pause = 60.0 / self.arguments.kills_per_minute if self.arguments.kills_per_minute else float("inf")
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(pause * self.dice.uniform(0.7, 1.3))
-                alive = [giver for giver in givers if giver.node is not None]
-                if len(alive) < 2:
-                    continue
-                victim = self.dice.choice(alive)
-                victim.kill()
-                self.kills += 1
-                nursery.start_soon(self._revive, victim)
+                # One of each kind stays: without any there is nobody to ask, or nobody to answer.
+                victims = [
+                    node for kind in (asked, givers) for node in kind if sum(n.node is not None for n in kind) > 1
+                ]
+                victims = [node for node in victims if node.node is not None]
+                if victims:
+                    victim = self.dice.choice(victims)
+                    victim.kill()
+                    self.kills += 1
+                    nursery.start_soon(self._revive, victim)
 
-    async def _revive(self, giver: Giver) -> None:
+    async def _revive(self, node: Mortal) -> None:
         await trio.sleep(self.dice.uniform(0.5, 3.0))
-        await giver.start()
+        await node.start()
 
-    def report(self, before: list[Holding], after: list[Holding], left: int) -> bool:
+    def report(self, nodes: list[Mortal], before: list[Holding], after: list[Holding], left: int) -> bool:
         kinds = Counter(outcome.kind for outcome in self.outcomes)
         rescued = [outcome for outcome in self.outcomes if outcome.rescued]
         bad = kinds["lost"] + kinds["wrong"]
-        print(f"{self.arguments.nodes} nodes, {self.arguments.seconds:g} s, {self.kills} kills")
+        print(f"{self.arguments.nodes} nodes, {self.arguments.seconds:g} s, {self.kills} kills; "
+              f"{self.retries} callers lost their own node and asked another")  # fmt: skip
         print(f"requests {len(self.outcomes)}: {kinds['whole']} whole ({len(rescued)} of them rescued), "
               f"{kinds['refused']} refused with an error, {kinds['lost']} lost, {kinds['wrong']} wrong")  # fmt: skip
         for name, chosen in (("all", self.outcomes), ("rescued", rescued)):
@@ -116,8 +134,8 @@ class Run:
             print(f"{name:8} extra time ms p50 {quantile(extra, 0.5):.0f} p99 {quantile(extra, 0.99):.0f}; "
                   f"longest gap ms p50 {quantile(gaps, 0.5):.0f} p99 {quantile(gaps, 0.99):.0f}")  # fmt: skip
         print("ways", dict(Counter(outcome.way for outcome in rescued)))
-        for i, (was, now) in enumerate(zip(before, after, strict=True)):
-            print(f"entry {i}: before {was}; after {now}")
+        for node, was, now in zip(nodes, before, after, strict=True):
+            print(f"{node.name}: before {was}; after {now}; killed {node.deaths} times")
         print(f"generations left at the upstream: {left}")
         for error, times in Counter(o.error for o in self.outcomes if o.error).most_common(8):
             print(f"  {times} x {error[:300]}")

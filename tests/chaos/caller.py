@@ -18,7 +18,8 @@ class Outcome(Struct):
     """What one caller got. kind: whole, refused (an error, told cleanly), wrong (other text), lost (no end, no error).
 
     took: seconds in all. gap: the longest silence between two pieces, or before the first. rescued: somebody else went
-    on with it. words: of the answer. error: what was told.
+    on with it. words: of the answer. error: what was told. first_s: seconds that whoever went on needed for his own
+    first word, as the node that was asked has measured it.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Outcome(Struct):
     rescued: bool = False
     way: str = ""
     error: str = ""
+    first_s: float = 0.0
 
     @property
     def extra(self) -> float:
@@ -46,7 +48,7 @@ async def ask(client: Client, rpc: str, text: str, *, temperature: float = 0.0, 
     headers = [("content-type", "application/json")]
     if not store:
         headers.append(("cache-control", "no-store"))
-    said, parser, seen = "", SseParser(), Seen()
+    said, parser, seen, whole = "", SseParser(), Seen(), f"ECHO<{text.strip()}>"
     start = last = trio.current_time()
     gap = 0.0
     try:
@@ -64,16 +66,18 @@ async def ask(client: Client, rpc: str, text: str, *, temperature: float = 0.0, 
                         gap, last = max(gap, now - last), now
                         said += piece
     except ClientError as error:
-        return Outcome("lost", trio.current_time() - start, gap, error=f"{type(error).__name__}: {error}")
+        kind = "lost" if whole.startswith(said) else "wrong"
+        return Outcome(kind, trio.current_time() - start, gap, error=f"{type(error).__name__}: {error}")
     took = trio.current_time() - start
-    whole = f"ECHO<{text.strip()}>"
     kind = "whole" if said == whole and seen.done else "lost"
     if seen.error:
         kind = "refused" if whole.startswith(said) else "wrong"
     elif said != whole and not whole.startswith(said):
         kind = "wrong"
     ways = [attempt.get("way", "") for attempt in seen.route]
-    return Outcome(kind, took, gap, len(text.split()), any(ways), next((w for w in ways if w), ""), seen.error)
+    first_s = sum((attempt.get("first_token_ms") or attempt.get("ms") or 0.0) / 1000 for attempt in seen.route[1:])
+    way = next((w for w in ways if w), "")
+    return Outcome(kind, took, gap, len(text.split()), any(ways), way, seen.error, first_s)
 
 
 class Seen:

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 import trio
@@ -61,24 +63,39 @@ class Holding(Struct):
     tasks: int
 
     @classmethod
-    def of(cls, node: NodeProcess) -> Holding:
+    async def of(cls, mortal: Mortal) -> Holding:
+        node = mortal.node
+        assert node is not None
         process = psutil.Process(node.process.pid)
-        with urllib.request.urlopen(f"{node.rpc}/shoal/v1/status", timeout=10) as answer:
-            tasks = int(json.load(answer).get("tasks", 0))
+        tasks = int((await trio.to_thread.run_sync(status, node)).get("tasks", 0))
         return cls(process.memory_info().rss / 2**20, process.num_fds(), process.num_threads(), tasks)
 
     def __str__(self) -> str:
         return f"{self.memory_mb:.0f} MB, {self.descriptors} fds, {self.threads} threads, {self.tasks} tasks"
 
 
-class Giver:
-    """A node that may die, and comes back at the same address."""
+def status(node: NodeProcess) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{node.rpc}/shoal/v1/status", timeout=10) as answer:
+        return dict(json.load(answer))
 
-    def __init__(self, folder: Path, config: str, invites: list[str]) -> None:
-        self._folder, self._config, self._invites = folder, config, invites
+
+class Mortal:
+    """A node that may die, and comes back at the same address for peers. invites: whom it looks for."""
+
+    def __init__(self, folder: Path, config: str, invites: Sequence[str] = ()) -> None:
+        self.name = folder.name
+        self._folder, self._config = folder, config
+        self._invites = list(invites)
         self._listen: list[str] = []
         self.node: NodeProcess | None = None
         self.deaths = 0
+
+    def meet(self, invite: str) -> None:
+        """From its next start on it looks for this one, too; a node that runs is told now."""
+        if invite not in self._invites:
+            self._invites.append(invite)
+            if self.node is not None:
+                self.node.shoal("join", invite)
 
     async def start(self) -> NodeProcess:
         joins = [arg for invite in self._invites for arg in ("--join", invite)]
@@ -94,14 +111,15 @@ class Giver:
             self.deaths += 1
 
 
+def offering(asker: NodeProcess) -> int:
+    """Peers with which it is connected that offer the model."""
+    with urllib.request.urlopen(f"{asker.rpc}/shoal/v1/peers", timeout=10) as answer:
+        peers = json.load(answer)["peers"]
+    return sum(any(m["name"] == "echo" for m in p["models"]) for p in peers if p["connected"])
+
+
 async def until_known(asker: NodeProcess, count: int, within: float = 60) -> None:
     """Returns when the asker knows so many peers that offer the model."""
-
-    def offering() -> int:
-        with urllib.request.urlopen(f"{asker.rpc}/shoal/v1/peers", timeout=10) as answer:
-            peers = json.load(answer)["peers"]
-        return sum(any(m["name"] == "echo" for m in p["models"]) for p in peers if p["connected"])
-
     with trio.fail_after(within):
-        while await trio.to_thread.run_sync(offering) < count:
+        while await trio.to_thread.run_sync(offering, asker) < count:
             await trio.sleep(0.2)
