@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,10 +24,16 @@ def command(config: Path | None, as_json: bool, data_dir: Path | None) -> int:
     import msgspec
 
     from .checks import Finding, of_machine, of_node
+    from .nat_checks import of_nat
 
-    findings = list(of_machine(config, data_dir))
+    findings, reachability = list(of_machine(config, data_dir)), dict[str, Any]()
     try:
-        findings += of_node(*trio_run(_ask, data_dir))
+        status, providers, peers = trio_run(_ask, data_dir)
+        findings += of_node(status, providers, peers)
+        swarm = status.get("swarm") or {}
+        if swarm.get("up"):
+            findings += of_nat(swarm, peers)
+            reachability = swarm.get("reachability") or {}
     except CommandError as error:
         running = error.code is not ExitCode.NO_NODE or "no node is running" not in error.message
         if running:
@@ -35,7 +42,8 @@ def command(config: Path | None, as_json: bool, data_dir: Path | None) -> int:
             findings.append(Finding("node", "note", "none runs here", "`shoal run`"))
     faults = sum(finding.state == "fault" for finding in findings)
     if as_json:
-        print_json({"ok": not faults, "findings": msgspec.to_builtins(findings)})
+        told = {"findings": msgspec.to_builtins(findings), "reachability": reachability}
+        print_json({"ok": not faults, **told})
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
@@ -57,7 +65,7 @@ def _show(name: str, width: int, state: str, text: str, remedy: str) -> None:
         print_text(f"  {'':<{width}}  {arrow} {without_controls(remedy)}\n")
 
 
-async def _ask(data_dir: Path | None) -> tuple[dict[str, object], list[dict[str, object]], list[dict[str, object]]]:
+async def _ask(data_dir: Path | None) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     from .client import connect
 
     async with connect(data_dir) as node:

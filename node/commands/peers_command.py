@@ -87,11 +87,11 @@ def row(peer: dict[str, Any]) -> tuple[str, ...]:
     rtt, connected = peer.get("rtt_s"), bool(peer.get("connected"))
     return (
         str(peer.get("peer", "")),
-        "connected" if connected else "away",
+        ("relayed" if peer.get("via") == "relayed" else "connected") if connected else "away",
         duration(rtt) if isinstance(rtt, int | float) else "",
         models,
         load(peer.get("load") or {}) if connected else "",
         ", ".join(parts),
         consumed(peer.get("consumed") or {}),
-        "" if connected else str(peer.get("problem") or ""),
+        str(peer.get("via_note") or "") if connected else str(peer.get("problem") or ""),
     )

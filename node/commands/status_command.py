@@ -13,6 +13,7 @@ import click
 
 from .cli import Command, common
 from .output import duration, print_facts, print_json, print_json_line, print_text, size
+from .reachable import in_a_line
 
 
 @click.command(cls=Command, examples="shoal status\nshoal status --watch\nshoal status --json | jq -r .swarm.invite")
@@ -72,6 +73,9 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "swarm", f"{swarm.get('name')} ({private}{peers} {'peer' if peers == 1 else 'peers'} connected{state})"
     for address in swarm.get("addresses") or ():
         yield "listening", address
+    if swarm.get("up"):
+        places = (swarm.get("relays") or {}).get("places") or ()
+        yield "reachable", in_a_line(swarm.get("reachability") or {}, len(places))
     if swarm.get("invite"):
         yield "invite", swarm["invite"]
     ready = [name for name, is_ready in (found.get("providers") or {}).items() if is_ready]
