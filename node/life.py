@@ -74,6 +74,7 @@ class Life:
             serve=self._serve_peer,
             find_blocks=self._find_blocks,
             mdns=config.swarm.mdns,
+            relay=config.relay,
             nat_limits=msgspec.convert(config.nat, NatLimits, from_attributes=True),
             public_block=self.cache.public_block if self.cache is not None else None,
         )
@@ -259,6 +260,7 @@ class Life:
                 "counts": swarm.stats() if swarm is not None else {},
                 "addresses": self.seat.addresses(),
                 "reachability": self.seat.reachability(),
+                "relays": self.seat.relays(),
                 "invite": "" if private else self.seat.invite(),
             },
             "cache": {"enabled": self.cache is not None, "mode": daemon.loaded.config.cache.mode},
@@ -351,6 +353,7 @@ class Life:
             addresses=tuple(told),
             version=version(),
             load=Load(running=self.router.in_flight, cpu=sample().cpu_percent / 100),
+            relay=self.daemon.loaded.config.relay.serve,
         )
 
 

@@ -21,9 +21,11 @@ from ..protocols.p2p.nat_limits import NatLimits
 from ..protocols.peer_id import Identity, PeerId
 from ..providers.base import Provider
 from . import addresses, paths
+from .config import RelaySection
 from .identity import load
 from .membership import EVERYWHERE, LOOPBACK, Membership
 from .state import P2pState
+from .swarm.relaying import Relaying
 
 if TYPE_CHECKING:
     from ..protocols.p2p.bitswap import Bitswap
@@ -105,9 +107,10 @@ class SwarmSeat:
         public_block: Callable[[bytes], bytes | None] | None = None,
         on_change: Callable[[], None] | None = None,
         mdns: bool = False,
+        relay: RelaySection | None = None,
         nat_limits: NatLimits | None = None,
     ) -> None:
-        self._mdns = mdns
+        self._mdns, self._relay = mdns, relay or RelaySection(use=False)
         self._identity, self._data = identity, data
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
         self._blocks = PublicBlocks(public_block)
@@ -115,6 +118,7 @@ class SwarmSeat:
         self.generations: Generations | None = None
         self.host: Host | None = None
         self.swarm: Swarm | None = None
+        self.relaying: Relaying | None = None
         self.nat: Nat | None = None
         self._nat_limits = nat_limits or NatLimits()
         self.bitswap: Bitswap | None = None
@@ -130,6 +134,7 @@ class SwarmSeat:
         from ..protocols.p2p.bitswap import Bitswap
         from ..protocols.p2p.errors import ListenFailed
         from ..protocols.p2p.host import Host
+        from ..protocols.p2p.reservations import Reservations
         from .swarm.admission import Admission
         from .swarm.nat import Nat
         from .swarm.peerbook import PeerBook
@@ -141,7 +146,7 @@ class SwarmSeat:
         section = _SwarmSection(
             name=membership.name,
             listen=settled,
-            peers=tuple(invite.text for invite in membership.invites),
+            peers=(*(invite.text for invite in membership.invites), *self._relay.relays),
             key=membership.key.hex() if membership.key is not None else None,
         )
         book = PeerBook(paths.peers_file(self._data))
@@ -153,18 +158,27 @@ class SwarmSeat:
             path=paths.roster_file(self._data, membership.owner) if membership.owner is not None else None,
             owner_key=_owner_key(self._data),
         )
+        relaying = Relaying(
+            host,
+            Reservations(host, changed=lambda: swarm.changed()),
+            enabled=self._relay.use,
+            wanted=self._relay.places,
+            named=[PeerId(address.rpartition("/p2p/")[2]) for address in self._relay.relays],
+        )
         swarm = Swarm(
             host,
             self._identity,
             section,
-            describe=lambda: self._describe(host.addresses()),
+            describe=lambda: self._describe(relaying.announced()),
             serve=self._serve,
             find_blocks=self._find_blocks,
             book=book,
             admission=admission,
             generations=self.generations,
             on_change=self._on_change,
+            relaying=relaying,
         )
+        self._wire(relaying, host, swarm)
         nat = Nat(host, swarm, self._nat_limits, on_change=self._on_change)
         bitswap = Bitswap(host, self._blocks, may_read=lambda peer: swarm.admission.may(peer, "cache"))
         async with host.running():
@@ -183,13 +197,26 @@ class SwarmSeat:
                 _beside(self._discovery(host, swarm, membership.key)),
             ):
                 self.host, self.swarm, self.bitswap, self.nat = host, swarm, bitswap, nat
+                self.relaying = relaying
                 # Their answers are kept here, and stay good when they are away or gone for ever.
                 self._met_before = frozenset(remembered.peer for remembered in await book.known(membership.name))
                 self._seated.set()
                 try:
                     yield
                 finally:
-                    self.host = self.swarm = self.bitswap = self.nat = None
+                    self.host = self.swarm = self.bitswap = self.nat = self.relaying = None
+
+    def _wire(self, relaying: Relaying, host: Host, swarm: Swarm) -> None:
+        """Who relays for this node, and for whom it relays when its owner says so."""
+        relaying.peers = swarm.offers_of_relays
+        host.on_connect(lambda peer: swarm.relay_came(peer) if relaying.is_urgent(peer) else None)
+        host.on_upgrade(swarm.went_direct)
+        if self._relay.serve:
+            from ..protocols.p2p.relay import Relay, RelayLimits
+
+            limits = RelayLimits(**{name: getattr(self._relay, name) for name in RelayLimits.__struct_fields__})
+            anyone = self._relay.serve_for == "anyone"
+            relaying.serving = Relay(host, limits, may_reserve=None if anyone else swarm.shows_itself)
 
     async def _discovery(self, host: Host, swarm: Swarm, key: bytes | None) -> None:
         """Nodes on the local network, as long as the swarm keeps its name."""
@@ -254,6 +281,10 @@ class SwarmSeat:
     def reachability(self) -> dict[str, Any]:
         """What others see of this node, for the status."""
         return self.nat.view() if self.nat is not None else {}
+
+    def relays(self) -> dict[str, Any]:
+        """The places behind relays, and what is relayed here; empty while the seat is."""
+        return self.relaying.view() if self.relaying is not None else {}
 
     def addresses(self) -> list[str]:
         return self.host.addresses() if self.host is not None else []

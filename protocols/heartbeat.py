@@ -26,7 +26,7 @@ class Heartbeat:
         self._woken.set()
 
     async def run(self, is_busy: Callable[[], bool], outbox: Outbox) -> None:
-        """Until the peer was silent for `misses` intervals in a row, or takes no data; then PeerSilent."""
+        """Until the peer was silent for `misses` intervals in a row, or takes no data; then SessionLost."""
         limits = self._limits
         base, misses = trio.current_time(), 0
         while True:

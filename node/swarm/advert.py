@@ -75,7 +75,10 @@ class Load(Struct, frozen=True, omit_defaults=True):
 
 
 class AdvertContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the node says of itself. hardware, limits: plain facts (maps, lists, text, numbers), as claimed."""
+    """What the node says of itself. hardware, limits: plain facts (maps, lists, text, numbers), as claimed.
+
+    relay: whether it carries what nodes say to each other that cannot be dialled.
+    """
 
     models: Annotated[tuple[OfferedModel, ...], Meta(max_length=MAX_MODELS)] = ()
     providers: Annotated[tuple[SharedProvider, ...], Meta(max_length=64)] = ()
@@ -84,6 +87,7 @@ class AdvertContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     addresses: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
     version: Annotated[str, Meta(max_length=64)] = ""
     load: Load = Load()
+    relay: bool = False
 
     def offers(self, model: str | None) -> bool:
         """Whether a request that pins `model` (None: any) could be served."""

@@ -22,6 +22,7 @@ from ...protocols.peer_id import PeerId
 from ...protocols.session import (
     ByteStream,
     Hello,
+    PeerSilent,
     ProtocolError,
     Service,
     Session,
@@ -29,6 +30,7 @@ from ...protocols.session import (
     SessionLost,
 )
 from .peer import GIVE_UP_AFTER_S, STRANGER_PATIENCE_S, Backoff, Peer
+from .relaying import URGENT_FOR_S, URGENT_RETRY_S
 
 log = logging.getLogger("shoal.swarm")
 
@@ -75,6 +77,7 @@ class Owner(Protocol):
     def peer(self, peer_id: PeerId) -> Peer: ...
     def service(self, peer_id: PeerId) -> Service: ...
     def greet(self, peer: Peer, session: Session) -> None: ...  # a session is ready
+    def is_urgent(self, peer_id: PeerId) -> bool: ...  # a relay, without which others cannot be reached
     def notify(self) -> None: ...  # somebody came or went
 
 
@@ -158,6 +161,12 @@ class Links:
             peer.seeking.cancel()
             peer.seeking = None
 
+    def nudge(self, peer: Peer) -> None:
+        """There is reason to believe that a peer that is sought can be reached now: dial it, and often at first."""
+        if peer.session is None and peer.seeking is not None:
+            peer.nudged = True
+            peer.stir()
+
     def expel(self, peer: Peer, reason: str, *, bar: bool) -> None:
         """End every session with a peer now, with the reason; bar: and let it connect no more."""
         self.stop_seeking(peer)
@@ -192,9 +201,14 @@ class Links:
                         backoff.reset()
                     continue
                 pause = await self._dial(peer, backoff)
-                if peer.session is None and not self._gave_up(peer, backoff):
+                if self._owner.is_urgent(peer.id) and backoff.waited < URGENT_FOR_S:
+                    pause = min(pause, URGENT_RETRY_S)
+                if peer.session is None and not self._gave_up(peer, backoff) and not peer.nudged:
                     with trio.move_on_after(pause):
                         await peer.changed.wait()
+                if peer.nudged:
+                    peer.nudged = False
+                    backoff.reset()
         if peer.seeking is scope:
             peer.seeking = None
 
@@ -287,6 +301,8 @@ class Links:
             log.error("a session failed: %s", type(error).__name__, extra={"peer": peer_id})  # noqa: TRY400
         finally:
             self._left(session)
+        if isinstance(session.lost, PeerSilent) and (cut := getattr(stream, "cut_connection", None)) is not None:
+            await cut()  # the connection is as dead as the session: else the next one would begin on it
         return session.remote_hello is not None
 
     def _joined(self, session: Session) -> None:

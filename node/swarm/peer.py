@@ -65,7 +65,7 @@ class Peer:
 
     sessions: all that live; session: the one in use. seeking: the scope of the task that dials it when it is away.
     configured: an invite or the configuration names it: it is sought for ever. stranger: only heard of, from others.
-    needed: a request waits for it.
+    needed: a request waits for it. nudged: it is to be dialled at once.
     dismissed_until: trio time until which it is left alone. load, load_at: its last digest, and when (trio time) it
     came. told, told_on: the issue of this node's
     advert that it has, and on which session it got it.
@@ -77,7 +77,7 @@ class Peer:
         self.session: Session | None = None
         self.addresses: tuple[str, ...] = ()
         self.seeking: trio.CancelScope | None = None
-        self.configured = self.stranger = self.needed = False
+        self.configured = self.stranger = self.needed = self.nudged = False
         self.dismissed_until = -math.inf
         self.load: Digest | None = None
         self.load_at = self.used_at = -math.inf
@@ -117,6 +117,10 @@ class Peer:
         else:
             self.since = self.rtt_s = None
         self.session = session
+        self.stir()
+
+    def stir(self) -> None:
+        """Wake whoever waits for a change."""
         changed, self.changed = self.changed, trio.Event()
         changed.set()
 

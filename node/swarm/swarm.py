@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ from .peer import Peer, PeerView
 from .peer_provider import PeerProvider
 from .peerbook import PeerBook
 from .recruit import WANTED
+from .relaying import MEMBER_WITHIN_S, Relaying, relays_in
 from .roster import RosterRefused
 from .serving import GENERATE, AnswerForPeer, serve_generate
 
@@ -83,6 +84,7 @@ class Swarm:
     book: the peers of earlier runs; None: no memory. admission: who is let in; None: everybody. generations: what
     peers may join; None: nothing. on_change: called when a peer has come, gone or said something new, or the swarm is
     another one now. neighbours: peers that it looks for by itself. heard: adverts kept of nodes that are not connected.
+    relaying: the relays that this node uses, and what it relays; None: neither.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Swarm:
         on_change: Callable[[], None] | None = None,
         neighbours: int = WANTED,
         heard: int = MAX_HELD,
+        relaying: Relaying | None = None,
     ) -> None:
         self.name = config.name
         self.me = identity.peer_id
@@ -119,6 +122,7 @@ class Swarm:
         self.admission = admission or Admission(config.name, self.me)
         self._around = Neighbourhood(self.me, self._links, self, wanted=neighbours)
         self._gossip = self._around.gossip
+        self._relaying = relaying
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -145,6 +149,8 @@ class Swarm:
                     self.seek(remembered.peer, remembered.addresses)
             nursery.start_soon(self._tell_changes)
             nursery.start_soon(self._around.run)
+            if self._relaying is not None:
+                nursery.start_soon(self._relaying.run)
             try:
                 yield self
             finally:
@@ -225,7 +231,7 @@ class Swarm:
 
         Addresses of this machine only are left out when there are others. With a private swarm's key it is a secret.
         """
-        told = self._host.addresses()
+        told = self._relaying.announced() if self._relaying is not None else self._host.addresses()
         told = [address for address in told if not addresses.is_local_multiaddr(address)] or told
         if not told:
             raise InviteError("this node does not listen for peers; set swarm.listen in the configuration")
@@ -432,7 +438,31 @@ class Swarm:
     def describe(self) -> AdvertContent:
         return self._describe()
 
+    def is_urgent(self, peer_id: PeerId) -> bool:
+        return self._relaying is not None and self._relaying.is_urgent(peer_id)
+
+    def offers_of_relays(self) -> Iterator[tuple[Peer, bool]]:
+        """The known peers, each with whether it says that it relays."""
+        for peer in self._links.peers.values():
+            advert = self._adverts.get(peer.id)
+            yield peer, advert is not None and advert.relay
+
+    def relay_came(self, relay: PeerId) -> None:
+        """There is a connection to a relay (again): who has a place behind it can be reached, perhaps in a moment."""
+        for peer in self._links.peers.values():
+            if relay in relays_in(peer.addresses):
+                self._links.nudge(peer)
+
+    async def shows_itself(self, peer_id: PeerId) -> bool:
+        """Whether a peer is one of the swarm, or shows it within a second."""
+        with trio.move_on_after(MEMBER_WITHIN_S):
+            while not self.is_member(peer_id):
+                await self.peer(peer_id).changed.wait()
+        return self.is_member(peer_id)
+
     def notify(self) -> None:
+        if self._relaying is not None:
+            self._relaying.stir()
         if self._on_change is not None:
             self._on_change()
 

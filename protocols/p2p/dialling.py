@@ -37,6 +37,7 @@ class Dial:
         self._peer_id, self._peer = peer_id, ID.from_base58(peer_id)
         self._told = list(dict.fromkeys(addrs))
         self._reasons: dict[str, str] = {}
+        self._late: Callable[[], None] = lambda: None
         self._settled = trio.Event()  # a connection stands, or nothing is left to try
         self._directs_over = trio.Event()
         self._direct: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
@@ -59,8 +60,10 @@ class Dial:
         relay, at = addresses.parse_circuit(address, self._peer_id)
         self._through.append((address, lambda: self._circuits.dial(PeerId(relay), [at], self._peer_id)))
 
-    async def run(self, nursery: trio.Nursery) -> None:
-        """Until a connection stands, or DialFailed. Attempts that may outlast this run in `nursery`."""
+    async def run(self, nursery: trio.Nursery, *, late: Callable[[], None]) -> None:
+        """Until a connection stands, or DialFailed. Attempts that may outlast this run in `nursery`; `late` is called
+        when a direct one works after a relay's."""
+        self._late = late
         scope = trio.CancelScope(deadline=trio.current_time() + self._limits.connect_s)
         nursery.start_soon(self._try_all, scope)
         try:
@@ -84,7 +87,7 @@ class Dial:
                 async with trio.open_nursery() as nursery:
                     circuits = trio.CancelScope()
                     nursery.start_soon(self._try_circuits, circuits)
-                    await self._in_turn(self._direct, lambda: (scope.cancel(), circuits.cancel()))
+                    await self._in_turn(self._direct, scope.cancel)
                     self._directs_over.set()
         finally:
             self._settled.set()
@@ -113,8 +116,11 @@ class Dial:
         try:
             with trio.fail_after(self._limits.dial_s):
                 await attempt()
+            late = self._settled.is_set() and not addresses.is_circuit(address)
             self._settled.set()
             won()
+            if late:
+                self._late()
         except trio.TooSlowError:
             self._reasons[address] = f"no answer within {self._limits.dial_s:g} s"
         except Exception as error:  # whatever the other side made of it, it is no connection

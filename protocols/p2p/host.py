@@ -74,6 +74,7 @@ class Host:
         self._libp2p: Any = None
         self._network: Network | None = None
         self._nursery: trio.Nursery | None = None
+        self._on_upgrade: list[PeerCallback] = []
         self.circuits = Circuits(self)
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -221,7 +222,8 @@ class Host:
                     network, nursery = self._running(), self._nursery
                     if peer_id == self.peer_id or nursery is None:
                         raise DialFailed(peer_id, {"any": "it is this node itself"})
-                    await Dial(network, self.circuits, self.limits, peer_id, addrs).run(nursery)
+                    late = partial(self._call, self._on_upgrade, peer_id)
+                    await Dial(network, self.circuits, self.limits, peer_id, addrs).run(nursery, late=late)
         finally:
             if not lock.locked():
                 self._dialling.pop(peer_id, None)
@@ -230,6 +232,10 @@ class Host:
         """Closes every connection with the peer, within about a second even when it takes no data."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
             await _close_all(self._running().get_connections(_id(peer_id)))
+
+    def on_upgrade(self, callback: PeerCallback) -> None:
+        """`callback(peer)` when a direct address has worked after a dial that was settled by a relay."""
+        self._on_upgrade.append(callback)
 
     async def disconnect_relayed(self, peer_id: PeerId) -> None:
         """Closes the connections with the peer that run through a relay."""

@@ -4,7 +4,7 @@ Spec: https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md. A node be
 others may *connect* to it through the relay, as long as it keeps its connection here. Whoever reserves does so in its
 own name, as its handshake proved it. What goes over a circuit is sealed end to end.
 
-    relay = Relay(host, RelayLimits(circuits=16), may_reserve=swarm.is_member)
+    relay = Relay(host, RelayLimits(circuits=16), may_reserve=swarm.shows_itself)
     relay.stats()
 
 What belongs here: who may, how much, and the carrying. Everything has a bound that the owner can set; a peer that asks
@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -73,8 +73,8 @@ class _SpentError(Exception):
 class Relay:
     """Serves from its construction on; construct it before or after the host runs.
 
-    may_reserve: whether a peer may be called through here. refused: counts by status. carried: bytes. ended: circuits
-    by why they ended: "closed", "lost", "duration", "bytes".
+    may_reserve: whether a peer may be called through here; None: anybody. refused: counts by status. carried: bytes.
+    ended: circuits by why they ended: "closed", "lost", "duration", "bytes".
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Relay:
         host: Host,
         limits: RelayLimits | None = None,
         *,
-        may_reserve: Callable[[PeerId], bool] = lambda peer: True,
+        may_reserve: Callable[[PeerId], Awaitable[bool]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.limits = limits or RelayLimits()
@@ -170,7 +170,7 @@ class Relay:
         peer = stream.remote
         if asked.peer is not None and asked.peer != binary_of(peer):
             raise _Refused(Status.PERMISSION_DENIED)  # in another's name
-        if not self._may_reserve(peer):
+        if self._may_reserve is not None and not await self._may_reserve(peer):
             raise _Refused(Status.RESERVATION_REFUSED)
         held = self.reserved()
         if peer not in held and len(held) >= self.limits.reservations:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
@@ -56,6 +56,13 @@ async def reserve(host: Host, relay: Host) -> None:
     await host.connect(relay.peer_id, relay.addresses())
     host.circuits.answer_for(relay.peer_id)
     assert (await ask(host, relay.peer_id, Hop(HopKind.RESERVE))).status == Status.OK
+
+
+def allowing(allowed: list[bool]) -> Callable[[PeerId], Awaitable[bool]]:
+    async def may_reserve(peer: PeerId) -> bool:
+        return allowed[0]
+
+    return may_reserve
 
 
 def through(relay: Host, peer: Host) -> str:
@@ -136,7 +143,7 @@ async def test_nobody_reserves_in_another_name() -> None:
 
 async def test_only_whom_the_owner_allows_may_reserve() -> None:
     middle, near = a_host(), a_host(listens=False)
-    relay = Relay(middle, may_reserve=lambda peer: False)
+    relay = Relay(middle, may_reserve=allowing([False]))
     async with middle.running(), near.running():
         await near.connect(middle.peer_id, middle.addresses())
         assert (await ask(near, middle.peer_id, Hop(HopKind.RESERVE))).status == Status.RESERVATION_REFUSED
@@ -426,7 +433,7 @@ async def test_a_short_reservation_is_renewed_without_a_busy_loop() -> None:
 async def test_a_refused_reservation_says_why_and_what_is_not_wanted_any_more_is_let_go() -> None:
     middle, far = a_host(), a_host(listens=False)
     allowed = [False]
-    Relay(middle, may_reserve=lambda peer: allowed[0])
+    Relay(middle, may_reserve=allowing(allowed))
     async with middle.running(), far.running(), keeping(far, middle) as reservations:
         await far.connect(middle.peer_id, middle.addresses())
         with trio.fail_after(3):
