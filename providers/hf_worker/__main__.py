@@ -54,12 +54,20 @@ def main() -> int:
         print("the first frame is not a load frame", file=sys.stderr)
         return 3
 
-    from .model import LoadError, load, load_encoder
+    from .loaded import LoadError
 
     try:
-        if wanted.embeds:
+        if wanted.engine == "llama_cpp":
+            from .llama_cpp_model import load_gguf
+
+            model = load_gguf(wanted)
+        elif wanted.embeds:
+            from .model import load_encoder
+
             encoder = load_encoder(wanted)
         else:
+            from .model import load
+
             model = load(wanted)
     except LoadError as fault:
         pipes.send(Refused(str(fault)))

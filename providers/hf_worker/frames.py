@@ -36,6 +36,8 @@ class Load(Struct, frozen=True, array_like=True, tag="load"):
     kv_tokens: int = 16384
     embeds: bool = False
     """An encoder, which takes `embed` frames in place of `generate`."""
+    engine: str = "torch"
+    """What computes: torch, or llama_cpp, for which `path` is a GGUF file."""
 
 
 class Generate(Struct, frozen=True, array_like=True, tag="generate"):

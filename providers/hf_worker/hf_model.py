@@ -8,7 +8,8 @@ import transformers
 
 from .engine import Engine
 from .frames import Load
-from .model import LoadError, Model, dtype_of, no_template
+from .loaded import LoadError, Model, no_template
+from .model import dtype_of
 from .prompt import Prompter
 from .slots import SlotEngine, UnfitModelError
 

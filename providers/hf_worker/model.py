@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +17,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .cores import usable_cores
 from .encoder import Encoder, UnfitEncoderError
-from .engine import Engine
 from .frames import Load
 from .gguf_blocks import FILE as PACKED
 from .lean_engine import LeanEngine
 from .llama import Llama, covers
+from .loaded import LoadError, Model, no_template
 from .prompt import Prompter
 from .tokens import ChatTokenizer, NotCoveredError, read_json
-
-
-class LoadError(Exception):
-    """The model cannot be loaded; the message is one sentence for the owner of the node."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the server needs of a loaded model.
-
-    decode: text of tokens, without control tokens. ends: tokens that end an answer.
-    temperature, top_p: the model's own defaults, for requests that leave them open.
-    """
-
-    name: str
-    engine: Engine
-    prompter: Prompter
-    decode: Callable[[list[int]], str]
-    ends: frozenset[int]
-    temperature: float
-    top_p: float
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int = 1
-
-
-def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use: by affinity, and by a container's quota (cgroup v2, "200000 100000")."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        share, period = quota.read_text().split()
-        cores = min(cores, int(share) // int(period))  # "max" is no number: no quota
-    return max(cores, 1)
 
 
 def _device(asked: str) -> str:
@@ -175,7 +141,3 @@ def opened(files: list[Path]) -> Callable[[str], Tensor]:
         return tensor
 
     return get
-
-
-def no_template(name: str) -> str:
-    return f"the model {name} has no chat template; choose one that was made for conversation"

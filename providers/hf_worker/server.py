@@ -35,7 +35,8 @@ from .prompt import PromptRefused
 from .stops import StopFilter
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .loaded import Model
+    from .sampling import Sampler
 
 BEAT_S = 1.0
 """Seconds after which a computing worker that has nothing to say shows that it lives."""
@@ -107,8 +108,6 @@ class _Answer:
     """
 
     def __init__(self, model: Model, request: GenerateRequest) -> None:
-        from .sampling import Sampler
-
         prompt = model.prompter.prompt(request)
         self.prompt_tokens = len(prompt.messages)
         self.count = 0
@@ -118,7 +117,8 @@ class _Answer:
         top_p = model.top_p if request.top_p is None else request.top_p
 
         def sampler(drawn: int) -> Sampler:
-            return Sampler(temperature, top_p, request.seed, drawn)
+            picks: Sampler = model.sampler(temperature, top_p, request.seed, drawn)
+            return picks
 
         self._sampler = sampler
         self._stops = StopFilter(request.stop)

@@ -9,21 +9,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import tokenizers
 
-
-class NotCoveredError(Exception):
-    """This folder's tokenizer needs transformers; the message says why."""
-
-
-class AddedToken(NamedTuple):
-    content: str
-    special: bool
+from .chat_template import AddedToken, NotCoveredError, compiled
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,7 +36,7 @@ class ChatTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.chat_template = _template_of(folder, config)
-        self._template = _compiled(self.chat_template)
+        self._template = compiled(self.chat_template)
         self.added_tokens_decoder = {
             at: AddedToken(token.content, token.special)
             for at, token in self._tokenizer.get_added_tokens_decoder().items()
@@ -86,22 +76,6 @@ class ChatTokenizer:
         return self._template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._named)
 
 
-def _compiled(template: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[jinja2.ext.loopcontrols],
-        autoescape=False,
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = _now
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateSyntaxError:
-        raise NotCoveredError("its chat template uses more than jinja") from None
-
-
 def _template_of(folder: Path, config: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     template = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
@@ -115,18 +89,3 @@ def _listed(config: dict[str, Any]) -> list[Any]:
     if isinstance(listed, dict):
         return list(listed.values())
     return list(listed) if isinstance(listed, list) else []
-
-
-def _tojson(value: Any, **options: Any) -> str:
-    """Unlike jinja's own, it escapes nothing for HTML."""
-    return json.dumps(value, ensure_ascii=False, **options)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.exceptions.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    import datetime
-
-    return datetime.datetime.now().astimezone().strftime(form)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from shoal.providers.hf_worker.cores import usable_cores
 from shoal.providers.hf_worker.frames import Load
-from shoal.providers.hf_worker.model import LoadError, load, usable_cores
+from shoal.providers.hf_worker.loaded import LoadError
+from shoal.providers.hf_worker.model import load
 
 from tests.providers.tiny_weights import model_folder
 
