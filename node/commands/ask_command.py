@@ -134,7 +134,7 @@ class Answer:
         if peer and peer != "local":
             who += f" on peer {str(peer)[-6:]}"
         parts = [who]
-        if cache in ("memory", "disk", "swarm", "ipfs"):
+        if cache in ("memory", "disk", "swarm", "dht", "ipfs"):
             parts.append(f"from the cache ({cache})")
         parts.append(duration(time.monotonic() - self.started))
         if self.usage and self.usage.get("completion_tokens") is not None:

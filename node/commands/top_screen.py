@@ -13,7 +13,7 @@ from rich.text import Text
 from .output import duration, size, without_controls
 
 DIM, GOOD, WARN, BAD, LIVE = "bright_black", "green", "yellow", "red", "cyan"
-CACHED = ("memory", "disk", "swarm", "ipfs")
+CACHED = ("memory", "disk", "swarm", "dht", "ipfs")
 ABOUT_ROWS = 12
 """Lines that are not requests, peers or providers: headings, blanks, the cache."""
 

@@ -93,7 +93,7 @@ class Answer:
 
     @property
     def cache(self) -> str:
-        """ "miss", "memory", "disk", "swarm", or "bypass" when the request is not one for the cache."""
+        """ "miss", "memory", "disk", "swarm", "dht", or "bypass" when the request is not one for the cache."""
         return self.flight.cache
 
     @property

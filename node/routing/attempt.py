@@ -44,7 +44,7 @@ def header_safe(text: str, limit: int = 200) -> str:
     return _UNSAFE.sub("_", text[:limit])
 
 
-CACHES = frozenset({"memory", "disk", "swarm"})
+CACHES = frozenset({"memory", "disk", "swarm", "dht"})
 
 
 def route_header(route: Iterable[Attempt], cache: str = "miss") -> str:

@@ -105,7 +105,7 @@ class Generation:
                 if self._trying is not None:
                     attempt, start = self._trying
                     attempt.outcome, attempt.ms = LOST, _ms_since(start)
-                self._flight.cache = "swarm"
+                self._flight.cache = found.tier
                 take_found(self._flight, found)
         self._looked.set()
 

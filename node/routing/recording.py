@@ -10,7 +10,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 from msgspec import Struct, UnsetType
@@ -25,9 +25,12 @@ from .transcript import Transcript
 
 _log = logging.getLogger(__name__)
 
+Far = Literal["swarm", "dht"]
+"""The tiers of the cache beyond this machine."""
+
 
 class Hit(Protocol):
-    """An answer that the cache holds; tier is "memory", "disk" or "swarm"."""
+    """An answer that the cache holds; tier is "memory", "disk", "swarm" or "dht"."""
 
     @property
     def signed(self) -> SignedRecord: ...
@@ -71,7 +74,13 @@ class Cache(Protocol):
         ...
 
     def remember_foreign(
-        self, block: bytes, key: Key, *, extra: bytes | None = None, request: GenerateRequest | None = None
+        self,
+        block: bytes,
+        key: Key,
+        *,
+        extra: bytes | None = None,
+        tier: Far = "swarm",
+        request: GenerateRequest | None = None,
     ) -> Hit:
         """Verifies a block from another node; RecordRefused, counted, when it is no trusted answer to `key`."""
         ...

@@ -15,22 +15,22 @@ import functools
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Collection, Hashable
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Mapping
+from typing import Any
 
-import msgspec
 import trio
 from msgspec import Struct, UnsetType
 
 from ...cache.cid import cid_text
 from ...cache.key import Key
-from ...cache.record import RecordRefused, SignedRecord
+from ...cache.record import SignedRecord
 from ...protocols.peer_id import Identity, PeerId
 from ...providers.base import ErrorKind, GenerateRequest
 from .alarm import Alarms
 from .answer import Answer
 from .ask import Ask
 from .attempt import Attempt
+from .beyond import Beyond, Find, Tiers
 from .candidate import CandidateSource
 from .flight import Flight, Flights, stopped
 from .generation import Generation, take_found, without_text
@@ -38,31 +38,13 @@ from .health import Health
 from .joined import JoinedAnswer
 from .limits import RoutingLimits
 from .no_answer import NoAnswer
-from .recording import Cache, Found, Recorder
+from .recording import Cache, Far, Found, Recorder
 from .shares import Shares
 from .speed import Speed
 from .together import Others, Part, Together
 from .watcher import Watcher
 
 _log = logging.getLogger(__name__)
-
-
-LINKED_S = 2.0
-"""Seconds for the content of an answer that was found and is too long for its record."""
-LOOK_UP_GRACE_S = 0.05
-"""Seconds that a look-up may take longer than it was given, before it is cancelled."""
-
-
-class Beyond(Protocol):
-    """Caches beyond this machine."""
-
-    async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
-        """Blocks that other nodes offer as answers, unverified; [] when there is none. timeout in seconds."""
-        ...
-
-    async def fetch(self, cid: str) -> bytes | None:
-        """A block by its CID, its hash checked; None when nobody gives it."""
-        ...
 
 
 class RouteNote(Struct, kw_only=True):
@@ -85,7 +67,7 @@ class Router:
     """Answers requests. One for a node; `running` owns the generations, `answer` is what callers use.
 
     source: who can answer. cache, signer: without a cache nothing is looked up or stored. beyond: other nodes' caches.
-    others: the nodes with which answers under way are shared.
+    farther: look-ups behind those, by their tier. others: the nodes with which answers under way are shared.
     """
 
     def __init__(
@@ -96,6 +78,7 @@ class Router:
         signer: Identity | None = None,
         *,
         limits: RoutingLimits | None = None,
+        farther: Mapping[Far, Find] | None = None,
         others: Others | None = None,
         on_record: Callable[[SignedRecord], None] | None = None,
     ) -> None:
@@ -114,7 +97,11 @@ class Router:
             if signer is None:
                 raise ValueError("a router with a cache needs an identity that signs what goes into it")
             self.recorder = Recorder(cache, signer, on_record=on_record)
-        self._source, self._cache, self._beyond = source, cache, beyond
+        self._source, self._cache = source, cache
+        self.beyond: Tiers | None = None
+        if beyond is not None and cache is not None and self.recorder is not None:
+            wait_s = self.limits.swarm_wait_s
+            self.beyond = Tiers(beyond, farther or {}, cache=cache, recorder=self.recorder, wait_s=wait_s)
         self._me = signer.peer_id if signer is not None else None
         self.together: Together | None = None
         if others is not None and cache is not None and self._me is not None and self.limits.join_wait_s > 0:
@@ -248,7 +235,7 @@ class Router:
             if hit is not None:
                 return self._board(self._landed(self.recorder.found(hit)), ask)
             if control.only_if_cached:
-                found = await self._find_beyond(key, ask.request) if self._beyond is not None else None
+                found = await self.beyond.find(key, ask.request) if self.beyond is not None else None
                 if found is not None:
                     return self._board(self._landed(found), ask)
             elif (flight := self.flights.find(shared)) is not None:
@@ -341,8 +328,8 @@ class Router:
         """A flight's task: whatever happens in it, the flight ends, and only the flight."""
         look_up = None
         beside = ask.from_here and not ask.cache_control.fresh and self.limits.swarm_wait_s > 0
-        if key is not None and self._beyond is not None and beside:
-            look_up = functools.partial(self._find_beyond, key, ask.request)
+        if key is not None and self.beyond is not None and beside:
+            look_up = functools.partial(self.beyond.find, key, ask.request)
         part = self._part(flight, ask, key) if self.together is not None and shared is not None else None
         generation = Generation(
             flight,
@@ -381,22 +368,3 @@ class Router:
         if self.together is None or key is None or not public or pinned:
             return None
         return self.together.part(key.cid, flight, ask)
-
-    async def _find_beyond(self, key: Key, request: GenerateRequest) -> Found | None:
-        """The first block from another node that verifies as an answer to `key`."""
-        if self._beyond is None or self._cache is None or self.recorder is None:
-            return None
-        blocks: list[bytes] = []
-        with trio.move_on_after(self.limits.swarm_wait_s + LOOK_UP_GRACE_S):
-            blocks = await self._beyond.find(key.cid, self.limits.swarm_wait_s)
-        for block in blocks:
-            extra = None
-            if (linked := self._cache.linked_content(block)) is not None:
-                with trio.move_on_after(LINKED_S):
-                    extra = await self._beyond.fetch(cid_text(linked))
-            try:
-                hit = self._cache.remember_foreign(block, key, extra=extra, request=request)
-            except RecordRefused:
-                continue  # counted by the cache
-            return msgspec.structs.replace(self.recorder.found(hit), tier="swarm")
-        return None

@@ -61,7 +61,7 @@ class RouteEntry(Struct):
 
 
 class Shoal(Struct):
-    """Where an answer came from. cache: "miss", "bypass", "memory", "disk" or "swarm"."""
+    """Where an answer came from. cache: "miss", "bypass", "memory", "disk", "swarm" or "dht"."""
 
     provider: str | None
     model: str | None

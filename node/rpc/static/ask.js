@@ -32,7 +32,7 @@ function facts(headers, last, timing) {
   const tokens = last.usage?.completion_tokens;
   const parts = [provider];
   if (peer && peer !== "local") parts.push(`on peer ${shortPeer(peer)}`);
-  if (["memory", "disk", "swarm", "ipfs"].includes(cache)) parts.push(`from the cache (${cache})`);
+  if (["memory", "disk", "swarm", "dht", "ipfs"].includes(cache)) parts.push(`from the cache (${cache})`);
   if (timing.first) parts.push(`first token ${span(timing.first)}`);
   if (tokens > 1 && timing.total > timing.first + 5 && cache === "miss") parts.push(`${count(((tokens - 1) * 1000) / (timing.total - timing.first))} tokens/s`);
   parts.push(span(timing.total));

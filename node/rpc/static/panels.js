@@ -18,7 +18,7 @@ export function showFigures({ requests, peers }) {
     setText(byId("f-rate"), requests.tokens_per_s ? count(requests.tokens_per_s) : "0");
     setText(byId("f-rate-aside"), requests.output_tokens ? `${count(requests.output_tokens)} since the start` : requests.live ? "" : "none yet");
     const answers = Object.values(requests.by_cache).reduce((sum, value) => sum + value, 0);
-    const cached = ["memory", "disk", "swarm", "ipfs"].reduce((sum, tier) => sum + (requests.by_cache[tier] ?? 0), 0);
+    const cached = ["memory", "disk", "swarm", "dht", "ipfs"].reduce((sum, tier) => sum + (requests.by_cache[tier] ?? 0), 0);
     setText(byId("f-cache"), percent(cached, answers));
     setText(byId("f-cache-aside"), answers ? `of ${count(answers)} ${answers === 1 ? "answer" : "answers"}` : "no answers yet");
   }
@@ -26,7 +26,7 @@ export function showFigures({ requests, peers }) {
 
 // -- requests
 
-const TIERS = { memory: "from memory", disk: "from disk", swarm: "from the swarm", ipfs: "from IPFS" };
+const TIERS = { memory: "from memory", disk: "from disk", swarm: "from the swarm", dht: "from the DHT", ipfs: "from IPFS" };
 const WORDS = { ok: "answered", cancelled: "caller left", live: "" };
 
 const where = (row) => (row.peer ? `peer ${shortPeer(row.peer)}` : "");
@@ -105,7 +105,7 @@ export function showProviders(rows) {
 
 // -- cache
 
-const SHADES = [["memory", "Memory"], ["disk", "Disk"], ["swarm", "Swarm"], ["ipfs", "IPFS"]];
+const SHADES = [["memory", "Memory"], ["disk", "Disk"], ["swarm", "Swarm"], ["dht", "DHT"], ["ipfs", "IPFS"]];
 
 function meter(name, tier) {
   const part = tier.max_bytes ? Math.min(1, tier.bytes / tier.max_bytes) : 0;
