@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from . import lock, paths
+from . import addresses, lock, paths
 
 
 class RpcState(Struct, frozen=True, kw_only=True):
@@ -110,7 +110,13 @@ def running_rpc(data: Path) -> RpcState | None:
     """The daemon that runs on this data directory now; None when none does, whatever a crashed one left behind."""
     if lock.holder(data) is None:
         return None
-    return _read(paths.rpc_file(data), RpcState)
+    state = _read(paths.rpc_file(data), RpcState)
+    if state is not None:
+        try:
+            addresses.parse_socket(state.address)
+        except ValueError:
+            raise StateError(f"{paths.rpc_file(data)}: is damaged; restart the node") from None
+    return state
 
 
 def remembered_swarm(data: Path) -> SwarmState | None:

@@ -24,7 +24,7 @@ function label(place, lines, narrow) {
   const right = Math.cos(place.angle) > 0;
   const above = Math.sin(place.angle) < 0;
   const x = sideways ? place.x + (right ? 24 : -24) : place.x;
-  let y = sideways ? place.y - (lines.length - 1) * 7.5 + 4 : above ? place.y - 23 - (lines.length - 1) * 15 : place.y + 31;
+  let y = sideways ? place.y - (lines.length - 1) * 7.5 + 4 : above ? place.y - 25 - (lines.length - 1) * 15 : place.y + 35;
   return svg("text", { class: "label", "text-anchor": sideways ? (right ? "start" : "end") : "middle" },
     lines.map((line, index) => svg("tspan", { x, y: y + index * 15, class: index ? "dim" : "name" }, line)));
 }

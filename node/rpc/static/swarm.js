@@ -78,6 +78,7 @@ function entry(node, old) {
 function choose(key) {
   state.chosen = state.chosen === key ? null : key;
   render();
+  byId("peers").querySelector(":scope > .open")?.scrollIntoView({ block: "nearest" });
 }
 
 function render() {
