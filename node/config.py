@@ -163,7 +163,7 @@ class NatSection(Section, frozen=True):
 
     confirmations: Annotated[int, said("Peers at different addresses that must agree on a verdict.", ge=1, le=16)] = 2
     observers: Annotated[int, said("Peers that are asked how they see this node.", ge=1, le=16)] = 4
-    ask_again_s: Annotated[float, said("Seconds until they are asked again; at once when addresses change.", ge=60)] = (
+    ask_again_s: Annotated[float, said("Seconds until they are asked again; at once when addresses change.", ge=5)] = (
         1800.0
     )
     dial_back_s: Annotated[float, said("Seconds that dialling a peer back for its question may take.", ge=1, le=30)] = (
