@@ -273,7 +273,7 @@ class Host:
             if peer_id not in self._known:
                 self._known.add(peer_id)
                 self._call(self._on_connect, peer_id)
-            self._call([partial(told, connection=connection) for told in self._on_connection], peer_id)
+            self._call(self._on_connection, peer_id, connection)
 
     async def _watch(self, connection: Any, peer_id: PeerId) -> None:
         await connection.muxed_conn.event_shutting_down.wait()
@@ -281,10 +281,10 @@ class Host:
             self._known.discard(peer_id)
             self._call(self._on_disconnect, peer_id)
 
-    def _call(self, callbacks: Iterable[PeerCallback], peer_id: PeerId) -> None:
+    def _call(self, callbacks: Iterable[Callable[..., None]], peer_id: PeerId, *more: Any) -> None:
         for callback in callbacks:
             try:
-                callback(peer_id)
+                callback(peer_id, *more)
             except Exception:
                 log.exception("a callback for %s failed", peer_id)
 
