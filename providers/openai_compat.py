@@ -15,13 +15,15 @@ import re
 import urllib.parse
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any
 
 import trio
 from msgspec import Meta, field
 
-from ..protocols.http.client import BadResponse, Client, ClientError, ConnectFailed, Response
+from ..protocols.http.client import BadResponse, Call, Client, ClientError, ConnectFailed, Response
 from .base import (
     Capabilities,
     Dropped,
@@ -185,48 +187,54 @@ class OpenAiCompat(Provider):
 
     # -- answers -----------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[AsyncIterator[Event]]:
-        self._refuse_what_it_cannot(request)
+    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        return _Generating(self, request)
+
+    async def start(self, request: GenerateRequest) -> tuple[Call, _Events]:
+        """Inside the gate: what to leave at the end, and the events until then."""
         request, dropped = settle_lacking(request, self._lacks, self._settings.unsupported, self.name)
         model = request.model or await self._default_model()
         headers = self._request_headers()
         if request.prefix:
             request = continued(request, self._settings.continue_fields)
         body = body_of(request, model, max_tokens_field=self._settings.max_tokens_field)
-        async with self._gate, self._post("/chat/completions", headers, body) as response:
+        call, response = await self._post("/chat/completions", headers, body)
+        try:
             if response.status != 200:
                 raise await self._refusal(response, request)
             kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
             answer = ChatAnswer(request, key=self._credential.read())
-            yield _Events(response, answer, dropped, whole=kind == "application/json")
+        except BaseException:
+            await call.__aexit__(None, None, None)
+            raise
+        return call, _Events(response, answer, dropped, whole=kind == "application/json")
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Vectors for texts (providers/embedding.py). Raises ProviderError."""
         model = request.model or await self._default_model()
         headers, body = self._request_headers(), embeddings_body(request, model)
-        async with self._gate, self._post("/embeddings", headers, body) as response:
-            if response.status != 200:
-                raise await self._refusal(response, _NOTHING)
+        async with self._gate:
+            call, response = await self._post("/embeddings", headers, body)
             try:
+                if response.status != 200:
+                    raise await self._refusal(response, _NOTHING)
                 return embeddings_of(await response.read(_ANSWER_BYTES), len(request.inputs))
             except ClientError as error:
                 raise self._unreached(error) from error
+            finally:
+                await call.__aexit__(None, None, None)
 
-    @contextlib.asynccontextmanager
-    async def _post(self, path: str, headers: list[tuple[str, str]], body: bytes) -> AsyncGenerator[Response]:
-        """The response; failures until its head are ProviderErrors (those of its body are the reader's)."""
+    async def _post(self, path: str, headers: list[tuple[str, str]], body: bytes) -> tuple[Call, Response]:
+        """The call, which is to be left at the end, and its response. Failures until the head are ProviderErrors; those
+        of the body are the reader's."""
         url, timeout = self._base + path, self._settings.connect_timeout_s
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                response = await stack.enter_async_context(
-                    self._client.request("POST", url, headers=headers, body=body, connect_timeout=timeout)
-                )
-            except ClientError as error:
-                raise self._unreached(error) from error
-            yield response
+        call = self._client.request("POST", url, headers=headers, body=body, connect_timeout=timeout)
+        try:
+            return call, await call.__aenter__()
+        except ClientError as error:
+            raise self._unreached(error) from error
 
-    def _refuse_what_it_cannot(self, request: GenerateRequest) -> None:
+    def refuse_what_it_cannot(self, request: GenerateRequest) -> None:
         if request.n != 1:
             raise ProviderError(ErrorKind.BAD_REQUEST, f"{self.name} gives one answer a request; ask n = 1")
         if request.prefix and not self._settings.continues:
@@ -364,6 +372,36 @@ class OpenAiCompat(Provider):
 _NOTHING = GenerateRequest(messages=())
 
 
+class _Generating:
+    """The context of one answer. A class, as a generator for each context is a tenth of a short request's time."""
+
+    __slots__ = ("_call", "_provider", "_request")
+
+    def __init__(self, provider: OpenAiCompat, request: GenerateRequest) -> None:
+        self._provider, self._request = provider, request
+        self._call: Call | None = None
+
+    async def __aenter__(self) -> AsyncIterator[Event]:
+        provider = self._provider
+        provider.refuse_what_it_cannot(self._request)
+        await provider.gate.__aenter__()
+        try:
+            self._call, events = await provider.start(self._request)
+        except BaseException:
+            await provider.gate.__aexit__(None, None, None)
+            raise
+        return events
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._call is not None:
+                await self._call.__aexit__(kind, error, trace)
+        finally:
+            await self._provider.gate.__aexit__(kind, error, trace)
+
+
 class _Events:
     """The events of one response. Reads only as the caller takes them, so a slow caller slows the upstream down."""
 
@@ -392,8 +430,9 @@ class _Events:
         elif answer.failure is not None:
             self._end()
         elif answer.finished or answer.done:
-            with trio.move_on_after(_TAIL_S):
-                await self._read_tail()
+            if not self._response.whole:
+                with trio.move_on_after(_TAIL_S):
+                    await self._read_tail()
             self._end()
         else:
             try:

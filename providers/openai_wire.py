@@ -8,7 +8,6 @@ that repeats the finish reason, errors inside a 200).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -185,13 +184,14 @@ class ChatAnswer:
     def feed(self, data: bytes) -> list[Event]:
         """The events in these bytes of an event stream."""
         out: list[Event] = []
-        try:
-            events = self._sse.feed(data)
-        except SseError as error:
-            self._fail(ErrorKind.UPSTREAM, str(error))
-            return out
-        for event in events:
-            payload = event.data
+        payloads = self._sse.plain(data)
+        if payloads is None:
+            try:
+                payloads = [event.data for event in self._sse.feed(data)]
+            except SseError as error:
+                self._fail(ErrorKind.UPSTREAM, str(error))
+                return out
+        for payload in payloads:
             if not payload:
                 continue
             if payload == "[DONE]":
@@ -241,8 +241,10 @@ class ChatAnswer:
     def _read(self, payload: str | bytes) -> _Chunk | None:
         """The chunk in an event, in OpenAI's shape or in a dialect of it; None when it is none."""
         if self._mender is None or not self._mender.waits:
-            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            try:
                 return _decode(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                pass  # no contextlib.suppress: it costs as much as the decoding
         self._mender = self._mender or Mender()
         try:
             return msgspec.convert(self._mender.mend(payload), _Chunk)

@@ -30,7 +30,7 @@ from .response import BadResponse, ClientError, ConnectFailed, ConnectionLost, R
 from .url import Origin, Url, parse_url
 from .wire import Wire
 
-__all__ = ["BadResponse", "Client", "ClientError", "ConnectFailed", "ConnectionLost", "Response"]
+__all__ = ["BadResponse", "Call", "Client", "ClientError", "ConnectFailed", "ConnectionLost", "Response"]
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
 
@@ -218,6 +218,11 @@ class Response:
     def header(self, name: str) -> str | None:
         """The first value of a header (`name` in lower case), or None."""
         return find_header(self._parser.headers, name)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the body has come to its end and was read: iterating would not wait, and give nothing more."""
+        return self._parser.complete and not self._early
 
     def __aiter__(self) -> Response:
         return self

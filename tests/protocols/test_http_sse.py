@@ -74,3 +74,26 @@ def test_the_events_are_the_same_however_the_bytes_are_cut(parts: list[str], dat
 def test_what_is_encoded_reads_back_with_any_line_ending(texts: list[str], ending: str) -> None:
     stream = b"".join(encode_comment("keep-alive") + encode_event(text.encode(), "delta") for text in texts)
     assert parse(stream.replace(b"\n", ending.encode())) == [SseEvent(text, "delta") for text in texts]
+
+
+plain_fragments = st.sampled_from(
+    ["data: x\n\n", "data: ä\n\n", "data: \n\n", "data: a\ndata: b\n\n", "event: e\n", "\n"]
+)
+
+
+@given(st.lists(st.one_of(plain_fragments, fragments), max_size=12).map("".join), st.data())
+def test_the_short_way_for_plain_streams_gives_what_the_long_one_gives(text: str, data: st.DataObject) -> None:
+    stream = text.encode()
+    parser, given_ = SseParser(), []
+    for piece in cut(stream, data):
+        plain = parser.plain(piece)
+        given_ += [event.data for event in parser.feed(piece)] if plain is None else plain
+    assert given_ == [event.data for event in parse(stream)]
+
+
+def test_plain_events_take_the_short_way_and_bytes_that_are_not_utf8_do_not() -> None:
+    parser = SseParser(strict=True)
+    assert parser.plain(b"data: a\n\ndata: b\n\n") == ["a", "b"]
+    assert parser.plain(b"data: \xff\n\n") is None
+    assert parser.plain(b"data: a\n\ndata: b") is None
+    assert parser.plain(b": note\n\n") is None
