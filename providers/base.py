@@ -184,7 +184,16 @@ class Dropped(Struct, frozen=True, array_like=True, tag="d"):
     options: tuple[str, ...]
 
 
-Event = TextDelta | ReasoningDelta | ToolCallDelta | Logprobs | Usage | Finish | Dropped
+class Via(Struct, frozen=True, array_like=True, tag="v"):
+    """The name of the back end that a provider with several has chosen; told right before its first event.
+
+    It is about the attempt, too: the router notes it in the route and hands it to nobody.
+    """
+
+    name: str
+
+
+Event = TextDelta | ReasoningDelta | ToolCallDelta | Logprobs | Usage | Finish | Dropped | Via
 
 # -- errors ----------------------------------------------------------------------------------------------------
 

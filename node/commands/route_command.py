@@ -51,7 +51,7 @@ def row(attempt: dict[str, Any]) -> tuple[str, ...]:
     first = attempt.get("first_token_ms")
     left_out = ", ".join(attempt.get("dropped") or ())
     return (
-        str(attempt.get("provider", "")),
+        "/".join(filter(None, (attempt.get("provider"), attempt.get("via")))),
         str(attempt.get("model") or ""),
         str(attempt.get("outcome", "")),
         duration(first / 1000) if isinstance(first, int | float) else "",

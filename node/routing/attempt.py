@@ -22,6 +22,7 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
     from the start of the attempt to its end; first_token_ms: to its first event, None when there was none. dropped: the
     options of the request that the provider could not honour and left out. way: how it went on from what an earlier
     attempt had said ("prefix", "replay", "restart"), or "join" for a generation of another node; empty when it began.
+    via: the back end that a provider with several has chosen.
     """
 
     provider: str
@@ -33,10 +34,16 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
     reason: str = ""
     dropped: tuple[str, ...] = ()
     way: str = ""
+    via: str = ""
+
+    @property
+    def name(self) -> str:
+        """Who was tried: `backend_manager/gpu1`."""
+        return f"{self.provider}/{self.via}" if self.via else self.provider
 
     def sentence(self) -> str:
         """`openrouter: rate_limited (its limit is reached)`, for a message to the caller."""
-        return f"{self.provider}: {self.outcome}" + (f" ({self.reason})" if self.reason else "")
+        return f"{self.name}: {self.outcome}" + (f" ({self.reason})" if self.reason else "")
 
 
 def header_safe(text: str, limit: int = 200) -> str:
@@ -58,7 +65,7 @@ def route_header(route: Iterable[Attempt], cache: str = "miss") -> str:
     for attempt in route:
         ms = attempt.first_token_ms if attempt.first_token_ms is not None and not attempt.ms else attempt.ms
         left_out = f";dropped={header_safe('+'.join(attempt.dropped))}" if attempt.dropped else ""
-        entries.append(f"{header_safe(attempt.provider)};{attempt.outcome};{ms:.0f}{left_out}")
+        entries.append(f"{header_safe(attempt.name)};{attempt.outcome};{ms:.0f}{left_out}")
     if cache in CACHES:
         entries.append(f"cache:{cache};hit;0")
     text = ", ".join(entries)

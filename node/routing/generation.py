@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, S
 import trio
 
 from ...cache.key import Key
-from ...providers.base import POLICY, Dropped, ErrorKind, Event, ProviderError
+from ...providers.base import POLICY, Dropped, ErrorKind, Event, ProviderError, Via
 from ...providers.gate import PARTY
 from .alarm import Alarms, Watch
 from .ask import Ask
@@ -371,6 +371,8 @@ class Generation:
                                 break
                         elif type(event) is Dropped:
                             attempt.dropped = event.options
+                        elif type(event) is Via and candidate.peer is None:
+                            attempt.via = event.name
                         elif said.finish is not None:
                             watch.set(min(trio.current_time() + AFTER_FINISH_S, flight.deadline))
         except ProviderError as caught:

@@ -160,7 +160,7 @@ def _row(entry: tuple[Any, ...]) -> dict[str, Any]:
 
 def _attempt(attempt: Attempt, *, live: bool = False) -> dict[str, Any]:
     return {
-        "provider": attempt.provider,
+        "provider": attempt.name,
         "model": attempt.model,
         "peer": attempt.peer,
         "outcome": "live" if live else attempt.outcome,

@@ -26,6 +26,7 @@ from ..base import (
     ProviderError,
     Status,
     Usage,
+    Via,
 )
 from ..embedding import able
 from ..gate import Gate
@@ -199,6 +200,7 @@ class PoolAnswer:
             self._tried.append(backend)
             error = await self._try(backend)
             if error is None:
+                self._first.insert(0, Via(backend.name))
                 return
             self._failures.append((backend, error))
             step = POLICY[error.kind].next

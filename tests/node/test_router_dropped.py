@@ -1,9 +1,10 @@
-"""Options that a provider left out are told in the route, and such an answer is not kept as if they had counted."""
+"""What a provider says of an attempt is told in the route: options left out, for which such an answer is not kept as if
+they had counted, and the back end that was chosen."""
 
 from __future__ import annotations
 
 from shoal.node.routing.attempt import Attempt, route_header
-from shoal.providers.base import Dropped
+from shoal.providers.base import Dropped, Via
 
 from .fakes_router import OTHER, Scripted, ScriptedPeer, ask, caching, routing, says
 
@@ -38,3 +39,18 @@ def test_the_header_names_them_only_where_there_are_any() -> None:
         Attempt(provider="second", outcome="ok", ms=8, dropped=("seed", "odd, name;")),
     ]
     assert route_header(route) == "first;connection;3, second;ok;8;dropped=seed+odd__name_"
+
+
+async def test_the_route_names_the_back_end_and_the_caller_gets_no_such_event() -> None:
+    async with routing(Scripted("backend_manager", [Via("gpu 1"), *says("Cold.")])) as router:
+        told = await ask(router)
+    assert told.text == "Cold."
+    assert not any(isinstance(event, Via) for event in told.events)
+    assert told.route[-1].via == "gpu 1"
+    assert route_header(told.route).startswith("backend_manager/gpu_1;ok;")
+
+
+async def test_a_peer_names_no_back_ends() -> None:
+    async with routing(ScriptedPeer(OTHER.peer_id, [Via("gpu1"), *says("Cold.")])) as router:
+        told = await ask(router)
+    assert (told.text, told.route[-1].via) == ("Cold.", "")

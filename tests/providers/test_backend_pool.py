@@ -22,6 +22,7 @@ from shoal.providers.base import (
     Provider,
     ProviderError,
     TextDelta,
+    Via,
 )
 from shoal.providers.environment import VariableError
 from shoal.providers.faults import SettingsError
@@ -75,6 +76,16 @@ async def until_state(pool: BackendPool, name: str, state: str) -> None:
 
 
 # -- the choice
+
+
+async def test_the_backend_that_answers_is_named_before_its_first_word(two: list[FakeUpstream]) -> None:
+    bad, good = two
+    pool = pool_of({"bad": bad.url("s500+listed"), "good": good.url()}, strategy="round_robin")
+    async with pool.running():
+        answers = [await collect(pool) for _ in range(4)]
+    for events in answers:
+        assert [event for event in events if isinstance(event, Via)] == [Via("good")]
+        assert isinstance(events[0], Via)
 
 
 async def test_round_robin_gives_each_its_weight(two: list[FakeUpstream]) -> None:
