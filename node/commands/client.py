@@ -87,10 +87,12 @@ class Node:
 
     @staticmethod
     def json(data: bytes) -> Any:
-        try:
-            return msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise CommandError("what answered here is not a Shoal node", ExitCode.NO_NODE) from None
+        found: Any = None
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            found = msgspec.json.decode(data)
+        if not isinstance(found, dict):  # a node answers with objects only
+            raise CommandError("what answered here is not a Shoal node", ExitCode.NO_NODE)
+        return found
 
 
 def lost(state: RpcState, error: ClientError) -> CommandError:

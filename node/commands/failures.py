@@ -42,6 +42,8 @@ def _known(error: BaseException) -> tuple[str, ExitCode] | None:
         return str(error), ExitCode.USAGE
     if "ListenError" in names:
         return str(error), ExitCode.PORT_TAKEN
+    if "CarError" in names:
+        return str(error), ExitCode.NO_ANSWER
     if "StoreError" in names:
         return str(error), ExitCode.INTERNAL
     if "AlreadyRunningError" in names:
