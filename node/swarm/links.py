@@ -90,6 +90,7 @@ class Links:
         self._nursery: trio.Nursery | None = None
         self._dials = trio.CapacityLimiter(DIALS)
         self._direct: set[PeerId] = set()  # a direct connection waits for the session that is still on a relay
+        self._moving: set[PeerId] = set()
         self.begun = 0  # sessions
         self._frames_of_ended = [0, 0]  # in, out
         self._bytes_of_ended = [0, 0]  # in, out
@@ -254,13 +255,18 @@ class Links:
             self._nursery.start_soon(self._move, peer)
 
     async def _move(self, peer: Peer) -> None:
+        if peer.id in self._moving:
+            return
+        self._moving.add(peer.id)
         try:
             with trio.fail_after(DIAL_S):
                 stream = await self._host.open_stream(peer.id, PROTOCOL)
         except (P2pError, trio.TooSlowError) as error:
             log.info("the session stays on the relay: %s", error, extra={"peer": peer.id})
-        else:
-            await self._live(stream, peer.id, initiator=True)
+            return
+        finally:
+            self._moving.discard(peer.id)
+        await self._live(stream, peer.id, initiator=True)
 
     # -- sessions ----------------------------------------------------------------------------------------------
 
