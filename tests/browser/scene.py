@@ -1,15 +1,13 @@
 """A node in the middle of its day, made up: five peers, three providers, requests that end well and badly.
 
-python -m tests.browser.scene FOLDER        writes the screenshots that docs/ shows
+reef.py has real ones, of which the screenshots in docs/ are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -185,29 +183,3 @@ async def live(node: Door, nursery: trio.Nursery) -> None:
 async def _forever(node: Door, model: str, messages: list[dict[str, str]]) -> None:
     with contextlib.suppress(trio.TooSlowError):
         await node.chat(model=model, messages=messages)
-
-
-async def main(folder: Path) -> None:
-    from tests.browser.chromium import chromium
-
-    async with scene() as node, chromium() as browser, trio.open_nursery() as nursery:
-        await live(node, nursery)
-        for name, width, height, dark in (
-            ("dashboard-light", 1600, 1000, False),
-            ("dashboard-dark", 1600, 1000, True),
-            ("dashboard-phone", 400, 860, False),
-            ("dashboard-phone-dark", 400, 860, True),
-        ):
-            page = await browser.open(f"http://127.0.0.1:{node.port}/", width=width, height=height, dark=dark)
-            await page.size(width, height, dark=dark, calm=True)
-            await page.until("document.querySelectorAll('.request').length > 4")
-            if name == "dashboard-light":
-                await page.run("document.querySelectorAll('.row')[1].click()")
-            await trio.sleep(0.6)
-            await page.screenshot(folder / f"{name}.png")
-            print(name, page.console)
-        nursery.cancel_scope.cancel()
-
-
-if __name__ == "__main__":
-    trio.run(main, Path(sys.argv[1]))
