@@ -169,18 +169,21 @@ async def stream(node: Node, body: dict[str, Any], answer: Answer, *, cache_cont
 
     from ...protocols.http.client import ClientError
     from .client import MAX_ANSWER_BYTES, lost, refusal
+    from .waiting import waiting
 
     headers = [("content-type", "application/json"), ("accept", "text/event-stream")]
     if cache_control:
         headers.append(("cache-control", cache_control))
     url, data = node.url + "/v1/chat/completions", msgspec.json.encode(body)
     try:
-        async with node.http.request("POST", url, headers=headers, body=data) as response:
-            if response.status != 200:
-                raise refusal(response.status, await response.read(MAX_ANSWER_BYTES))
-            names = ("provider", "peer", "cache", "cid", "route")
-            answer.take_headers({name: response.header(f"x-shoal-{name}") for name in names})
-            await relay(response, answer, quiet=quiet)
+        with waiting("waiting for the first words") as begun:
+            async with node.http.request("POST", url, headers=headers, body=data) as response:
+                begun()
+                if response.status != 200:
+                    raise refusal(response.status, await response.read(MAX_ANSWER_BYTES))
+                names = ("provider", "peer", "cache", "cid", "route")
+                answer.take_headers({name: response.header(f"x-shoal-{name}") for name in names})
+                await relay(response, answer, quiet=quiet)
     except ClientError as error:
         raise lost(node.state, error) from None
 

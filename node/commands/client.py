@@ -20,6 +20,7 @@ from .. import lock, paths
 from ..state import RpcState, running_rpc
 from .exit_codes import ExitCode
 from .failures import CommandError
+from .waiting import waiting
 
 ANSWER_S = 30.0
 """Seconds for the node to answer a look-up; it has everything at hand."""
@@ -71,7 +72,7 @@ class Node:
     async def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         headers = [("content-type", "application/json")] if body is not None else []
         try:
-            with trio.fail_after(ANSWER_S):
+            with waiting("waiting for the node"), trio.fail_after(ANSWER_S):
                 async with self.http.request(method, self.url + path, headers=headers, body=body) as response:
                     data = await response.read(MAX_ANSWER_BYTES)
                     if response.status >= 400:
