@@ -48,6 +48,7 @@ FAREWELL_S = 1.5
 DIALS = 3  # at once, to peers that nobody named: a handshake takes 30 ms of computing on either side
 STRANGER_LAG_S = 0.6  # what the node with the larger id leaves the other for dialling first
 ENOUGH = "enough peers"  # why a node that has too many sends one away
+REGAIN_LOOK_S = 0.05
 DISMISSED_S = 600.0  # how long a peer that was sent away stays away
 
 
@@ -168,6 +169,17 @@ class Links:
             peer.nudged = True
             peer.stir()
 
+    async def regain(self, peer: Peer, within_s: float) -> Session | None:
+        """A session with a peer whose last one was lost, as soon as there is one; None when a dial has failed."""
+        failures = peer.failures
+        self.seek(peer)
+        with trio.move_on_after(within_s):
+            while not peer.usable and peer.failures == failures:
+                self.nudge(peer)
+                with trio.move_on_after(REGAIN_LOOK_S):
+                    await peer.changed.wait()
+        return peer.session if peer.usable else None
+
     def expel(self, peer: Peer, reason: str, *, bar: bool) -> None:
         """End every session with a peer now, with the reason; bar: and let it connect no more."""
         self.stop_seeking(peer)
@@ -234,6 +246,7 @@ class Links:
             if told != peer.problem:
                 log.info("cannot reach a peer: %s", told, extra={"peer": peer.id})
             peer.problem = told
+            peer.failures += 1
         except Exception as error:
             peer.problem = f"dialling failed: {type(error).__name__}"
             log.warning("dialling failed: %s", type(error).__name__, extra={"peer": peer.id})

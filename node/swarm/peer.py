@@ -83,6 +83,7 @@ class Peer:
         self.load_at = self.used_at = -math.inf
         self.told = -1
         self.told_on: Session | None = None
+        self.failures = 0  # dials in vain, since the start
         self.met = False  # whether a session with it has worked since the start
         self.since: float | None = None
         self.last_good: float | None = None
@@ -114,6 +115,8 @@ class Peer:
             self.met, self.problem = True, ""
             self.last_good = time.time()
             self.since = self.since or self.last_good
+            if self.session is None or not self.session.usable:
+                self.provider.since = trio.current_time()
         else:
             self.since = self.rtt_s = None
         self.session = session

@@ -9,8 +9,10 @@ answer.result      # {"provider": ..., "model": ..., "record": ...}: what the pe
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -31,11 +33,13 @@ from ...providers.base import (
     Usage,
 )
 from .advert import Advert
+from .resumption import GONE, RESUME, ResumeParams
 from .serving import GENERATE, MAX_HOPS, MAX_SEEN, GenerateParams
 
 DEADLINE_S = 300.0  # for a request that comes without one
 MAX_DEADLINE_S = 24 * 3600.0
 MAX_RETRY_AFTER_S = 24 * 3600.0
+MAX_RESUMED = 16  # how often one answer is taken up again; a relay's limits may cut it many times
 MAX_IDS = 4096  # token ids in a request; a frame has room for 8,192 values (protocols/framing.py)
 
 _SESSION_CODES = {
@@ -50,7 +54,8 @@ _SESSION_CODES = {
 class PeerProvider(Provider):
     """session: the peer's session, or None while there is none. advert: its advert, or None. me: this node.
 
-    connect: finds a session with a peer that was only heard of, or None.
+    connect: finds a session with a peer that was only heard of, or None. regain: finds another session with the peer,
+    within seconds, after one was lost that ran through a relay; or None.
     """
 
     def __init__(
@@ -61,9 +66,12 @@ class PeerProvider(Provider):
         session: Callable[[], Session | None],
         advert: Callable[[], Advert | None],
         connect: Callable[[], Awaitable[Session | None]] | None = None,
+        regain: Callable[[], Awaitable[Session | None]] | None = None,
     ) -> None:
         self.peer, self.name, self.embeds = peer, f"peer:{short(peer)}", True
         self._me, self._session, self._advert, self._connect = me, session, advert, connect
+        self.since: float | None = None  # when (trio time) the peer was last met again after it was away
+        self._regain = regain
 
     async def probe(self) -> Status:
         session, advert = self._session(), self._advert()
@@ -129,22 +137,44 @@ class PeerProvider(Provider):
         if len(path) > MAX_SEEN:
             raise ProviderError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
         params = GenerateParams(
-            request=request, deadline_ms=math.ceil(deadline_s * 1000), hops=min(hops, MAX_HOPS), seen=path
+            request=request,
+            deadline_ms=math.ceil(deadline_s * 1000),
+            hops=min(hops, MAX_HOPS),
+            seen=path,
+            ticket=secrets.token_hex(16) if session.relayed and self._regain is not None else None,
         )
         answer: PeerAnswer | None = None
         try:
-            async with session.call(GENERATE, params) as call:
+            async with AsyncExitStack() as calls:
+                call = await calls.enter_async_context(session.call(GENERATE, params))
                 answer = PeerAnswer(self.name, call, trio.current_time() + deadline_s)
+                if params.ticket is not None:
+                    answer.again = partial(self._resumed, calls, params.ticket)
                 yield answer
         except (CallError, SessionLost) as error:
             raise failure(error, self.name, answer is not None and answer.said) from None
 
+    async def _resumed(self, calls: AsyncExitStack, ticket: str, got: int) -> OutgoingCall | None:
+        """The rest of an answer whose session was lost, on another session."""
+        session = await self._regain() if self._regain is not None else None
+        if session is None:
+            return None
+        try:
+            return await calls.enter_async_context(session.call(RESUME, ResumeParams(ticket=ticket, got=got)))
+        except (CallError, SessionLost):
+            return None
+
 
 class PeerAnswer:
-    """The events of a peer's answer. result: the peer's end statement, a dict, after the last event; else None."""
+    """The events of a peer's answer. result: the peer's end statement, a dict, after the last event; else None.
+
+    again: takes the answer up where its session was lost, after so many events: another call, or None.
+    """
 
     def __init__(self, name: str, call: OutgoingCall, deadline: float) -> None:
         self.said = False  # whether anything of the answer has come
+        self.again: Callable[[int], Awaitable[OutgoingCall | None]] | None = None
+        self._got = self._resumed = 0
         self._name, self._call, self._deadline = name, call, deadline
         self._finished = False
 
@@ -165,7 +195,7 @@ class PeerAnswer:
     async def __anext__(self) -> Event:
         try:
             with trio.CancelScope(deadline=self._deadline) as scope:
-                item = await anext(self._call)
+                item = await self._next()
         except StopAsyncIteration:
             if not self._finished:
                 kind = ErrorKind.INTERRUPTED if self.said else ErrorKind.UPSTREAM
@@ -175,12 +205,31 @@ class PeerAnswer:
             raise failure(error, self._name, self.said) from None
         if scope.cancelled_caught:
             raise _too_late(self._name)
+        self._got += 1
         event = _event(item, self._name, self.said)
         if isinstance(event, Finish):
             self._finished = True
         elif not isinstance(event, Usage):
             self.said = True
         return event
+
+    async def _next(self) -> Any:
+        """The next item, over as many sessions as it takes."""
+        while True:
+            try:
+                return await anext(self._call)
+            except SessionLost as lost:
+                call = None
+                if self.again is not None and self._resumed < MAX_RESUMED:
+                    self._resumed += 1
+                    call = await self.again(self._got)
+                if call is None:
+                    raise lost from None
+                self._call = call
+            except CallError as error:
+                if error.code == GONE:
+                    raise SessionLost("the answer was lost with its session") from None
+                raise
 
 
 def failure(error: CallError | SessionLost, name: str, said: bool) -> ProviderError:

@@ -7,7 +7,7 @@ peer may use is the router's to enforce. The task is cancelled by the session wh
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Protocol
 
@@ -29,12 +29,14 @@ _QUOTED = re.compile(r" '[^`]*'")
 
 class GenerateParams(Struct, frozen=True, kw_only=True):
     """The params of a "generate" call. deadline_ms: what the asker still gives. hops: how often the request may be
-    forwarded by whoever gets it. seen: the peers it has passed, the asker among them."""
+    forwarded by whoever gets it. seen: the peers it has passed, the asker among them. ticket: by which the answer is
+    resumed when the session is lost (resumption.py)."""
 
     request: GenerateRequest
     deadline_ms: Annotated[int, Meta(ge=0, le=24 * 3600 * 1000)]
     hops: int
     seen: Annotated[tuple[PeerId, ...], Meta(max_length=MAX_SEEN)] = ()
+    ticket: Annotated[str, Meta(min_length=16, max_length=64)] | None = None
 
 
 class PeersAnswer(Protocol):
@@ -56,8 +58,25 @@ AnswerForPeer = Callable[
 """(request, peer, deadline_s, hops, seen) -> the answer. Entering or iterating raises NoAnswer or ProviderError."""
 
 
+class Told(Protocol):
+    """What tells an answer: a call, or who keeps the answer for one."""
+
+    async def accept(self, body: Any = None) -> None: ...
+    async def send(self, item: Any) -> None: ...
+
+
+Telling = Callable[[IncomingCall, str | None, PeerId, AbstractAsyncContextManager[PeersAnswer], float], Awaitable[Any]]
+"""(call, ticket, peer, the answer, deadline_s) -> the body of the end frame."""
+
+
 async def serve_generate(
-    call: IncomingCall, params: Any, *, me: PeerId, peer: PeerId, answer_for_peer: AnswerForPeer
+    call: IncomingCall,
+    params: Any,
+    *,
+    me: PeerId,
+    peer: PeerId,
+    answer_for_peer: AnswerForPeer,
+    telling: Telling | None = None,
 ) -> Any:
     """Answer one forwarded request; the result is the body of the end frame. CallError codes are ErrorKind values."""
     asked = _read(params)
@@ -70,10 +89,12 @@ async def serve_generate(
         answering = answer_for_peer(asked.request, peer, deadline_s, asked.hops, asked.seen)
     except (NoAnswer, ProviderError) as error:
         raise _refusal(error) from None
+    if telling is not None:
+        return await telling(call, asked.ticket, peer, answering, deadline_s)
     return await relay(call, answering, deadline_s)
 
 
-async def relay(call: IncomingCall, answering: AbstractAsyncContextManager[PeersAnswer], deadline_s: float) -> Any:
+async def relay(call: Told, answering: AbstractAsyncContextManager[PeersAnswer], deadline_s: float) -> Any:
     """Tell a peer the events of an answer as they come; the result is the body of the end frame."""
     with trio.move_on_after(deadline_s):
         try:

@@ -48,6 +48,7 @@ from .peer_provider import PeerProvider
 from .peerbook import PeerBook
 from .recruit import WANTED
 from .relaying import MEMBER_WITHIN_S, Relaying, relays_in
+from .resumption import RESUME, Resumption
 from .roster import RosterRefused
 from .serving import GENERATE, AnswerForPeer, serve_generate
 
@@ -58,6 +59,7 @@ JOIN_S = 15.0
 MAX_INVITE_ADDRESSES = 4  # so that it fits on a screen as a QR code
 ROSTER_S = 5.0
 ADVERT_GAP_S = 0.5
+REGAIN_S = 2.0  # for another way to a peer whose relay was lost in the middle of an answer
 
 
 class SwarmConfig(Protocol):
@@ -123,6 +125,7 @@ class Swarm:
         self._around = Neighbourhood(self.me, self._links, self, wanted=neighbours)
         self._gossip = self._around.gossip
         self._relaying = relaying
+        self._resumption = Resumption()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -149,6 +152,7 @@ class Swarm:
                     self.seek(remembered.peer, remembered.addresses)
             nursery.start_soon(self._tell_changes)
             nursery.start_soon(self._around.run)
+            await nursery.start(self._resumption.run)
             if self._relaying is not None:
                 nursery.start_soon(self._relaying.run)
             try:
@@ -311,6 +315,11 @@ class Swarm:
     def knows_everyone(self) -> bool:
         return self._around.knows_everyone()
 
+    def needs(self, peer: PeerId) -> bool:
+        """Whether the connection with a peer is in use here, or wanted."""
+        known = self._links.peers.get(peer)
+        return known is not None and (bool(known.sessions) or known.seeking is not None)
+
     def offers(self, peer: PeerId, model: str) -> bool:
         advert = self._adverts.get(peer)
         return advert is not None and advert.offers(model)
@@ -397,6 +406,7 @@ class Swarm:
                 session=lambda: known.session if (known := self._links.peers.get(peer_id)) is not None else None,
                 advert=lambda: self._adverts.get(peer_id),
                 connect=lambda: self._around.connect(peer_id),
+                regain=lambda: self._links.regain(self.peer(peer_id), REGAIN_S),
             )
             peer = self._links.peers[peer_id] = Peer(peer_id, provider)
         return peer
@@ -583,12 +593,16 @@ class Swarm:
             if not self.admission.may(peer, "cache"):
                 raise CallError("not_allowed", "the swarm's owner has not given this node the right to read answers")
             return await joining.serve(call, method, params, peer=peer, generations=self._generations)
+        if method == RESUME:
+            return await self._resumption.resume(call, params, peer)
         if method != GENERATE:
             raise CallError("unknown_method", "this node knows no such method; it may be older than yours")
         if not self.admission.may(peer, "ask"):
             raise CallError(ErrorKind.AUTH, "the swarm's owner has not given this node the right to ask")
         self.peer(peer).used_at = trio.current_time()
-        return await serve_generate(call, params, me=self.me, peer=peer, answer_for_peer=self._serve)
+        return await serve_generate(
+            call, params, me=self.me, peer=peer, answer_for_peer=self._serve, telling=self._resumption.serve
+        )
 
 
 @asynccontextmanager

@@ -1,0 +1,173 @@
+"""Answers that outlive the line they are told on: a relay dies or has carried enough, and the answer goes on.
+
+An asker whose session runs through a relay gives its call a ticket. This node then makes the answer in a task of its
+own, and keeps its events. When the session is lost, the task goes on for a while; the asker connects again, by another
+relay perhaps, and calls "resume" with the ticket and the number of events that it has. It gets the rest of the very
+same answer. Without a ticket nothing is kept, and a session's end is the call's end.
+
+What belongs here: the serving side. The asking side is peer_provider.py's.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any
+
+import msgspec
+import trio
+from msgspec import Meta, Struct
+
+from ...protocols.peer_id import PeerId
+from ...protocols.session import CallError, IncomingCall
+from ...providers.base import ErrorKind
+from .serving import PeersAnswer, relay
+
+RESUME = "resume"
+GONE = "gone"  # the code of the error for a ticket that is not known (any more)
+GRACE_S = 10.0  # that an answer is kept, or made, while nobody listens
+AHEAD = 256  # events that are made beyond what the listener has taken
+MAX_KEPT = 256  # answers
+MAX_KEPT_EVENTS = 65_536  # of one answer; beyond them nobody who has lost his place finds it again
+
+Ticket = Annotated[str, Meta(min_length=16, max_length=64)]
+
+
+class ResumeParams(Struct, frozen=True, kw_only=True):
+    """ticket: that of the "generate" call. got: the events that came of it."""
+
+    ticket: Ticket
+    got: Annotated[int, Meta(ge=0, le=MAX_KEPT_EVENTS)]
+
+
+class _Kept:
+    """One answer. It stands in for the call while the answer is made."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.accepted: Any = None
+        self.events: list[Any] = []
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.over = False
+        self.listener: object | None = None
+        self.taken = 0
+        self._changed = trio.Event()
+        self._moved = trio.Event()
+
+    async def accept(self, body: Any = None) -> None:
+        self.accepted = body
+
+    async def send(self, event: Any) -> None:
+        self.events.append(event)
+        self.stir()
+        while len(self.events) - self.taken > (AHEAD if self.listener is not None else MAX_KEPT_EVENTS):
+            await self._moved.wait()
+
+    def stir(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def follow(self, call: IncomingCall, got: int) -> Any:
+        """Tell a call what comes after the first `got` events; the result is the body of its end frame."""
+        self.listener = me = object()
+        self.scope.deadline = math.inf
+        accepted = False
+        try:
+            while True:
+                while got < len(self.events) and self.listener is me:
+                    if not accepted:
+                        accepted = True
+                        await call.accept(self.accepted)
+                    await call.send(self.events[got])
+                    got += 1
+                    self._take(got)
+                if self.listener is not me:
+                    raise CallError(GONE, "the answer is told on another line now")
+                if self.over:
+                    break
+                await self._changed.wait()
+        except BaseException:
+            if self.listener is me:
+                self.listener = None
+                self._take(got)
+                if call.cancelled_by_peer:
+                    self.scope.cancel()
+                else:
+                    self.scope.deadline = trio.current_time() + GRACE_S
+            raise
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def _take(self, got: int) -> None:
+        self.taken = got
+        moved, self._moved = self._moved, trio.Event()
+        moved.set()
+
+
+class Resumption:
+    """The answers that are kept. resumed: how often one was taken up again."""
+
+    def __init__(self) -> None:
+        self.resumed = 0
+        self._kept: dict[tuple[PeerId, str], _Kept] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled: the task in which kept answers are made."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    async def serve(
+        self,
+        call: IncomingCall,
+        ticket: str | None,
+        peer: PeerId,
+        answering: AbstractAsyncContextManager[PeersAnswer],
+        deadline_s: float,
+    ) -> Any:
+        """Tell a call the events of an answer, so that it can be resumed when there is a ticket."""
+        key = (peer, ticket or "")
+        if ticket is None or self._nursery is None or len(self._kept) >= MAX_KEPT or key in self._kept:
+            return await relay(call, answering, deadline_s)
+        kept = self._kept[key] = _Kept()
+        self._nursery.start_soon(self._make, key, kept, answering, deadline_s)
+        return await kept.follow(call, 0)
+
+    async def _make(
+        self,
+        key: tuple[PeerId, str],
+        kept: _Kept,
+        answering: AbstractAsyncContextManager[PeersAnswer],
+        deadline_s: float,
+    ) -> None:
+        try:
+            with kept.scope:
+                kept.result = await relay(kept, answering, deadline_s)
+            if kept.scope.cancelled_caught:
+                kept.error = CallError(ErrorKind.CANCELLED, "nobody listens any more")
+        except Exception as error:
+            kept.error = error
+        finally:
+            kept.over = True
+            kept.stir()
+        if not kept.scope.cancelled_caught:
+            await trio.sleep(GRACE_S)  # its end may have been lost on the way
+        del self._kept[key]
+
+    async def resume(self, call: IncomingCall, params: Any, peer: PeerId) -> Any:
+        try:
+            asked = msgspec.convert(params, ResumeParams)
+        except msgspec.ValidationError:
+            raise CallError(ErrorKind.BAD_REQUEST, "the params of resume are ill-typed") from None
+        kept = self._kept.get((peer, asked.ticket))
+        if kept is None or asked.got > len(kept.events):
+            raise CallError(GONE, "nothing is kept under that ticket")
+        self.resumed += 1
+        return await kept.follow(call, asked.got)
