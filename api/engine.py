@@ -213,7 +213,7 @@ class _Only:
     def settled(self, request: GenerateRequest, ask: Ask | None = None) -> GenerateRequest:
         return request
 
-    async def refresh(self) -> None:
+    async def refresh(self, request: GenerateRequest | None = None, ask: Ask | None = None) -> None:
         await trio.lowlevel.checkpoint()
 
     def why_none(self, request: GenerateRequest, ask: Ask) -> NoAnswer:

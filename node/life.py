@@ -30,6 +30,7 @@ from ..providers.base import GenerateRequest
 from ..providers.embedding import able
 from . import heap, paths, state
 from .config_file import Loaded
+from .dht_seat import DhtSeat
 from .front import Front, open_front
 from .hardware import sample
 from .membership import Membership, decide
@@ -67,6 +68,13 @@ class Life:
         self.membership = daemon.membership
         config, data = daemon.loaded.config, daemon.loaded.data_dir
         self.cache = build_cache(daemon.loaded, daemon.identity, self.membership, self._is_member)
+        self.dht = DhtSeat(
+            daemon.identity,
+            config.dht,
+            config.ipfs,
+            models=lambda: [offered.model.name for offered in self._describe([]).models],
+            cache=self.cache,
+        )
         self.seat = SwarmSeat(
             daemon.identity,
             data,
@@ -76,6 +84,9 @@ class Life:
             mdns=config.swarm.mdns,
             relay=config.relay,
             nat_limits=msgspec.convert(config.nat, NatLimits, from_attributes=True),
+            dht=self.dht,
+            neighbours=config.swarm.neighbours,
+            heard=config.swarm.heard_adverts,
             public_block=self.cache.public_block if self.cache is not None else None,
         )
         if self.cache is not None:
@@ -91,6 +102,7 @@ class Life:
             routes=Routes(config.routes),
             on_change=self.seat.changed,
             lend=self.sharing.lend,
+            discover=self.dht.discover,
         )
         self.router = Router(
             self.source,
@@ -108,6 +120,7 @@ class Life:
                 join_near_s=config.router.join_near_ms / 1000,
                 join_first_s=config.router.join_first_s,
             ),
+            farther={"dht": self.dht.find} if config.dht.enabled else None,
             others=self.seat,
         )
         self.seat.generations = self.router
@@ -263,6 +276,7 @@ class Life:
                 "relays": self.seat.relays(),
                 "invite": "" if private else self.seat.invite(),
             },
+            "dht": self.dht.stats(),
             "cache": {"enabled": self.cache is not None, "mode": daemon.loaded.config.cache.mode},
             "hardware": msgspec.to_builtins(daemon.hardware),
             "load": msgspec.to_builtins(load),

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from .swarm.relaying import Relaying
 if TYPE_CHECKING:
     from ..protocols.p2p.bitswap import Bitswap
     from ..protocols.p2p.host import Host
+    from .dht_seat import DhtSeat
     from .swarm.advert import AdvertContent
     from .swarm.joining import Generations
     from .swarm.lookup import FindBlocks
@@ -93,7 +95,8 @@ class PublicBlocks:
 class SwarmSeat:
     """describe, serve, find_blocks: as for Swarm. public_block: what bitswap may hand out; None: nothing.
 
-    generations: what peers may join, set before the seat is taken.
+    generations: what peers may join, set before the seat is taken. dht: what is found beyond the peers; None: nothing.
+    neighbours, heard: as for Swarm.
     """
 
     def __init__(
@@ -109,8 +112,12 @@ class SwarmSeat:
         mdns: bool = False,
         relay: RelaySection | None = None,
         nat_limits: NatLimits | None = None,
+        dht: DhtSeat | None = None,
+        neighbours: int = 32,
+        heard: int = 1024,
     ) -> None:
         self._mdns, self._relay = mdns, relay or RelaySection(use=False)
+        self._dht, self._neighbours, self._heard = dht, neighbours, heard
         self._identity, self._data = identity, data
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
         self._blocks = PublicBlocks(public_block)
@@ -175,7 +182,9 @@ class SwarmSeat:
             book=book,
             admission=admission,
             generations=self.generations,
-            on_change=self._on_change,
+            on_change=self._peers_changed,
+            neighbours=self._neighbours,
+            heard=self._heard,
             relaying=relaying,
         )
         self._wire(relaying, host, swarm)
@@ -195,6 +204,7 @@ class SwarmSeat:
                 nat.running(),
                 swarm.running(),
                 _beside(self._discovery(host, swarm, membership.key)),
+                self._in_dhts(host, swarm, bitswap, membership.key, relaying.announced),
             ):
                 self.host, self.swarm, self.bitswap, self.nat = host, swarm, bitswap, nat
                 self.relaying = relaying
@@ -217,6 +227,15 @@ class SwarmSeat:
             limits = RelayLimits(**{name: getattr(self._relay, name) for name in RelayLimits.__struct_fields__})
             anyone = self._relay.serve_for == "anyone"
             relaying.serving = Relay(host, limits, may_reserve=None if anyone else swarm.shows_itself)
+
+    def _in_dhts(self, *around: Any) -> AbstractAsyncContextManager[None]:
+        return self._dht.taken(*around) if self._dht is not None else nullcontext()
+
+    def _peers_changed(self) -> None:
+        if self._dht is not None:
+            self._dht.peers_changed()
+        if self._on_change is not None:
+            self._on_change()
 
     async def _discovery(self, host: Host, swarm: Swarm, key: bytes | None) -> None:
         """Nodes on the local network, as long as the swarm keeps its name."""
@@ -256,14 +275,19 @@ class SwarmSeat:
         return met or self.swarm.is_member(PeerId(peer))
 
     async def fetch(self, cid: str) -> bytes | None:
-        """A block by its CID from a connected peer, its hash checked; None when nobody gives it within 5 s."""
+        """A block by its CID from a connected peer, its hash checked; None when nobody gives it within 5 s.
+
+        Where the owner has named nodes of an IPFS DHT, those are looked for that have announced it there.
+        """
         if self.bitswap is None:
             return None
         from ..protocols.p2p.errors import BlockNotFound
 
         try:
             return await self.bitswap.fetch(cid, timeout=FETCH_S)
-        except (BlockNotFound, ValueError):
+        except BlockNotFound:
+            return await self._dht.fetch(cid, FETCH_S) if self._dht is not None else None
+        except ValueError:
             return None
 
     def announce(self, cids: list[bytes]) -> None:
@@ -314,6 +338,8 @@ class SwarmSeat:
         """What this node offers has changed: tell the peers."""
         if self.swarm is not None:
             self.swarm.changed()
+        if self._dht is not None:
+            self._dht.changed()
 
     async def seated(self) -> Swarm:
         """The swarm, as soon as it is up. ValueError when it is not within 20 s."""

@@ -61,13 +61,15 @@ class Tiers:
         self._tiers: dict[Far, Find] = {"swarm": near.find, **tiers}
         self.counts = {name: TierCount() for name in self._tiers}
 
-    async def find(self, key: Key, request: GenerateRequest) -> Found | None:
-        """The first block from another node that verifies as an answer to `key`."""
+    async def find(
+        self, key: Key, request: GenerateRequest, won: Callable[[Found], None] = lambda found: None
+    ) -> Found | None:
+        """The first block from another node that verifies as an answer to `key`. won: told of it at once."""
         began = trio.current_time()
-        won: Found | None = None
+        first: Found | None = None
 
         async def ask(name: Far, before: trio.Event, done: trio.Event) -> None:
-            nonlocal won
+            nonlocal first
             with trio.move_on_after(SHARE * self._wait_s):
                 await before.wait()
             count, start = self.counts[name], trio.current_time()
@@ -76,7 +78,9 @@ class Tiers:
             try:
                 for block in await self._tiers[name](key.cid, left):
                     if (found := await self._verified(block, key, request, name, budget)) is not None:
-                        won = won or found
+                        if first is None:
+                            first = found
+                            won(found)
                         count.found += 1
                         nursery.cancel_scope.cancel()
                         return
@@ -92,7 +96,7 @@ class Tiers:
                     done = trio.Event()
                     nursery.start_soon(ask, name, before, done)
                     before = done
-        return won
+        return first
 
     async def _verified(
         self, block: bytes, key: Key, request: GenerateRequest, tier: Far, budget: trio.CancelScope

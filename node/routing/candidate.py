@@ -22,6 +22,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     name: what headers and routes show. model: None leaves it to the provider. peer: set when another node answers.
     context_length: tokens, where known. continues: it takes a prefix. asks: the request that a route makes of the
     caller's for this candidate. joins: it is a generation that somebody else has begun, told from its beginning.
+    since: when (trio time) the connection with the peer began.
     """
 
     provider: Provider
@@ -32,6 +33,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     continues: bool = False
     asks: GenerateRequest | None = None
     joins: bool = False
+    since: float | None = None
 
     def open(
         self, request: GenerateRequest, ask: Ask, *, deadline_s: float
@@ -84,7 +86,7 @@ class CandidateSource(Protocol):
         """The request with aliases resolved and defaults filled in: what the cache key is made from."""
         ...
 
-    async def refresh(self) -> None:
+    async def refresh(self, request: GenerateRequest | None = None, ask: Ask | None = None) -> None:
         """Look again who is there; bounded in time, and not more often than makes sense."""
         ...
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -89,7 +89,7 @@ class NodeCandidates:
     order: names in the order to try, PEERS among them; those not named follow in the registry's order, PEERS last.
     provider: the only one to ask when the caller names none. model: the one to ask for when the caller names none.
     forward: whether peers are candidates at all. routes: what stands behind model names. on_change: called when a
-    round of probes finds something new.
+    round of probes finds something new. discover: connects to nodes that offer a model, if there are any.
     """
 
     def __init__(
@@ -104,9 +104,10 @@ class NodeCandidates:
         routes: Routes | None = None,
         on_change: Callable[[], None] | None = None,
         lend: Lend | None = None,
+        discover: Callable[[str], Awaitable[object]] | None = None,
     ) -> None:
         self._registry, self._swarm = registry, swarm if forward else None
-        self._lend = lend
+        self._lend, self._discover = lend, discover
         self._order = tuple(canonical(name) for name in order)
         self._provider = canonical(provider) if provider is not None else None
         self._model, self._on_change = model, on_change
@@ -149,11 +150,23 @@ class NodeCandidates:
             yield
             nursery.cancel_scope.cancel()
 
-    async def refresh(self) -> None:
-        """A round of probes now, unless there was one a moment ago; waits up to 1.5 s for it."""
-        if trio.current_time() - self._last_round >= REFRESH_GAP_S:
-            with trio.move_on_after(FIRST_LOOK_S):
-                await self._round()
+    async def refresh(self, request: GenerateRequest | None = None, ask: Ask | None = None) -> None:
+        """A round of probes now, unless there was one a moment ago; waits up to 1.5 s for it.
+
+        request, ask: what nobody known can answer. Nodes that offer its model are looked for beyond the peers that are
+        known, at the same time.
+        """
+        async with trio.open_nursery() as nursery:
+            if request is not None and ask is not None and request.model is not None and ask.hops >= 1:
+                nursery.start_soon(self._look_farther, request.model, request.provider)
+            if trio.current_time() - self._last_round >= REFRESH_GAP_S:
+                with trio.move_on_after(FIRST_LOOK_S):
+                    await self._round()
+
+    async def _look_farther(self, model: str, provider: str | None) -> None:
+        pin = self._pin(provider) if provider is not None else self._provider
+        if self._swarm is not None and self._discover is not None and (pin is None or pin == PEERS):
+            await self._discover(model)
 
     async def _round(self) -> None:
         async with self._rounds:
@@ -286,7 +299,9 @@ class NodeCandidates:
                 continue
             if request.embed is not None and not provider.makes_vectors(request.model):  # type: ignore[attr-defined]
                 continue
-            yield _candidate(provider, provider.name, request.model, info, peer)
+            found = _candidate(provider, provider.name, request.model, info, peer)
+            since = getattr(provider, "since", None)
+            yield found if since is None else msgspec.structs.replace(found, since=since)
 
     @staticmethod
     def _pin(name: str) -> str:

@@ -47,7 +47,8 @@ MAX_NAME_CHARS = 256
 MAX_DROPPED = 32
 """Names of options that a peer may tell."""
 
-LookUp = Callable[[], Awaitable[Found | None]]
+LookUp = Callable[[Callable[[Found], None]], Awaitable[object]]
+"""Calls back in the very moment that an answer has been found and verified."""
 
 
 class Generation:
@@ -98,22 +99,24 @@ class Generation:
 
     async def _look_beyond(self, look_up: LookUp) -> None:
         with self._look_up_scope:
-            found = await look_up()
-            if found is not None and not self._flight.events and not self._flight.ended:
-                self._won_elsewhere = True
-                self._walk_scope.cancel()
-                if self._trying is not None:
-                    attempt, start = self._trying
-                    attempt.outcome, attempt.ms = LOST, _ms_since(start)
-                self._flight.cache = found.tier
-                take_found(self._flight, found)
+            await look_up(self._found_elsewhere)
         self._looked.set()
+
+    def _found_elsewhere(self, found: Found) -> None:
+        if not self._flight.events and not self._flight.ended:
+            self._won_elsewhere = True
+            self._walk_scope.cancel()
+            if self._trying is not None:
+                attempt, start = self._trying
+                attempt.outcome, attempt.ms = LOST, _ms_since(start)
+            self._flight.cache = found.tier
+            take_found(self._flight, found)
 
     async def _answer(self) -> None:
         request = self._ask.request
         candidates = self._candidates()
         if not candidates:
-            await self._source.refresh()
+            await self._source.refresh(request, self._ask)
             candidates = self._candidates()
         if not candidates:
             await self._give_up(self._source.why_none(request, self._ask))

@@ -66,7 +66,8 @@ class Dht:
     """host: running around it. identity: signs what is provided. protocol: the id of the streams; swarm: the name in
     statements. serve: others may ask this node. signed: only signed statements count (False: an IPFS DHT).
 
-    admits: whether a peer belongs here. keeps: whether somebody else needs the connection with a peer.
+    addresses: where this node can be dialled; None: the host's own. admits: whether a peer belongs here. keeps: whether
+    somebody else needs the connection with a peer.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Dht:
         limits: DhtLimits | None = None,
         serve: bool = True,
         signed: bool = True,
+        addresses: Callable[[], Sequence[str]] | None = None,
         admits: Callable[[PeerId], bool] = lambda peer: True,
         keeps: Callable[[PeerId], bool] = lambda peer: True,
         clock: Callable[[], float] = time.time,
@@ -94,6 +96,7 @@ class Dht:
         )
         self._host, self._identity = host, identity
         self._signed, self._admits, self._keeps, self._clock = signed, admits, keeps, clock
+        self._addresses = addresses or host.addresses
         self._idle: dict[PeerId, _Line] = {}
         self._opened: dict[PeerId, float] = {}  # connections that a search opened -> last used
         self._paces: dict[PeerId, Bucket] = {}
@@ -226,6 +229,22 @@ class Dht:
             await self._search(key, Message(GET_VALUE, key), take)
         return best.addresses if best is not None else ()
 
+    async def find_peer(self, peer: PeerId) -> tuple[str, ...]:
+        """The addresses that others know of a peer, unverified; () when nobody does."""
+        found: tuple[str, ...] = ()
+        try:
+            key = peer_bytes(peer)
+        except ValueError:
+            return ()
+
+        def take(_: PeerId, answer: Message) -> bool:
+            nonlocal found
+            found = found or next((at for other, at in self._closer(answer) if other == peer), ())
+            return bool(found)
+
+        await self._search(key, Message(FIND_NODE, key), take)
+        return found
+
     async def refresh(self, key: bytes | None = None) -> int:
         """Look for who is near a key (None: this node itself), so that the table fills; how many have answered."""
         target = peer_bytes(self.me) if key is None else key
@@ -318,7 +337,7 @@ class Dht:
         )
 
     def _told(self) -> list[str]:
-        return self._host.addresses()[:MAX_TOLD_ADDRESSES]
+        return list(self._addresses())[:MAX_TOLD_ADDRESSES]
 
     async def _nearest(self, key: bytes) -> list[PeerId]:
         replicas = self.limits.replicas if self._signed else BUCKET

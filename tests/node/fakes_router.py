@@ -164,7 +164,7 @@ class Listed:
     def candidates(self, request: GenerateRequest, ask: Ask) -> list[Candidate]:
         return [c for c in self.listed if request.provider in (None, c.name)]
 
-    async def refresh(self) -> None:
+    async def refresh(self, request: GenerateRequest | None = None, ask: Ask | None = None) -> None:
         self.refreshed += 1
 
     def why_none(self, request: GenerateRequest, ask: Ask) -> NoAnswer:
