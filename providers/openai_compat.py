@@ -423,6 +423,12 @@ class _Events:
             await self._read()
         return self._ready.popleft()
 
+    def ready(self) -> list[Event]:
+        """What else came with the event that was taken last: no more waits for it (`Generation` takes it at once)."""
+        events = list(self._ready)
+        self._ready.clear()
+        return events
+
     async def _read(self) -> None:
         answer = self._answer
         if self._whole:

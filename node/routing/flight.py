@@ -107,7 +107,7 @@ class Flight:
 
     def leave(self) -> None:
         self.readers -= 1
-        if self.readers == 0:
+        if self.readers == 0 and not self.left.is_set():
             self.scope.cancel()
 
     async def news(self, reader: Reader, *, at_end: bool = False) -> None:

@@ -76,9 +76,10 @@ class Generation:
         self._speed = speed
         self._recorder, self._look_up, self._part = recorder, look_up, part
         self._answer_so_far = Continuation(ask.request)
-        self._walk_scope = trio.CancelScope()
-        self._look_up_scope = trio.CancelScope()
-        self._looked = trio.Event()
+        race = look_up is not None  # without one nothing waits for these
+        self._walk_scope = trio.CancelScope() if race else _UNUSED
+        self._look_up_scope = trio.CancelScope() if race else _UNUSED
+        self._looked = trio.Event() if race else _NEVER
         self._won_elsewhere = False
         self._trying: tuple[Attempt, float] | None = None
         self._regroup_until: float | None = None
@@ -354,30 +355,34 @@ class Generation:
                     source: AsyncIterable[Event] = stream
                     if splice is not None:
                         source = _Spliced(stream, splice, lambda: self._heard(candidate, attempt, start, watch))
+                    # What came in one packet is passed on in one turn, where nobody has to look at each event.
+                    ready = getattr(stream, "ready", None) if splice is None and duel is None else None
                     async for event in source:
                         if duel is not None:
                             candidate, attempt = duel.over(candidate, attempt)
                         if self._won_elsewhere:
                             await trio.lowlevel.checkpoint()  # the walk is cancelled; this event was at hand already
-                        if said.add(event):
-                            now = trio.current_time()
-                            if attempt.first_token_ms is None:
-                                self._first(candidate, attempt, start, now, stream)
-                            flight.put(event)
-                            if flight.full:
-                                watch.set(flight.deadline)
-                                await flight.room()
-                                now = trio.current_time()
-                            watch.set(min(now + ask.idle_s, flight.deadline))
-                            if said.bytes > self._limits.max_answer_bytes:
-                                error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} writes without end")
-                                break
-                        elif type(event) is Dropped:
-                            attempt.dropped = event.options
-                        elif type(event) is Via and candidate.peer is None:
-                            attempt.via = event.name
-                        elif said.finish is not None:
+                        passed = False
+                        for one in (event,) if ready is None else (event, *ready()):
+                            if said.add(one):
+                                if attempt.first_token_ms is None:
+                                    self._first(candidate, attempt, start, trio.current_time(), stream)
+                                flight.put(one)
+                                passed = True
+                            elif type(one) is Dropped:
+                                attempt.dropped = one.options
+                            elif type(one) is Via and candidate.peer is None:
+                                attempt.via = one.name
+                        if passed and flight.full:
+                            watch.set(flight.deadline)
+                            await flight.room()
+                        if said.finish is not None:
                             watch.set(min(trio.current_time() + AFTER_FINISH_S, flight.deadline))
+                        elif passed:
+                            watch.set(min(trio.current_time() + ask.idle_s, flight.deadline))
+                        if passed and said.bytes > self._limits.max_answer_bytes:
+                            error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} writes without end")
+                            break
         except ProviderError as caught:
             error = caught
         except Exception as caught:  # a provider may be anybody's code: its fault costs one attempt, not the node
@@ -446,6 +451,9 @@ class Generation:
         if (usage := whole.usage()) is not None:
             last.insert(0, usage)
         flight.finish(last)
+
+
+_UNUSED, _NEVER = trio.CancelScope(), trio.Event()
 
 
 class _PrefixRejected(Diverged):
