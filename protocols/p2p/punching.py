@@ -135,7 +135,7 @@ class Punching:
 
     async def _try_some(self, peer: PeerId) -> None:
         """A few tries; then wait until another one is worth it."""
-        facts, gap = self._mine(), self._limits.punch_gap_s
+        state, before, gap = self._state(), self.notes.get(peer), self._limits.punch_gap_s
         for _ in range(self._limits.punch_tries):
             while peer in self._busy and not self._is_over(peer):
                 await self._until_direct(peer, CHECK_S)  # the peer has begun one
@@ -151,9 +151,10 @@ class Punching:
             gap *= 2
         else:
             self.notes[peer] = IMPOSSIBLE["in vain"]
-        log.info("a peer stays on its relay: %s", self.notes[peer], extra={"peer": peer})
+        if self.notes[peer] != before:
+            log.info("a peer stays on its relay: %s", self.notes[peer], extra={"peer": peer})
         with trio.move_on_after(self._limits.punch_again_s):
-            while not self._is_over(peer) and self._mine() == facts:
+            while not self._is_over(peer) and self._state() == state:
                 await self._news.wait()
 
     def _is_over(self, peer: PeerId) -> bool:
@@ -184,6 +185,11 @@ class Punching:
         """What this side knows of itself; without a listener there is no port that could be foretold."""
         facts = self._autonat.facts
         return facts if facts.port else Facts(nat="changes-ports")
+
+    def _state(self) -> tuple[object, ...]:
+        """What a plan goes by: when it is another one, another try may be worth it."""
+        mine = self._mine()
+        return mine.reach, mine.nat, mine.ips, mine.port
 
     def _pairs(self) -> tuple[tuple[str, int], ...]:
         """Where this node is seen, then its own addresses, for peers behind the same NAT."""
