@@ -21,6 +21,8 @@ from .breaker import Breaker, State
 from .candidate import Candidate
 
 EVERY_MODEL = "*"
+_LOST = frozenset({ErrorKind.CONNECTION, ErrorKind.INTERRUPTED})
+"""Kinds that a new connection with a peer puts right: the node that comes back is another process."""
 _WIDE = frozenset({ErrorKind.AUTH, ErrorKind.QUOTA, ErrorKind.CONNECTION})
 """Kinds that say something about the whole provider."""
 EARLY_S = 0.5
@@ -81,7 +83,7 @@ class Health:
             return pause
         for key in (wide, place):
             breaker = self._breakers.get(key)
-            if breaker is None or not breaker.opened:
+            if breaker is None or not breaker.opened or _is_back(candidate, breaker):
                 continue
             if breaker.busy(now):
                 return Block(breaker.kind, "it failed, and one request finds out whether it still does",
@@ -143,6 +145,8 @@ class Health:
             return  # its queue here is full, or a peer's: that passes with the load, and is no sign of a fault
         key = wide if error.kind in _WIDE else place
         breaker = self._breakers.get(key)
+        if breaker is not None and _is_back(candidate, breaker):
+            breaker = self._breakers[key] = Breaker()
         if breaker is None:
             if not self._room(self._breakers, now):
                 return
@@ -244,6 +248,11 @@ class Health:
             for place in [place for place, entry in table.items() if entry.until <= now]:
                 del table[place]
         return len(table) < self._max_entries
+
+
+def _is_back(candidate: Candidate, breaker: Breaker) -> bool:
+    """Whether what the breaker holds against a peer was the loss of an earlier connection."""
+    return candidate.since is not None and candidate.since > breaker.since and breaker.kind in _LOST
 
 
 def _places(candidate: Candidate) -> tuple[Place, Place]:

@@ -200,7 +200,9 @@ class Walk:
                 self._again = retry
         elif again == "after" and error.retry_after is not None:
             # A little over what was asked for: many callers were told the same moment.
-            pause = error.retry_after + self._jitter.uniform(0.0, self._limits.retry_max_s)
+            pause = max(error.retry_after, self._limits.retry_min_s) + self._jitter.uniform(
+                0.0, self._limits.retry_max_s
+            )
             retry = Step(step.candidate, now + pause, 1)
             if error.retry_after <= patience and not self._begun:
                 self._again = retry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from shoal.node.routing.candidate import Candidate
 from shoal.node.routing.health import Health
 from shoal.providers.base import ErrorKind, ProviderError
 
-from .fakes_router import Scripted, says
+from .fakes_router import OTHER, Scripted, says
 
 ONE = Candidate(provider=Scripted("a", says("x")), name="a", model="m1")
 LIMITED = ProviderError(ErrorKind.RATE_LIMITED, "slow down", retry_after=10)
@@ -86,3 +87,23 @@ def test_cache_control_is_read_as_rfc_9111_writes_it(header: str | None, expecte
 @given(st.text())
 def test_no_cache_control_header_is_an_error(header: str) -> None:
     CacheControl.parse(header)
+
+
+def test_a_peer_that_was_lost_and_has_come_back_is_asked_at_once() -> None:
+    health, was = Health(), Candidate(provider=Scripted("p", says("x")), name="peer:x", peer=OTHER.peer_id, since=0.0)
+    for now in (1.0, 1.1, 1.2):
+        health.failed(was, ProviderError(ErrorKind.INTERRUPTED, "lost"), now)
+    assert health.blocked(was, 1.3) is not None
+    back = msgspec.structs.replace(was, since=1.25)
+    assert health.blocked(back, 1.3) is None
+    assert health.blocked(back, 1.3) is None, "everybody may, not only a probe"
+    for now in (1.4, 1.5, 1.6):
+        health.failed(back, ProviderError(ErrorKind.CONNECTION, "lost again"), now)
+    assert health.blocked(back, 1.7) is not None
+
+
+def test_a_new_connection_does_not_put_right_what_the_peer_itself_has_said() -> None:
+    health, was = Health(), Candidate(provider=Scripted("p", says("x")), name="peer:x", peer=OTHER.peer_id, since=0.0)
+    for now in (1.0, 1.1, 1.2):
+        health.failed(was, ProviderError(ErrorKind.UPSTREAM, "no sense"), now)
+    assert health.blocked(msgspec.structs.replace(was, since=1.25), 1.3) is not None
