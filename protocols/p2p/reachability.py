@@ -77,6 +77,8 @@ def scope_of(ip: str) -> Scope:
         return "none"
     if address.is_unspecified or address.is_multicast or address.is_link_local:
         return "none"
+    if address.version == 6 and address.ipv4_mapped is not None:
+        return "none"  # the same machine under a second name, which checks by name would not know
     if address.is_loopback:
         return "machine"
     return "internet" if address.is_global else "network"

@@ -25,7 +25,19 @@ REACHES: tuple[Reach, ...] = ("unknown", "public", "private")
 NATS: tuple[Nat, ...] = ("unknown", "none", "keeps-ports", "changes-ports")
 facts = st.builds(Facts, reach=st.sampled_from(REACHES), nat=st.sampled_from(NATS))
 some_ips = st.sampled_from(
-    ["11.22.33.2", "8.8.4.4", "10.2.0.2", "192.168.1.7", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.1.1", "::1", "x"]
+    [
+        "11.22.33.2",
+        "8.8.4.4",
+        "10.2.0.2",
+        "192.168.1.7",
+        "127.0.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "169.254.1.1",
+        "::1",
+        "::ffff:10.2.0.2",
+        "x",
+    ]
 )
 
 
