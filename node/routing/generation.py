@@ -6,7 +6,6 @@ nodes' caches against the first attempt. What a finished answer leaves behind (r
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
@@ -20,6 +19,7 @@ from .attempt import ANSWERED, LOST, SKIPPED, Attempt
 from .candidate import Candidate, CandidateSource, attempt_at
 from .continuation import Continuation, Diverged, Plan, Splice, Way, prefixed
 from .duel import Duel
+from .fault import provider_error
 from .flight import Flight
 from .health import Health
 from .limits import RoutingLimits
@@ -27,9 +27,8 @@ from .no_answer import NoAnswer
 from .recording import Found, Recorder
 from .speed import Speed
 from .together import Part
+from .told import only_model, options_left_out, told
 from .walk import Step, Walk, nothing_said
-
-_log = logging.getLogger(__name__)
 
 AFTER_FINISH_S = 1.0
 """Seconds that a provider gets to close its stream after Finish; the answer is whole by then."""
@@ -41,11 +40,6 @@ _SILENT = frozenset({ErrorKind.FIRST_TOKEN_TIMEOUT, ErrorKind.IDLE_TIMEOUT})
 
 _FINAL = frozenset({ErrorKind.CONTENT_FILTER, ErrorKind.DEADLINE, ErrorKind.CANCELLED})
 """Kinds that stay what they are when text was sent before: nobody else could go on from there."""
-
-MAX_NAME_CHARS = 256
-"""Characters of a name that a peer may tell."""
-MAX_DROPPED = 32
-"""Names of options that a peer may tell."""
 
 LookUp = Callable[[Callable[[Found], None]], Awaitable[object]]
 """Calls back in the very moment that an answer has been found and verified."""
@@ -259,7 +253,7 @@ class Generation:
         self._health.began(candidate, start)
         flight.provider, flight.peer, flight.model = candidate.name, candidate.peer, candidate.model
         if candidate.peer is not None and candidate.model is None:
-            flight.model = await _only_model(candidate)
+            flight.model = await only_model(candidate)
         flight.route.append(attempt)
         self._trying = attempt, start
         events: object = None
@@ -386,7 +380,7 @@ class Generation:
         except ProviderError as caught:
             error = caught
         except Exception as caught:  # a provider may be anybody's code: its fault costs one attempt, not the node
-            error = _provider_error(candidate, caught)
+            error = provider_error(candidate, caught)
         finally:
             watch.stop()
             flight.when_deadline_moves(None)
@@ -403,10 +397,8 @@ class Generation:
         attempt.first_token_ms = round((now - start) * 1000, 3)
         self._look_up_scope.cancel()
         self._health.spoke(candidate)
-        if candidate.peer is not None:
-            told = getattr(stream, "accepted", None)
-            if (model := _told(told, "model")) is not None:
-                self._flight.model = self._answer_so_far.model = model
+        if candidate.peer is not None and (model := told(getattr(stream, "accepted", None), "model")) is not None:
+            self._flight.model = self._answer_so_far.model = model
 
     def _heard(self, candidate: Candidate, attempt: Attempt, start: float, watch: Watch) -> None:
         """A provider that says again what the caller has is not silent."""
@@ -436,9 +428,9 @@ class Generation:
         if finish is None:
             raise RuntimeError("an answer cannot land before its Finish")
         result = getattr(events, "result", None) if candidate.peer is not None else None
-        flight.model = finish.model or _told(result, "model") or flight.model
-        flight.provider = _told(result, "provider") or flight.provider
-        dropped = flight.route[-1].dropped or _options(result)
+        flight.model = finish.model or told(result, "model") or flight.model
+        flight.provider = told(result, "provider") or flight.provider
+        dropped = flight.route[-1].dropped or options_left_out(result)
         flight.route[-1].dropped = dropped
         # Kept under the request's key, an answer made without some of its options would pass for one made with them.
         if (joined := getattr(events, "flight", None)) is not None:
@@ -485,48 +477,9 @@ class _Spliced:
         return self._ready.pop()
 
 
-def _told(result: object, name: str) -> str | None:
-    """A name in what a peer says of its answer."""
-    value = result.get(name) if isinstance(result, dict) else None
-    return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS else None
-
-
-def _options(result: object) -> tuple[str, ...]:
-    """The options that a peer's provider left out, as the peer tells them."""
-    names = result.get("dropped") if isinstance(result, dict) else None
-    if not isinstance(names, list | tuple):
-        return ()
-    return tuple(name for name in names[:MAX_DROPPED] if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS)
-
-
-async def _only_model(candidate: Candidate) -> str | None:
-    """The model that a peer will use when it offers a single one; else only its answer tells."""
-    models = (await candidate.provider.probe()).models
-    return models[0].name if len(models) == 1 else None
-
-
 def _broken_off(error: ProviderError) -> ProviderError:
     return ProviderError(ErrorKind.INTERRUPTED, error.message)
 
 
 def _ms_since(start: float) -> float:
     return round((trio.current_time() - start) * 1000, 3)
-
-
-def _provider_error(candidate: Candidate, caught: BaseException) -> ProviderError:
-    """What a provider raised, as a ProviderError: the one inside a group, or a fault of the provider's own code."""
-    leaf = caught
-    while isinstance(leaf, BaseExceptionGroup):
-        known = [e for e in leaf.exceptions if isinstance(e, ProviderError | BaseExceptionGroup)]
-        leaf = known[0] if known else leaf.exceptions[0]
-    if isinstance(leaf, ProviderError):
-        return leaf
-    _log.error("provider %s failed with %s", candidate.name, type(leaf).__name__, exc_info=without_text(leaf))
-    return ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} failed with {type(leaf).__name__}; see the node's log")
-
-
-def without_text(error: BaseException) -> BaseException:
-    """The same place in the code without the message, which may hold a prompt or a key."""
-    bare = RuntimeError(type(error).__name__)
-    bare.__traceback__ = error.__traceback__
-    return bare

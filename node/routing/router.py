@@ -32,8 +32,9 @@ from .ask import Ask
 from .attempt import Attempt
 from .beyond import Beyond, Find, Tiers
 from .candidate import CandidateSource
+from .fault import without_text
 from .flight import Flight, Flights, stopped
-from .generation import Generation, take_found, without_text
+from .generation import Generation, take_found
 from .health import Health
 from .joined import JoinedAnswer
 from .limits import RoutingLimits
