@@ -204,7 +204,7 @@ async def test_the_text_comes_before_the_answer_is_whole(node: FakeNode, tmp_pat
             )
             assert await process.stdout.receive_some(100) == b"Co"
             seen.set()
-            assert await process.stdout.receive_some(100) == b"ld."
+            assert (await process.stdout.receive_some(100)).startswith(b"ld.")
 
 
 async def test_no_question_at_a_terminal_is_wrong_usage(tmp_path: Path) -> None:
