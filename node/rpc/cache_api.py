@@ -19,8 +19,9 @@ from ...cache.key import parse_key
 from ...cache.store import StoreError
 from ...cache.tiers import AnswerCache, Forgotten
 from ...protocols.http.exchange import Exchange
-from ...providers.base import GenerateRequest
-from .chat_request import decode_object, read_call
+from ...providers.base import Embed, GenerateRequest
+from .chat_request import decode_object, others, read_call, typed_as
+from .embeddings import KNOWN, EmbeddingsBody, request_of
 from .errors import JSON, ApiError, bad_request
 
 CAR_TYPE = "application/vnd.ipld.car; version=1"
@@ -59,8 +60,8 @@ class CacheApi:
         if "request" not in body:
             names = [_name(body)]
         else:
-            call = read_call(msgspec.json.encode(body["request"]), {})
-            requests = await self._near(call.request) if body.get("near") else [self._source.settled(call.request)]
+            request = _request(body["request"])
+            requests = await self._near(request) if body.get("near") else [self._source.settled(request)]
             names = list(dict.fromkeys(key.cid for request in requests for key in cache.keys(request)))
         done = [await _stored(cache.forget(name)) for name in names]
         total = Forgotten(*(sum(getattr(one, field) for one in done) for field in Forgotten.__struct_fields__))
@@ -69,13 +70,16 @@ class CacheApi:
         await _respond(exchange, {**msgspec.to_builtins(total), "notes": _notes(total)})
 
     async def _near(self, request: GenerateRequest) -> list[GenerateRequest]:
-        """The request as it may have been asked: of each model whose answers are here, and as it is, and at 0."""
+        """The request as it may have been asked: of each model whose answers are here, and as it is, and at 0; and its
+        text alone as one to embed."""
         cache = self._the_cache()
         models: list[str | None] = [request.model]
         if request.model is None:
             models += await cache.store.models() if cache.store is not None else []
         heats = [request.temperature] if request.temperature is not None else [None, 0.0]
         found = [msgspec.structs.replace(request, model=m, temperature=heat) for m in models for heat in heats]
+        if len(request.messages) == 1 and (text := request.messages[0].text):
+            found += [GenerateRequest(messages=(), model=m, embed=Embed((text,))) for m in models]
         return [*found, *(self._source.settled(one) for one in found)]
 
     async def export(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
@@ -123,6 +127,13 @@ def _name(body: dict[str, Any]) -> bytes:
         return parse_key(text).cid
     except CidError as error:
         raise bad_request(f"This is not a CID: {error}.", "cid") from None
+
+
+def _request(said: Any) -> GenerateRequest:
+    """A chat completion's body, or that of an embedding, which has `input`. ApiError 400."""
+    if isinstance(said, dict) and "input" in said:
+        return request_of(typed_as(said, EmbeddingsBody), others(said, KNOWN), None)
+    return read_call(msgspec.json.encode(said), {}).request
 
 
 def _notes(done: Forgotten) -> list[str]:

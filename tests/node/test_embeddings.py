@@ -131,6 +131,18 @@ async def test_a_record_of_vectors_is_signed_found_by_its_request_and_verifies()
     assert (gone.status, gone.error["code"]) == (504, "not_cached")
 
 
+@pytest.mark.parametrize("near", [True, False])
+async def test_what_was_embedded_is_forgotten_by_its_text(near: bool, tmp_path: Any) -> None:
+    async with door(Encoder("first"), disk=tmp_path / "answers.db") as rpc:
+        asked = {"input": "one", "model": "m1"}
+        await rpc.ask("POST", "/v1/embeddings", asked)
+        request: dict[str, Any] = {"messages": [{"role": "user", "content": "one"}], "model": "m1"} if near else asked
+        gone = await rpc.ask("POST", "/shoal/v1/cache/forget", {"request": request, "near": near})
+        again = await rpc.ask("POST", "/v1/embeddings", asked)
+    assert gone.json["records"] == 1
+    assert again.headers["x-shoal-cache"] == "miss"
+
+
 async def test_callers_at_the_same_time_share_one_call() -> None:
     provider = Encoder("first", wait=0.3)
     replies: list[Any] = []
