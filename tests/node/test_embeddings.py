@@ -132,8 +132,8 @@ async def test_a_record_of_vectors_is_signed_found_by_its_request_and_verifies()
 
 
 @pytest.mark.parametrize("near", [True, False])
-async def test_what_was_embedded_is_forgotten_by_its_text(near: bool, tmp_path: Any) -> None:
-    async with door(Encoder("first"), disk=tmp_path / "answers.db") as rpc:
+async def test_what_was_embedded_is_forgotten_by_its_text(near: bool) -> None:
+    async with door(Encoder("first")) as rpc:
         asked = {"input": "one", "model": "m1"}
         await rpc.ask("POST", "/v1/embeddings", asked)
         request: dict[str, Any] = {"messages": [{"role": "user", "content": "one"}], "model": "m1"} if near else asked
