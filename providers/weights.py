@@ -5,11 +5,12 @@
 
 The store is one folder, shared by all nodes of a user: `<models_dir>/<name>/`, each with a manifest `shoal.json` that
 says where the weights came from and how large each file is. A folder of safetensors elsewhere is used where it lies.
-Only safetensors are ever loaded: a pickle is a program. Nothing here imports torch.
+Only safetensors and GGUF are ever loaded: a pickle is a program. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -21,11 +22,13 @@ import msgspec
 import platformdirs
 from msgspec import Struct
 
+from . import gguf_header
+
 DEFAULT = "smollm2"
 ENCODER = "minilm"
 MANIFEST = "shoal.json"
 CHOICE = ".chosen"
-PACKED = "packed.safetensors"
+DRAFT = "draft.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -75,7 +78,7 @@ CATALOGUE: dict[str, Packaged] = {
         download_bytes=92_871_040,
         installed_bytes=367_400_000,
         licence="Apache-2.0",
-        holds=(PACKED,),
+        holds=(DRAFT,),
     ),
     "minilm": Packaged(
         title="all-MiniLM-L6-v2, for embeddings",
@@ -106,6 +109,7 @@ class WeightsDir(Struct, frozen=True):
     """Weights that can be loaded. context_length in tokens; size in bytes.
 
     memory: bytes that a worker with this model takes, without its requests: an estimate. encoder: it embeds texts.
+    gguf: the file for llama.cpp. plain: there are safetensors, too, for torch.
     """
 
     name: str
@@ -114,6 +118,8 @@ class WeightsDir(Struct, frozen=True):
     size: int
     memory: int = 0
     encoder: bool = False
+    gguf: Path | None = None
+    plain: bool = True
 
 
 def models_dir(environ: Mapping[str, str], setting: str | None = None) -> Path:
@@ -193,7 +199,15 @@ def choose(name_or_path: str, store: Path) -> WeightsDir:
 def is_current(found: WeightsDir) -> bool:
     """Whether an installed model has all that this version makes of it."""
     packaged = CATALOGUE.get(found.name)
-    return packaged is None or all((found.path / file).is_file() for file in packaged.holds)
+    if packaged is None:
+        return True
+    lacks_gguf = packaged.member.endswith(".gguf") and found.gguf is None and llama_cpp_installed()
+    return not lacks_gguf and all((found.path / file).is_file() for file in packaged.holds)
+
+
+def llama_cpp_installed() -> bool:
+    """Whether the extra `llama-cpp` is here. Imports nothing."""
+    return importlib.util.find_spec("llama_cpp") is not None
 
 
 def install(name_or_path: str, store: Path, progress: Callable[[str, int, int], None] | None = None) -> Path:
@@ -239,6 +253,9 @@ def check_folder(name: str, folder: Path) -> WeightsDir:
         raise WeightsRefused(
             f"the folder {folder} holds a pickle ({pickles[0]}), and loading one runs what its author wrote; {remedy}"
         )
+    gguf = next((folder / file for file in files if file.lower().endswith(".gguf")), None)
+    if not weights and gguf is not None:
+        return _check_gguf(name, folder, gguf)
     if not weights:
         raise WeightsRefused(f"the folder {folder} holds no safetensors; it must hold *.safetensors and config.json")
     for file in weights:
@@ -246,18 +263,41 @@ def check_folder(name: str, folder: Path) -> WeightsDir:
     config = _config(folder)
     size = sum(_size(folder / file) for file in files)
     encoder = config.get("model_type") == "bert"
-    return WeightsDir(name, folder, _context_length(config), size, _memory(folder, weights, config), encoder)
+    return WeightsDir(name, folder, _context_length(config), size, _memory(folder, weights, config), encoder, gguf)
+
+
+def _check_gguf(name: str, folder: Path, gguf: Path) -> WeightsDir:
+    """A folder with a GGUF and nothing else, which llama.cpp computes."""
+    try:
+        length = gguf_header.context_length(gguf)
+    except gguf_header.HeaderError as fault:
+        raise WeightsRefused(f"{gguf} cannot be loaded: {fault}; get it again") from None
+    except OSError as fault:
+        raise WeightsRefused(f"{gguf} cannot be read ({fault.strerror})") from None
+    size = _size(gguf)
+    return WeightsDir(name, folder, length or 2048, size, GGUF_WORKER_BYTES + size, False, gguf, plain=False)
 
 
 WORKER_BYTES = 300_000_000
 """What a worker takes before it has a model: Python, torch, a tokenizer (SmolLM2's: 280 MB)."""
 
 
+def by_llama_cpp(found: WeightsDir) -> WeightsDir:
+    """The same model, with the memory that llama.cpp takes for it."""
+    if found.gguf is None:
+        return found
+    return msgspec.structs.replace(found, memory=GGUF_WORKER_BYTES + _size(found.gguf))
+
+
+GGUF_WORKER_BYTES = 250_000_000
+"""What a worker with llama.cpp takes beside the file: Python, numpy, keys and values (SmolLM2's: 270 MB)."""
+
+
 def _memory(folder: Path, weights: list[str], config: dict[str, Any]) -> int:
-    """Packed weights are held once and mapped; others are held in fp32, which doubles those of 16 bits."""
-    if PACKED in weights:
-        return WORKER_BYTES + 2 * _size(folder / PACKED)
+    """A converted model is held in 16 bits and in four; others at worst in fp32, which doubles those of 16 bits."""
     plain = sum(_size(folder / file) for file in weights)
+    if DRAFT in weights:
+        return WORKER_BYTES + plain
     halves = (config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16")
     return WORKER_BYTES + (2 if halves else 1) * plain
 

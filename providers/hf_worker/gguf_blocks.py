@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .packed import GROUP, nibbles, quantised_rows, scales
 
-FILE = "packed.safetensors"
+FILE = "draft.safetensors"
 MATRICES = {
     "qkv": ("attn_q", "attn_k", "attn_v"),
     "o": ("attn_output",),

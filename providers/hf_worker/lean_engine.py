@@ -3,10 +3,15 @@
 A slot whose sequence has ended keeps its keys and values until the memory is needed. A new sequence that begins with
 the same tokens (a system prompt, the turns of a chat before this one) goes on from there: in the slot itself, or in a
 copy when somebody still works there or when most of it would be thrown away.
+
+While few sequences run, a coarser and faster copy of the model drafts the next tokens of those that take the likeliest,
+and the model itself decides on all of them in one pass. It picks the same tokens as without, to the bit.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +31,10 @@ CHUNK_S = 0.15
 SMALLEST_CHUNK = 32
 DRAFT_TOKENS = FEW_ROWS - 1
 """Tokens of a draft checked at once: so few that each is computed to the bit as if it came alone."""
+DRAFTED_ROWS = 2
+"""Sequences for which tokens are drafted; for more, one pass serves so many rows that drafting gains nothing."""
+DRAFTED_TOKENS = 8
+"""Tokens that are decided in one pass of the model when they were drafted; a stream comes in pieces so long."""
 MOST_SLOTS = 32
 """Slots that are made; each takes address space for the longest sequence."""
 WORTH_COPYING = 16
@@ -49,24 +58,44 @@ class _Row:
         self.sequence, self.slot = sequence, slot
         self.following: int | None = None
         self.draft = list(sequence.draft)
+        self.pace = 2
+        """Tokens to decide in the next pass: more while the drafts are right."""
 
     @property
     def left(self) -> list[int]:
         """Tokens of the prompt that are not computed yet."""
         return self.sequence.tokens[len(self.slot.tokens) :]
 
+    @property
+    def room(self) -> int:
+        """Tokens that may still be picked, at least one."""
+        return max(len(self.sequence.tokens) + self.sequence.room - len(self.slot.tokens) - 1, 1)
+
 
 class LeanEngine:
     """See `engine.Engine`.
 
     kv_tokens: positions kept for all sequences together, running and ended; a sequence for which there is no room
-    waits, unless it would be the only one.
+    waits, unless it would be the only one. drafter: makes the model that drafts; called in a thread of its own once
+    the first token is out. ends: tokens that end an answer, behind which nothing is drafted.
     """
 
     verifies = True
 
-    def __init__(self, model: Llama, *, kv_tokens: int = 16384) -> None:
-        self._model, self._kv_tokens = model, kv_tokens
+    def __init__(
+        self,
+        model: Llama,
+        *,
+        kv_tokens: int = 16384,
+        drafter: Callable[[], Llama] | None = None,
+        ends: frozenset[int] = frozenset(),
+    ) -> None:
+        self._model, self._kv_tokens, self._ends = model, kv_tokens, ends
+        self._drafter: Llama | None = None
+        self.preparing: threading.Thread | None = None
+        """Makes the drafting model; it may be joined."""
+        if drafter is not None:
+            self.preparing = threading.Thread(target=self._prepare, args=(drafter,), name="drafter", daemon=True)
         self._slots: list[_Slot] = []
         self._waiting: deque[Sequence] = deque()
         self._rows: dict[int, _Row] = {}
@@ -100,9 +129,15 @@ class LeanEngine:
 
     def step(self, gone: Callable[[int], bool]) -> list[tuple[int, int]]:
         with torch.inference_mode():
-            tokens = self._decode()
+            tokens = self._decode(gone)
             tokens += self._prefill(gone)
         return tokens
+
+    def _prepare(self, drafter: Callable[[], Llama]) -> None:
+        try:
+            self._drafter = drafter()
+        except Exception as fault:  # the boundary of a thread: without drafts everything works, slower
+            print(f"nothing will be drafted ({type(fault).__name__})", file=sys.stderr)
 
     # -- prompts ---------------------------------------------------------------------------------------------
 
@@ -116,7 +151,8 @@ class LeanEngine:
         for row in self._rows.values():
             if row.following is None and chunk > 0:
                 piece = row.left[:chunk]
-                if pieces and sum(len(each) for _, each in pieces) + len(piece) >= FEW_ROWS:
+                rows = sum(len(each) for _, each in pieces) + len(piece)
+                if pieces and rows >= FEW_ROWS and not self._model.invariant:
                     break  # a short prompt is computed as it would be alone
                 pieces.append((row, piece))
                 chunk -= len(piece)
@@ -159,38 +195,67 @@ class LeanEngine:
 
     # -- rows ------------------------------------------------------------------------------------------------
 
-    def _decode(self) -> list[tuple[int, int]]:
+    def _decode(self, gone: Callable[[int], bool]) -> list[tuple[int, int]]:
         rows = [row for row in self._rows.values() if row.following is not None]
-        drafted = [row for row in rows if len(row.draft) > 1 and row.draft[0] == row.following]
-        picked = [pair for row in drafted for pair in self._verify(row)]
-        rows = [row for row in rows if row not in drafted]
-        if not rows:
-            return picked
-        began = time.perf_counter()
-        pieces = [(row, [row.following]) for row in rows if row.following is not None]
-        logits = self._compute(pieces, list(range(len(rows))))
-        greedy = logits.argmax(-1).tolist()
-        for at, row in enumerate(rows):
-            row.draft = []  # whatever it was, it has been wrong
-            row.following = greedy[at] if row.sequence.sampler.greedy else row.sequence.sampler.pick(logits[at])
-            picked.append((row.sequence.id, row.following))
-        self.decode_tps = _lately(self.decode_tps, 1 / (time.perf_counter() - began))
+        picked: list[tuple[int, int]] = []
+        others: list[_Row] = []
+        for row in rows:
+            if len(row.draft) > 1 and row.draft[0] == row.following:
+                piece, row.draft = row.draft[:DRAFT_TOKENS], row.draft[DRAFT_TOKENS:]
+                picked += self._advance([(row, piece)])
+            else:
+                row.draft = []  # whatever it was, it has been wrong
+                others.append(row)
+        if others:
+            began = time.perf_counter()
+            new = self._advance(self._pieces(others, gone))
+            taken = time.perf_counter() - began
+            self.decode_tps = _lately(self.decode_tps, len(new) / len(others) / taken)
+            picked += new
         return picked
 
-    def _verify(self, row: _Row) -> list[tuple[int, int]]:
-        """Compute a draft as one piece, and keep as much of it as would have been picked anyway."""
-        piece, row.draft = row.draft[:DRAFT_TOKENS], row.draft[DRAFT_TOKENS:]
-        before = len(row.slot.tokens)
-        logits = self._compute([(row, piece)], list(range(len(piece))))
+    def _pieces(self, rows: list[_Row], gone: Callable[[int], bool]) -> list[tuple[_Row, list[int]]]:
+        """What to compute next of each row: the token picked last, and those that will probably be picked after it."""
+        pieces = [(row, [row.following]) for row in rows if row.following is not None]
+        if self.preparing is not None and not self.preparing.ident:
+            self.preparing.start()
+        alone = len(rows) <= DRAFTED_ROWS and len(rows) == len(self._rows) and not self._waiting
+        if self._drafter is None or not alone or not all(row.sequence.sampler.greedy for row in rows):
+            return pieces
+        growing = [(row, piece) for row, piece in pieces if len(piece) < min(row.pace, row.room)]
+        while growing and not any(gone(row.sequence.id) for row in rows):
+            segments = [
+                Segment(row.slot.memory.values, len(row.slot.tokens) + len(piece) - 1, 1) for row, piece in growing
+            ]
+            logits = self._drafter([piece[-1] for _, piece in growing], segments, list(range(len(growing))))
+            for (_, piece), token in zip(growing, logits.argmax(-1).tolist(), strict=True):
+                piece.append(token)
+            growing = [
+                (row, piece)
+                for row, piece in growing
+                if len(piece) < min(row.pace, row.room) and piece[-1] not in self._ends
+            ]
+        return pieces
+
+    def _advance(self, pieces: list[tuple[_Row, list[int]]]) -> list[tuple[int, int]]:
+        """Compute pieces that begin with the token picked last, and keep as much of each as is picked anyway."""
+        before = [len(row.slot.tokens) for row, _ in pieces]
+        logits = self._compute(pieces, list(range(sum(len(piece) for _, piece in pieces))))
+        likeliest = logits.argmax(-1).tolist()
         picked: list[tuple[int, int]] = []
-        for at in range(len(piece)):
-            token = self._pick(row, logits[at])
-            picked.append((row.sequence.id, token))
-            expected = piece[at + 1] if at + 1 < len(piece) else row.draft[0] if row.draft else None
-            if token != expected:
-                del row.slot.tokens[before + at + 1 :]
-                row.draft = []
-                break
+        first = 0
+        for (row, piece), start in zip(pieces, before, strict=True):
+            right = 0
+            for at in range(len(piece)):
+                sampler = row.sequence.sampler
+                row.following = likeliest[first + at] if sampler.greedy else sampler.pick(logits[first + at])
+                picked.append((row.sequence.id, row.following))
+                right += 1
+                if piece[at + 1 : at + 2] != [row.following]:
+                    break
+            del row.slot.tokens[start + right :]
+            row.pace = min(2 * row.pace, DRAFTED_TOKENS) if right == len(piece) else 2
+            first += len(piece)
         return picked
 
     # -- slots -----------------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .packed import FEW_ROWS, Dense, Int4, Rescored, quantised, quantised_rows
+from .packed import FEW_ROWS, Dense, Halves, Int4, Rescored, quantised, quantised_rows
 
 FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 FAMILY["qwen3"] = "Qwen3ForCausalLM"
@@ -105,10 +106,13 @@ class _Layer(NamedTuple):
 
 
 class Llama:
-    """config: config.json. tensors: the model's weights by transformers' names; packed: those of `gguf_blocks.py`.
+    """config: config.json. tensors: the model's weights by transformers' names, and those of `gguf_blocks.py`.
 
-    form: "packed" (packed weights are there), "int4" (made from the plain ones here), or a dtype of torch.
-    positions: the longest sequence. kept: the same as `packed`; tensors taken from it stay in use.
+    form: "float16" (`packed.Halves`), "packed" (four-bit weights are among the tensors), "int4" (they are
+    made from the plain ones here), or another dtype of torch. positions: the longest sequence.
+    kept: the same as `tensors`; what is taken from it stays in use, so that a mapped file that is only read to be
+    packed goes out of memory with `tensors`. beside: a model of the same weights in another form, whose first and last
+    layer are shared.
     """
 
     def __init__(
@@ -118,24 +122,33 @@ class Llama:
         *,
         form: str,
         positions: int,
-        packed: Tensors | None = None,
         kept: Tensors | None = None,
+        beside: Llama | None = None,
     ) -> None:
         self._heads, self._eps = config["num_attention_heads"], config["rms_norm_eps"]
         self._groups = config.get("num_key_value_heads") or self._heads
         self._width = config.get("head_dim") or config["hidden_size"] // self._heads
         self._inner, self._form = config["intermediate_size"], form
-        self._tensors, self._packed, self._kept = tensors, packed, kept or packed
+        self._tensors, self._kept = tensors, kept or tensors
         self.memory_shape = (config["num_hidden_layers"], 2, self._groups, positions, self._width)
-        self._cis = _rotations(config, self._width, positions)
-        self._embedding = tensors("model.embed_tokens.weight")
-        if form not in ("packed", "int4"):
-            self._embedding = self._embedding.to(getattr(torch, form))
-        self._layers = [self._layer(at, config) for at in range(config["num_hidden_layers"])]
-        self._norm = tensors("model.norm.weight").float()
-        last = self._embedding if config.get("tie_word_embeddings") else tensors("lm_head.weight")
-        self._head = self._last(last)
-        del self._tensors, self._packed, self._kept
+        self.invariant = form == "float16"
+        """Whether the bits of a row do not depend on the rows that are computed with it."""
+        name = "model.embed_tokens.weight"
+        # Packing fp16 is one thread's work and holds no lock of Python's.
+        with ThreadPoolExecutor(torch.get_num_threads() if self.invariant else 1) as pool:
+            layers = pool.map(lambda at: self._layer(at, config), range(config["num_hidden_layers"]))
+            if beside is not None:
+                self._cis, self._embedding, self._norm = beside._cis, beside._embedding, beside._norm
+                self._head = beside._head
+            else:
+                self._cis = _rotations(config, self._width, positions)
+                self._embedding = self._kept(name)
+                if form not in ("packed", "int4", "float16"):
+                    self._embedding = self._embedding.to(getattr(torch, form))
+                self._norm = tensors("model.norm.weight").float()
+                self._head = self._last(name if config.get("tie_word_embeddings") else "lm_head.weight")
+            self._layers = list(layers)
+        del self._tensors, self._kept
 
     def _layer(self, at: int, config: dict[str, Any]) -> _Layer:
         prefix, width = f"model.layers.{at}.", self._width
@@ -146,13 +159,13 @@ class Llama:
 
         def product(name: str, *parts: str) -> Linear:
             if self._form == "packed":
-                assert self._packed is not None
-                assert self._kept is not None
                 q = f"{at}.{name}.q"
-                return Int4(self._kept(q), self._packed(f"{at}.{name}.s").clone(), once=self._packed(q))
+                return Int4(self._kept(q), self._tensors(f"{at}.{name}.s").clone(), once=self._tensors(q))
             weight = torch.cat([get(f"{part}.weight", paired=part[-6:] in ("q_proj", "k_proj")) for part in parts])
             if self._form == "int4":
                 return Int4(*quantised(weight))
+            if self._form == "float16":
+                return Halves(weight)
             return Dense(weight.to(getattr(torch, self._form)))
 
         bias = head_norms = None
@@ -173,12 +186,16 @@ class Llama:
             head_norms,
         )
 
-    def _last(self, weight: Tensor) -> Linear:
-        if self._form == "packed":
-            assert self._kept is not None
-            return Rescored(self._kept("head.q"), self._kept("head.s"), weight)
-        if self._form == "int4":
-            return Rescored(*quantised_rows(weight), weight)
+    def _last(self, name: str) -> Linear:
+        weight = self._kept(name)
+        if self._form in ("packed", "int4", "float16"):
+            try:
+                rough = self._kept("head.q"), self._kept("head.s")
+            except KeyError:
+                rough = quantised_rows(self._tensors(name))
+            return Rescored(*rough, weight)
+        if name == "model.embed_tokens.weight":
+            return Dense(self._embedding)
         return Dense(weight.to(getattr(torch, self._form)))
 
     def __call__(
@@ -199,8 +216,8 @@ class Llama:
         x = self._embedding[tokens].float()
         rows = len(tokens)
         # Few rows go through the kernels row by row, so they get the same bits in any company; attention keeps to that.
-        single = rows < FEW_ROWS
-        masks = [None if single else _mask(segment) for segment in segments]
+        single = [(segment.rows if self.invariant else rows) < FEW_ROWS for segment in segments]
+        masks = [None if alone else _mask(segment) for alone, segment in zip(single, segments, strict=True)]
         attended = x.new_empty(rows, heads * width)
         for at, layer in enumerate(self._layers):
             check()
@@ -213,12 +230,12 @@ class Llama:
             torch.view_as_complex(y[:, :turned].view(rows, heads + groups, width // 2, 2)).mul_(cis)
             y = y.view(rows, heads + 2 * groups, width)
             first = 0
-            for segment, mask in zip(segments, masks, strict=True):
+            for segment, alone, mask in zip(segments, single, masks, strict=True):
                 memory, start, count = segment
                 piece, end = y[first : first + count], start + count
                 memory[at, :, :, start:end] = piece[:, heads:].view(count, 2, groups, width).permute(1, 2, 0, 3)
                 keys, values = memory[at, :, :, :end].unsqueeze(1)
-                if single:
+                if alone:
                     for row in range(count):
                         known = start + row + 1
                         one = piece[row : row + 1, :heads]

@@ -20,12 +20,15 @@ from torch import Tensor
 from .cores import usable_cores
 from .encoder import Encoder, UnfitEncoderError
 from .frames import Load
-from .gguf_blocks import FILE as PACKED
+from .gguf_blocks import FILE as DRAFT
 from .lean_engine import LeanEngine
 from .llama import Llama, covers
 from .loaded import LoadError, Model, no_template
+from .packed import UnfitWeightsError, packs_halves
 from .prompt import Prompter
 from .tokens import ChatTokenizer, NotCoveredError, read_json
+
+HALVES = ("float16", "bfloat16")
 
 
 def _device(asked: str) -> str:
@@ -41,7 +44,9 @@ def dtype_of(asked: str, device: str) -> torch.dtype:
     if asked != "auto":
         named = getattr(torch, asked, None)
         if not isinstance(named, torch.dtype):
-            raise LoadError(f'dtype "{asked}" is not one of torch; use "auto", "int4", "float32" or "bfloat16"')
+            raise LoadError(
+                f'dtype "{asked}" is not one of torch; use "auto", "int4", "float16", "float32" or "bfloat16"'
+            )
         return named
     if device != "cpu":
         return torch.bfloat16
@@ -81,17 +86,28 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
     tokenizer = ChatTokenizer(folder)
     if not tokenizer.chat_template:
         raise LoadError(no_template(wanted.name))
-    form, packed, kept = wanted.dtype, None, None
-    if form in ("auto", "int4") and (folder / PACKED).is_file():
-        # Twice: what is only read to be packed goes out of memory with the first, what is read again stays mapped.
-        form, packed, kept = "packed", opened([folder / PACKED]), opened([folder / PACKED])
-    elif form == "auto":
-        form = str(dtype_of("auto", device)).removeprefix("torch.")
-    plain = opened(sorted(file for file in folder.glob("*.safetensors") if file.name != PACKED))
+    files = sorted(folder.glob("*.safetensors"))
     context_length = int(config.get("max_position_embeddings") or 2048)
     positions = min(context_length, wanted.kv_tokens)
-    model = Llama(config, plain, form=form, positions=positions, packed=packed, kept=kept)
-    del packed
+
+    def made(form: str, beside: Llama | None = None) -> Llama:
+        # Twice: what is only read to be packed goes out of memory with the first, what is read again stays mapped.
+        return Llama(config, opened(files), form=form, positions=positions, kept=opened(files), beside=beside)
+
+    def drafting() -> Llama:
+        drafter = made("packed", beside=model)
+        give_back_memory()
+        return drafter
+
+    drafts = (folder / DRAFT).is_file()
+    form = _form(wanted.dtype, drafts=drafts, halves=config.get("dtype", config.get("torch_dtype")) in HALVES)
+    try:
+        model = made(form)
+    except UnfitWeightsError as fault:
+        if wanted.dtype != "auto":
+            raise LoadError(f'the model {wanted.name} cannot be loaded as "{form}": {fault}; use "auto"') from None
+        form = "float32"
+        model = made(form)
     give_back_memory()
     defaults = read_json(folder / "generation_config.json")
     ends = defaults.get("eos_token_id", config.get("eos_token_id"))
@@ -101,7 +117,12 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
     sampled = bool(defaults.get("do_sample"))
     return Model(
         name=wanted.name,
-        engine=LeanEngine(model, kv_tokens=wanted.kv_tokens),
+        engine=LeanEngine(
+            model,
+            kv_tokens=wanted.kv_tokens,
+            drafter=drafting if drafts and form == "float16" else None,
+            ends=frozenset(known),
+        ),
         prompter=Prompter(tokenizer, wanted.name, positions),
         decode=tokenizer.decode,
         ends=frozenset(known),
@@ -111,6 +132,20 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
         device=device,
         threads=threads,
     )
+
+
+def _form(asked: str, *, drafts: bool, halves: bool) -> str:
+    """How the lean path holds the weights; see `llama.Llama`. halves: they are stored in 16 bits."""
+    if asked == "int4":
+        return "packed" if drafts else "int4"
+    if asked == "float16" and not packs_halves():
+        raise LoadError('dtype "float16" has no kernel on this processor; use "auto", "float32" or "bfloat16"')
+    if asked != "auto":
+        return asked
+    fast = str(dtype_of("auto", "cpu")).removeprefix("torch.")
+    if drafts or (halves and fast == "float32"):  # fp32's answers, for half of its memory
+        return "float16" if packs_halves() else "float32"
+    return fast
 
 
 def load_encoder(wanted: Load) -> Encoder:

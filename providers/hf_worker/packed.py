@@ -1,11 +1,15 @@
-"""Weights of four bits in groups of 32, as a GGUF's Q4_1 and Q4_0 blocks hold them, for torch's own kernel.
+"""Linear layers with packed weights, computed by torch's own kernels.
 
-A weight is `(q - 8) * scale + zero` with q in 0..15; scale and zero are bf16, because the kernel takes them so. The
-same numbers are computed two ways: few rows by `_weight_int4pack_mm_for_cpu`, many by unpacking a piece of the matrix
-into one shared buffer and multiplying in fp32 (the kernel is half as fast there). Both round their input and output to
-bf16 and add in fp32, so a token is the same whichever way its row went, up to the order of additions.
+`Halves` keeps 16 bits a weight and computes in fp32 (FBGEMM's fp16 kernel): the answers are those of fp32 on the same
+weights, a row's bits do not depend on the rows beside it, and a weight costs half of fp32's memory traffic.
 
-On disk (`packed.safetensors`, made once by `gguf_blocks.py`): `NAME.q` uint8 [N, K/2], the lower half of the columns in
+`Int4` keeps 4 bits in groups of 32, as a GGUF's Q4_1 and Q4_0 blocks hold them: `(q - 8) * scale + zero` with q in
+0..15. It is twice as fast as `Halves` for one row and not as exact: the kernel takes scales, activations and results
+in bf16 only (its fp32 form is not vectorised in torch 2.13, and a hundred times slower), which moves the difference of
+the two likeliest logits by 0.03, and one greedy answer in five (docs/local-models.md). So it drafts, and `Halves`
+decides. Many rows are computed by unpacking a piece of the matrix into one shared buffer and multiplying in fp32.
+
+On disk (`draft.safetensors`, made once by `gguf_blocks.py`): `NAME.q` uint8 [N, K/2], the lower half of the columns in
 the low nibbles and the upper half in the high ones; `NAME.s` bf16 [K/32, N, 2], scale and zero.
 """
 
@@ -26,8 +30,16 @@ KEPT = 64
 _kernel = torch.ops.aten._weight_int4pack_mm_for_cpu
 _pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
 _kernel8 = torch.ops.aten._weight_int8pack_mm
+_kernel16 = torch.ops.quantized.linear_dynamic_fp16
+_pack16 = torch.ops.quantized.linear_prepack_fp16
+
+LARGEST_HALF = 65504.0
 
 _scratch = torch.empty(0)
+
+
+class UnfitWeightsError(Exception):
+    """These weights cannot be packed in this way; the message says why."""
 
 
 def nibbles(q: Tensor) -> Tensor:
@@ -86,6 +98,29 @@ class Int4:
         return out.bfloat16().float()
 
 
+class Halves:
+    """A linear layer with weights of 16 bits. Raises UnfitWeightsError for weights that fp16 does not hold."""
+
+    def __init__(self, weight: Tensor) -> None:
+        full = weight.float()
+        if not bool(full.abs().amax() <= LARGEST_HALF):
+            raise UnfitWeightsError("some of its weights are too large for fp16")
+        self._packed = _pack16(full, None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = _kernel16(x, self._packed)
+        return out
+
+
+def packs_halves() -> bool:
+    """Whether this build of torch has the kernel of `Halves`: those for x86 do."""
+    try:
+        _kernel16(torch.zeros(1, 32), _pack16(torch.zeros(32, 32), None))
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return True
+
+
 class Dense:
     """A linear layer with plain weights, in their own type."""
 
@@ -108,7 +143,8 @@ class Rescored:
     def __call__(self, x: Tensor) -> Tensor:
         logits = _kernel8(x.bfloat16(), self._q, self._s).float()
         tokens = logits.topk(min(KEPT, logits.shape[1]), -1, sorted=False).indices
-        exact = torch.bmm(self._full[tokens].float(), x.unsqueeze(-1)).squeeze(-1)
+        # Row by row: a product of many matrices has other bits than one of them alone.
+        exact = torch.cat([one @ self._full[best].float().T for one, best in zip(x.split(1), tokens, strict=True)])
         scored: Tensor = logits.scatter_(1, tokens, exact)
         return scored
 

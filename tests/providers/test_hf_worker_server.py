@@ -11,6 +11,7 @@ import pytest
 from shoal.providers.base import ErrorKind, Event, Finish, GenerateRequest, TextDelta, Usage
 from shoal.providers.hf_worker import frames, server
 from shoal.providers.hf_worker.engine import Sequence
+from shoal.providers.hf_worker.loaded import torch_sampler
 from shoal.providers.hf_worker.prompt import Prompt, PromptRefused
 
 END = 0
@@ -80,6 +81,7 @@ class Bench:
             ends=frozenset({END}),
             temperature=0.0,
             top_p=1.0,
+            sampler=torch_sampler,
         )
         self.server = server.Server(self.pipes, model)
         self._splitter = frames.FrameSplitter()
@@ -106,7 +108,9 @@ class Bench:
         self.feed(frames.Generate(1, GenerateRequest.of(text, **options)))
         events: list[Event] = []
         while not any(isinstance(event, Finish) for event in events):
-            events += [frame.event for frame in self.turns() if isinstance(frame, frames.Said)]
+            for frame in self.turns():
+                assert not isinstance(frame, frames.Failed), frame.message
+                events += [frame.event] if isinstance(frame, frames.Said) else []
         return events
 
 

@@ -88,22 +88,32 @@ def test_a_template_in_another_language_is_left_to_transformers(tmp_path: Path) 
 
 
 @pytest.mark.model
-def test_the_packed_model_chooses_as_transformers_does(models_dir: Path, pair: tuple[Any, ChatTokenizer]) -> None:
-    """In one pass over a text: the same likeliest next token nearly everywhere, and the same perplexity."""
+def test_the_model_gives_the_logits_of_fp32_and_the_drafting_one_nearly(
+    models_dir: Path, pair: tuple[Any, ChatTokenizer]
+) -> None:
+    """In one pass over a text. The drafting one is as good, by perplexity, and chooses the same nearly everywhere."""
     folder = models_dir / "smollm2"
     text = (Path(__file__).parents[2] / "benchmarks" / "perplexity.txt").read_text()[:1500]
     tokens = pair[1].encode(text, add_special_tokens=False)
     oracle = transformers.AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
-    packed = opened([folder / "packed.safetensors"])
-    plain = opened([folder / "model.safetensors"])
-    ours = Llama(read_json(folder / "config.json"), plain, form="packed", positions=1024, packed=packed)
+    config, tensors = read_json(folder / "config.json"), opened(sorted(folder.glob("*.safetensors")))
     with torch.inference_mode():
         expected = oracle(torch.tensor([tokens])).logits[0]
-        got = ours(tokens, [Segment(SlotMemory(ours.memory_shape).values, 0, len(tokens))], list(range(len(tokens))))
+
+        def logits(form: str) -> torch.Tensor:
+            model = Llama(config, tensors, form=form, positions=1024)
+            segment = Segment(SlotMemory(model.memory_shape).values, 0, len(tokens))
+            return model(tokens, [segment], list(range(len(tokens))))
+
+        ours = logits("float16")
+        likely = expected.topk(20).indices  # the others' logits are those of int8 rows
+        torch.testing.assert_close(ours.gather(1, likely), expected.gather(1, likely), rtol=0, atol=2e-3)
+        assert torch.equal(ours.argmax(-1), expected.argmax(-1))
+        drafting = logits("packed")
     following = torch.tensor(tokens[1:])
-    loss = [float(torch.nn.functional.cross_entropy(logits[:-1], following)) for logits in (got, expected)]
+    loss = [float(torch.nn.functional.cross_entropy(each[:-1], following)) for each in (drafting, expected)]
     assert abs(loss[0] - loss[1]) < 0.03
-    assert float((got.argmax(-1) == expected.argmax(-1)).float().mean()) > 0.97
+    assert float((drafting.argmax(-1) == expected.argmax(-1)).float().mean()) > 0.95
 
 
 @pytest.mark.model
@@ -114,7 +124,7 @@ def test_the_lean_path_never_imports_transformers(models_dir: Path) -> None:
         from shoal.providers.hf_worker.frames import Load
         from shoal.providers.hf_worker.model import load
         model = load(Load("smollm2", sys.argv[1], 1))
-        assert model.dtype == "int4", model.dtype
+        assert model.dtype == "float16", model.dtype
         assert "transformers" not in sys.modules
         """
     )
