@@ -138,7 +138,8 @@ async def test_a_whole_node_announces_its_answers_and_finds_those_of_others(tmp_
         said = await helia.do("add", hex=theirs.block.hex(), codec=0x71)
         assert said == theirs.cid_text
         await helia.do("provide", cid=said)
-        config = fast(upstream.url()) + f'[ipfs]\ndht_peers = ["{at(middle)}"]\ndht_protocol = "{LAN}"\n[cache]\ntrust = "any"\n'
+        ipfs = f'[ipfs]\ndht_peers = ["{at(middle)}"]\ndht_protocol = "{LAN}"\n[cache]\ntrust = "any"\n'
+        config = fast(upstream.url()) + ipfs
         with await start(tmp_path / "node", config=config) as node:
             told = await in_thread(client(node).chat.completions.with_raw_response.create, **question())
             cid = told.headers["x-shoal-cid"]
