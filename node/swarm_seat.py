@@ -171,6 +171,7 @@ class SwarmSeat:
             enabled=self._relay.use,
             wanted=self._relay.places,
             named=[PeerId(address.rpartition("/p2p/")[2]) for address in self._relay.relays],
+            lies=host.circuits.lies,
         )
         swarm = Swarm(
             host,

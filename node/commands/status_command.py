@@ -58,6 +58,22 @@ def watching(look: Callable[[], dict[str, Any]], every: float, *, as_json: bool)
         time.sleep(every)
 
 
+def relays(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The places behind relays, and what this node relays for others."""
+    for place in told.get("places") or ():
+        for address in place.get("addresses") or ():
+            yield "behind relay", address
+    for relay, problem in (told.get("problems") or {}).items():
+        yield "no place", f"behind {relay}: {problem}"
+    for relay, times in (told.get("lies") or {}).items():
+        yield "lying relay", f"{relay} has led to another node than it said, {times} times"
+    serves = told.get("serves")
+    if serves is not None:
+        carried = size(serves.get("carried_bytes", 0))
+        nodes, lines = serves.get("reservations", 0), serves.get("circuits", 0)
+        yield "relaying", f"for {nodes} nodes, {lines} connections now, {carried} carried so far"
+
+
 def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The lines of the screen: (name, value)."""
     swarm, requests = found.get("swarm") or {}, found.get("requests") or {}
@@ -73,6 +89,7 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "swarm", f"{swarm.get('name')} ({private}{peers} {'peer' if peers == 1 else 'peers'} connected{state})"
     for address in swarm.get("addresses") or ():
         yield "listening", address
+    yield from relays(swarm.get("relays") or {})
     if swarm.get("up"):
         places = (swarm.get("relays") or {}).get("places") or ()
         yield "reachable", in_a_line(swarm.get("reachability") or {}, len(places))

@@ -168,14 +168,18 @@ class Links:
         if peer.session is None and peer.seeking is not None:
             peer.nudged = True
             peer.stir()
+            if peer.dialling is not None:
+                peer.dialling.cancel()  # it may be waiting for an address that leads nowhere
 
     async def regain(self, peer: Peer, within_s: float) -> Session | None:
         """A session with a peer whose last one was lost, as soon as there is one; None when a dial has failed."""
-        failures = peer.failures
+        failures, nudged = peer.failures, False
         self.seek(peer)
         with trio.move_on_after(within_s):
             while not peer.usable and peer.failures == failures:
-                self.nudge(peer)
+                if peer.session is None and not nudged:
+                    nudged = True
+                    self.nudge(peer)
                 with trio.move_on_after(REGAIN_LOOK_S):
                     await peer.changed.wait()
         return peer.session if peer.usable else None
@@ -238,9 +242,11 @@ class Links:
         """One attempt, and the whole session if it works; then the seconds to wait."""
         try:
             async with nullcontext() if peer.configured else self._dials:
-                with trio.fail_after(DIAL_S):
+                with trio.fail_after(DIAL_S), trio.CancelScope() as peer.dialling:
                     await self._host.connect(peer.id, peer.addresses)
                     stream = await self._host.open_stream(peer.id, PROTOCOL)
+            if peer.dialling.cancelled_caught:
+                return 0.0
         except (P2pError, trio.TooSlowError) as error:
             told = str(error) or f"no answer within {DIAL_S:.0f} s"
             if told != peer.problem:

@@ -77,6 +77,7 @@ class Peer:
         self.session: Session | None = None
         self.addresses: tuple[str, ...] = ()
         self.seeking: trio.CancelScope | None = None
+        self.dialling: trio.CancelScope | None = None
         self.configured = self.stranger = self.needed = self.nudged = False
         self.dismissed_until = -math.inf
         self.load: Digest | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -74,7 +74,7 @@ def behind_whom(offers: Iterable[Offer], places: int, *, reachable: bool) -> lis
 
 class Relaying:
     """enabled: whether places are taken at all. places: how many. named: relays of the configuration. serving: this
-    node as a relay for others; None: it is none. offered: the connected peers that say they relay.
+    node as a relay for others; None: it is none. lies: how often a relay has led to another node than it said.
     """
 
     def __init__(
@@ -86,9 +86,11 @@ class Relaying:
         wanted: int,
         named: Iterable[PeerId] = (),
         serving: Serving | None = None,
+        lies: Mapping[PeerId, int] | None = None,
     ) -> None:
         self.named = frozenset(named)
         self.serving = serving
+        self._lies = lies or {}
         self.peers: Callable[[], Iterable[tuple[Peer, bool]]] = lambda: ()  # (peer, whether it says that it relays)
         self._host, self._places = host, places
         self._enabled, self._wanted = enabled, wanted
@@ -147,6 +149,7 @@ class Relaying:
         return {
             "places": held,
             "problems": dict(self._places.problems),
+            "lies": dict(self._lies),
             "serves": self.serving.stats() if self.serving is not None else None,
         }
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 SHOAL = str(Path(sys.executable).with_name("shoal"))
 RPC = ("--rpc", "127.0.0.1:0")
@@ -29,8 +29,12 @@ def environment() -> dict[str, str]:
 class NodeProcess:
     """Starts on construction; `facts` holds what the node said of itself when it was ready.
 
+    PROGRAM: what is run; a subclass may put another in its place.
+
     started: seconds from the process's start until it said that its RPC answers.
     """
+
+    PROGRAM: ClassVar[tuple[str, ...]] = (SHOAL,)
 
     def __init__(self, data_dir: Path, *args: str, config: str = "", ready_within: float = 30) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -39,7 +43,17 @@ class NodeProcess:
         (data_dir / "node.toml").write_text(config)
         began = time.monotonic()
         self.process = subprocess.Popen(
-            [SHOAL, "run", "--json", "--data-dir", str(data_dir), "--config", str(data_dir / "node.toml"), *RPC, *args],
+            [
+                *self.PROGRAM,
+                "run",
+                "--json",
+                "--data-dir",
+                str(data_dir),
+                "--config",
+                str(data_dir / "node.toml"),
+                *RPC,
+                *args,
+            ],
             stdout=subprocess.PIPE,
             stderr=self.log,
             stdin=subprocess.DEVNULL,

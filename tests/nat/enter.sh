@@ -26,4 +26,4 @@ if ! unshare $as_root --net --mount true 2>/dev/null; then
 fi
 # shellcheck disable=SC2086,SC2016
 exec unshare $as_root --net --mount --pid --fork --kill-child --mount-proc sh -c '
-  mount -t tmpfs tmpfs /run && mkdir /run/netns && ip link set lo up && exec env SHOAL_NAT_LAB=1 "$@"' enter "$@"
+  mount -t tmpfs tmpfs /run && mkdir /run/netns && ip link set lo up && exec env NAT_LAB_ENTERED=1 "$@"' enter "$@"

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -40,7 +41,7 @@ _count = iter(range(1_000_000))
 
 def impossible() -> str:
     """Why no lab can be built here; "" when it can."""
-    if os.environ.get("SHOAL_NAT_LAB") == "1":
+    if os.environ.get("NAT_LAB_ENTERED") == "1":
         return ""
     return "network namespaces are needed: run `make nat`, which enters some of its own, as root or as a user"
 
@@ -125,10 +126,17 @@ class Lab:
         """The same in a thread, while the test goes on."""
         return await trio.to_thread.run_sync(partial(self.inside, name, call, *args, **options))
 
-    async def node(self, name: str, *args: str, config: str = NO_MODEL, folder: str | None = None) -> LabNode:
+    async def node(
+        self,
+        name: str,
+        *args: str,
+        config: str = NO_MODEL,
+        folder: str | None = None,
+        kind: type[LabNode] | None = None,
+    ) -> LabNode:
         """A real `shoal run` in a namespace. folder: of its data, by default named after the namespace."""
         return await trio.to_thread.run_sync(
-            partial(LabNode, self, name, self.folder / (folder or name), *args, config=config)
+            partial(kind or LabNode, self, name, self.folder / (folder or name), *args, config=config)
         )
 
     @contextlib.asynccontextmanager
@@ -157,6 +165,12 @@ class LabNode(NodeProcess):
     async def do(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
         """`call` in a thread, in the node's namespace: for a client of its RPC."""
         return await self.lab.in_thread(self.name, call, *args, **options)
+
+
+class LyingRelay(LabNode):
+    """A relay that leads callers to another node than the one they ask for."""
+
+    PROGRAM = (sys.executable, str(HERE / "lying_relay.py"))
 
 
 def _enter(descriptor: int) -> None:

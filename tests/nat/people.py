@@ -128,3 +128,16 @@ async def ask(node: LabNode, text: str, **options: Any) -> Stream:
     stream = Stream(node, text, **options)
     await stream.run()
     return stream
+
+
+async def post(node: LabNode, path: str, body: Any) -> Any:
+    """What the node's RPC answers."""
+    from urllib.request import Request, urlopen
+
+    request = Request(f"{node.rpc}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
+
+    def ask() -> Any:
+        with urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    return await node.do(ask)
