@@ -18,6 +18,10 @@ from collections.abc import Callable
 import trio
 
 
+def _nothing() -> None:
+    pass
+
+
 class Watch:
     """One deadline (trio time). Its callback is called once, at or after it, unless it is set again or stopped."""
 
@@ -36,8 +40,8 @@ class Watch:
             self._alarms.queue(self)
 
     def stop(self) -> None:
-        """Never call back."""
-        self.due = math.inf
+        """Never call back. What the callback holds is let go, though an entry may stand in the heap for long."""
+        self.due, self.on_due = math.inf, _nothing
         if self.queued != math.inf:
             self.queued = math.inf
             self._alarms.stopped()

@@ -30,11 +30,12 @@ KEEP_ALIVE = b": keep-alive\n\n"
 AT_THE_END: Header = ("cache-control", "no-cache")
 
 _encode = msgspec.json.Encoder().encode
-_ids = (f"{secrets.token_hex(6)}{i:08x}" for i in itertools.count(1))
+_run = secrets.token_hex(8)
+_ids = (f"{_run}{i:08x}" for i in itertools.count(1))
 
 
 def new_id(prefix: str = "chatcmpl-") -> str:
-    """An id unlike any other: a random part and a counted one."""
+    """An id unlike any other: a part that this run of the node has drawn, and a counted one."""
     return prefix + next(_ids)
 
 

@@ -14,6 +14,7 @@ the answer's end closes the connection, which is how a server learns that nobody
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import ssl
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -31,6 +32,9 @@ from .url import Origin, Url, parse_url
 from .wire import Wire
 
 __all__ = ["BadResponse", "Call", "Client", "ClientError", "ConnectFailed", "ConnectionLost", "Response"]
+
+_remembered_head = functools.lru_cache(maxsize=64)(write_head)
+"""A caller's requests to one place have the same head but for the length."""
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
 
@@ -184,12 +188,13 @@ class Call:
             target = f"{origin}{target}"
             if proxy.authorization is not None:
                 tail = f"proxy-authorization: {proxy.authorization}\r\n"
-        if self._body or self._method not in _BODILESS:
-            tail += f"content-length: {len(self._body)}\r\n"
         if find_header(self._headers, "user-agent") is None:
             tail += f"user-agent: {self._client._user_agent}\r\n"
         first = f"{self._method} {target} HTTP/1.1\r\nhost: {origin.authority}\r\n"
-        return write_head(first, self._headers, f"{tail}\r\n") + self._body
+        head = _remembered_head(first, tuple(self._headers), tail)
+        if self._body or self._method not in _BODILESS:
+            return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(self._body), self._body)
+        return b"%b\r\n" % head
 
 
 class Response:
@@ -286,6 +291,7 @@ class Response:
         wire, self._wire = self._wire, None
         if wire is None:
             return
+        self._parser.close()
         if self._parser.keep_alive:
             self._client._give(self._origin, wire)
         else:
@@ -298,3 +304,4 @@ class Response:
         elif self._wire is not None:
             self._wire.close()
             self._wire = None
+            self._parser.close()

@@ -63,11 +63,20 @@ def write_head(first_line: str, headers: Iterable[Header], tail: str) -> bytes:
     """
     parts = [first_line]
     for name, value in headers:
-        if not _is_token(name) or "\n" in value or "\r" in value or "\0" in value:
-            raise ValueError(f"the header {name!r} has characters that HTTP does not allow")
+        if not _is_token(name):
+            raise _unfit(name)
         parts.append(f"{name}: {value}\r\n")
+    added = len(parts) - 1
     parts.append(tail)
-    return "".join(parts).encode("latin-1")
+    head = "".join(parts)
+    lines = first_line.count("\n") + tail.count("\n") + added
+    if head.count("\n") != lines or head.count("\r") != lines or "\0" in head:
+        raise _unfit(next((name for name, value in headers if {"\n", "\r", "\0"} & set(value)), ""))
+    return head.encode("latin-1")
+
+
+def _unfit(name: str) -> ValueError:
+    return ValueError(f"the header {name!r} has characters that HTTP does not allow")
 
 
 class _DateLine:

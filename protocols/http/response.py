@@ -39,7 +39,7 @@ class ResponseParser:
         self.keep_alive = False
         """Whether another request may follow on the connection, once the answer is complete."""
         self._method, self._limits = method, limits
-        self._parser = HttpResponseParser(self)
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._overhead = 0  # bytes since the last byte of body, or of the whole head so far
@@ -47,8 +47,11 @@ class ResponseParser:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes of body in `data`. Raises BadResponse."""
+        parser = self._parser
+        if parser is None:
+            raise BadResponse("the answer was left before its end")
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except HttpParserUpgrade:
             if not self.complete:
                 raise BadResponse("the server switched protocols, which was not asked for") from None
@@ -75,6 +78,10 @@ class ResponseParser:
             part = "in the middle of" if self.has_head or self._overhead else "before"
             raise ConnectionLost(f"the server closed the connection {part} its answer")
 
+    def close(self) -> None:
+        """Nothing more is fed. llhttp holds this object by its callbacks: only the collector would free the two."""
+        self._parser = None
+
     # -- llhttp's callbacks ------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -88,14 +95,16 @@ class ResponseParser:
             raise BadResponse(f"the answer has more than {self._limits.max_headers} headers")
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        parser = self._parser
+        assert parser is not None
+        status = parser.get_status_code()
         if self.complete or 100 <= status < 200:
             return
         self.status = status
         self.headers = [(n.decode("latin-1").lower(), v.decode("latin-1").strip(" \t")) for n, v in self._fields]
         self.has_head = True
         tunnel = self._method == "CONNECT" and 200 <= status < 300
-        self.keep_alive = self._parser.should_keep_alive() and not tunnel
+        self.keep_alive = parser.should_keep_alive() and not tunnel
         if self._method == "HEAD" or tunnel:
             self.complete = True
         elif status not in (204, 304):
