@@ -89,7 +89,8 @@ def conclude(observations: Iterable[Observation], *, machine: Collection[str] = 
     on a verdict, or all that have answered when they are fewer.
     """
     seen = list(observations)
-    widest = max((scope_of(seat.ip) for seat in seen), key=_WIDTH.__getitem__, default="none")
+    scopes: list[Scope] = [scope_of(one.ip) for one in seen]
+    widest: Scope = max(scopes, key=_WIDTH.__getitem__, default="none")
     if widest == "none":
         return Facts()
     seen = [one for one in seen if scope_of(one.ip) == widest]
