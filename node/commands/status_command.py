@@ -74,6 +74,18 @@ def relays(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "relaying", f"for {nodes} nodes, {lines} connections now, {carried} carried so far"
 
 
+def dhts(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What this node has announced where, and what it found there."""
+    if swarm := told.get("swarm"):
+        announced, found = swarm.get("announced") or {}, swarm.get("found") or {}
+        said = f"{announced.get('models', 0)} models and {announced.get('answers', 0)} answers announced"
+        got = f"{found.get('model', 0)} models and {found.get('answer', 0)} answers found"
+        yield "DHT", f"{swarm.get('peers', 0)} nodes known; {said}; {got}; {swarm.get('records', 0)} records kept"
+    if (ipfs := told.get("ipfs")) is not None:
+        counts = f"{ipfs.get('announced', 0)} answers announced, {ipfs.get('found', 0)} blocks found"
+        yield "IPFS DHT", f"{ipfs.get('peers', 0)} nodes known; {counts}" if ipfs.get("up") else "not up yet"
+
+
 def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The lines of the screen: (name, value)."""
     swarm, requests = found.get("swarm") or {}, found.get("requests") or {}
@@ -93,6 +105,7 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if swarm.get("up"):
         places = (swarm.get("relays") or {}).get("places") or ()
         yield "reachable", in_a_line(swarm.get("reachability") or {}, len(places))
+    yield from dhts(found.get("dht") or {})
     if swarm.get("invite"):
         yield "invite", swarm["invite"]
     ready = [name for name, is_ready in (found.get("providers") or {}).items() if is_ready]

@@ -26,6 +26,19 @@ from .metrics_gen_ai import GenAi
 from .models import Models
 from .node_api import Node, ProviderFacts
 
+DHT = {
+    "peers": "Nodes that are known.",
+    "records": "Announcements of others that are kept.",
+    "searches": "Searches begun.",
+    "asked": "Questions to other nodes.",
+    "answered": "Questions that were answered.",
+    "served": "Questions of others answered.",
+    "dialled": "Nodes dialled for a search.",
+    "provided": "Announcements that others took.",
+    "violations": "Peers cut off for breaking the rules.",
+}
+"""Figures of a DHT (protocols/p2p/dht.py), and what they are."""
+
 
 class Telemetry:
     """One for a node's life. Prompts, answers and keys never come here: only names, counts and times."""
@@ -112,6 +125,7 @@ class Telemetry:
         yield from self._of_router()
         yield from self._of_cache()
         yield from self._of_swarm()
+        yield from self._of_dht()
         yield from self._of_process()
 
     def _of_router(self) -> Iterator[Metric]:
@@ -174,6 +188,25 @@ class Telemetry:
         ):
             if name in counts:
                 yield counter("shoal." + name.replace("_", "."), about, one(counts[name]))
+
+    def _of_dht(self) -> Iterator[Metric]:
+        if self._router.beyond is not None:
+            counts = self._router.beyond.counts
+            asked = {tier: float(count.asked) for tier, count in counts.items()}
+            yield counter("shoal.cache.beyond.asked", "Look-ups beyond this machine.", by("shoal.tier", asked))
+            found = {tier: float(count.found) for tier, count in counts.items()}
+            yield counter("shoal.cache.beyond.found", "Those that had the answer.", by("shoal.tier", found))
+            spent = {tier: count.seconds for tier, count in counts.items()}
+            yield counter("shoal.cache.beyond.time", "Seconds in them.", by("shoal.tier", spent), "s")
+        for which, stats in (self._node.status().get("dht") or {}).items():
+            name = "shoal.dht" if which == "swarm" else "shoal.ipfs.dht"
+            for field, about in DHT.items():
+                if field in stats:
+                    make = gauge if field in ("peers", "records") else counter
+                    yield make(f"{name}.{field}", about, one(stats[field]))
+            sent = {"in": stats.get("bytes_received", 0), "out": stats.get("bytes_sent", 0)}
+            yield counter(f"{name}.bytes", "Bytes of messages.", by("shoal.direction", sent), "By")
+            yield counter(f"{name}.refused", "Records refused.", by("shoal.reason", stats.get("refused") or {}))
 
     def _of_process(self) -> Iterator[Metric]:
         """The names that every Prometheus client library gives these."""

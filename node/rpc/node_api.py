@@ -128,7 +128,8 @@ class NodeApi:
         cache = self._the_cache()
         limit = parse_qs(exchange.query).get("list")
         if limit is None:
-            await _respond(exchange, cache.stats())
+            beyond = self._router.beyond.stats() if self._router.beyond is not None else {}
+            await _respond(exchange, cache.stats() | {"looked_up": beyond})
             return
         if not (limit[0].isascii() and limit[0].isdigit() and 1 <= int(limit[0][:6]) <= MAX_LIST):
             raise bad_request(f"list wants a number from 1 to {MAX_LIST}.", "list")
