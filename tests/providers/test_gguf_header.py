@@ -1,0 +1,74 @@
+"""The head of a GGUF file: what is wanted of it is found, and no bytes whatever do harm."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shoal.providers.gguf_header import HeaderError, context_length, read
+
+
+def text(value: str) -> bytes:
+    raw = value.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def gguf(*pairs: tuple[str, int, bytes], version: int = 3) -> bytes:
+    """A file with these pairs: key, kind, value as it stands there."""
+    head = b"GGUF" + struct.pack("<IQQ", version, 0, len(pairs))
+    return head + b"".join(text(key) + struct.pack("<I", kind) + value for key, kind, value in pairs)
+
+
+NAMES = struct.pack("<IQ", 8, 3) + text("a") + text("<|im_end|>") + text("")
+NUMBERS = struct.pack("<IQ", 5, 2) + bytes(8)
+WHOLE = gguf(
+    ("general.architecture", 8, text("llama")),
+    ("tokenizer.ggml.tokens", 9, NAMES),
+    ("tokenizer.ggml.token_type", 9, NUMBERS),
+    ("llama.context_length", 4, struct.pack("<I", 8192)),
+    ("tokenizer.chat_template", 8, text("{{ messages }}")),
+)
+
+
+def file(folder: Path, data: bytes) -> Path:
+    path = folder / "model.gguf"
+    path.write_bytes(data)
+    return path
+
+
+def test_facts_are_found_behind_lists_of_any_kind(tmp_path: Path) -> None:
+    path = file(tmp_path, WHOLE + bytes(1000))
+    assert context_length(path) == 8192
+    assert read(path, {"tokenizer.chat_template", "nothing"}) == {"tokenizer.chat_template": "{{ messages }}"}
+
+
+def test_a_file_that_says_nothing_of_its_context_is_no_fault(tmp_path: Path) -> None:
+    assert context_length(file(tmp_path, gguf(("general.name", 8, text("x"))))) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"PK\3\4" + bytes(50), "not a GGUF file"),
+        (b"GG", "cut short"),
+        (gguf(version=9), "version 9"),
+        (WHOLE[:60], "cut short"),
+        (gguf(("k", 99, b"")), "unknown kind 99"),
+        (gguf(("k", 9, struct.pack("<IQ", 4, 2**60))), "cut short"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "announces"),
+    ],
+)
+def test_what_is_no_whole_gguf_is_refused_in_words(tmp_path: Path, data: bytes, says: str) -> None:
+    with pytest.raises(HeaderError, match=says):
+        context_length(file(tmp_path, data))
+
+
+@given(st.binary(max_size=200), st.integers(0, len(WHOLE)))
+def test_no_bytes_do_harm(tmp_path_factory: pytest.TempPathFactory, tail: bytes, cut: int) -> None:
+    path = file(tmp_path_factory.mktemp("gguf"), WHOLE[:cut] + tail)
+    with contextlib.suppress(HeaderError):
+        context_length(path)
