@@ -125,8 +125,10 @@ class Discovery:
         """Until cancelled."""
         await self._met.wait()
         await trio.sleep(SETTLE_S * _random.uniform(0.5, 1.5))
-        for request in reversed(await self._stored(self._limits.announced_answers)):
-            self._answers.setdefault(answer_key(request), float("-inf"))
+        stored = await self._stored(self._limits.announced_answers)
+        earlier = {answer_key(request): float("-inf") for request in reversed(stored)}
+        self._answers = OrderedDict(earlier | self._answers)
+        self._bound()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refresh)
             while True:
@@ -162,8 +164,11 @@ class Discovery:
         key = answer_key(request)
         if key not in self._answers:
             self._answers[key] = float("-inf")
-            while len(self._answers) > self._limits.announced_answers:
-                self._answers.popitem(last=False)
+            self._bound()
+
+    def _bound(self) -> None:
+        while len(self._answers) > self._limits.announced_answers:
+            self._answers.popitem(last=False)
 
     def forgotten(self, requests: Sequence[bytes]) -> int:
         """This node has the answers no more: what was announced of them is taken back; how many had been."""

@@ -200,7 +200,9 @@ HELLO_ANSWER = ("Hel", "lo", Usage(3, 2), Finish("stop", "tiny"))
 class FakeNode:
     """One node: `words` is what it answers, `asked` what it was asked, `blocks` what its cache has."""
 
-    def __init__(self, network: FakeNetwork, number: int, **config: Any) -> None:
+    def __init__(
+        self, network: FakeNetwork, number: int, *, neighbours: int = 32, heard: int = 1024, **config: Any
+    ) -> None:
         self.identity = IDENTITIES[number]
         self.id = self.identity.peer_id
         self.host = FakeHost(network, self.identity, number)
@@ -212,6 +214,7 @@ class FakeNode:
         self.blocks: dict[bytes, bytes] = {}
         self.changes = 0
         self.config = FakeConfig(**config)
+        self.neighbours, self.heard = neighbours, heard
         self.book: PeerBook | None = None
         self.limits: SessionLimits | None = None
         self.admission: Admission | None = None
@@ -253,6 +256,8 @@ class FakeNode:
             admission=self.admission,
             generations=self.generations,
             on_change=self._changed,
+            neighbours=self.neighbours,
+            heard=self.heard,
         )
         async with self.host.running(), self._swarm.running():
             yield self
