@@ -90,7 +90,7 @@ class Relaying:
     ) -> None:
         self.named = frozenset(named)
         self.serving = serving
-        self._lies = lies or {}
+        self._lies = lies if lies is not None else {}
         self.peers: Callable[[], Iterable[tuple[Peer, bool]]] = lambda: ()  # (peer, whether it says that it relays)
         self._host, self._places = host, places
         self._enabled, self._wanted = enabled, wanted

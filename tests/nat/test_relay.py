@@ -273,7 +273,7 @@ async def test_peers_and_status_say_what_runs_through_which_relay(lab: Lab) -> N
             await until_placed(b, relay)
             await until_knows(a, b, via="relayed")
             shown = (await a.do(a.shoal, "peers")).stdout
-            assert "by relay" in shown
+            assert "relayed" in shown
             status = (await a.do(a.shoal, "status")).stdout
             assert relay.peer_id in status
             assert f"{relay.facts['addresses'][0]}" in status
