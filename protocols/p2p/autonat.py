@@ -36,7 +36,7 @@ from .host import Host
 from .incoming import Incoming
 from .nat_limits import NatLimits
 from .protobuf import encode_varint
-from .reachability import Facts, Observation, conclude, scope_of
+from .reachability import Facts, Observation, breadth, conclude, scope_of
 from .stream import LOST, P2pStream
 
 log = logging.getLogger("shoal.p2p.nat")
@@ -186,14 +186,24 @@ class AutoNat:
                 await self._wake.wait()
 
     def _due(self) -> list[PeerId]:
-        """Whom to ask now: peers with a direct connection, until enough of the widest scope have answered."""
+        """Whom to ask now: of those who can speak for the widest scope one at each address, until enough have."""
         now = trio.current_time()
-        every = self._limits.ask_again_s if self.facts.reach != "unknown" else AGAIN_SOON_S
+        settled = self.facts.reach != "unknown" or self.facts.scope == "machine"
+        every = self._limits.ask_again_s if settled else min(AGAIN_SOON_S, self._limits.ask_again_s)
         fresh = {peer for peer, at in self._asked.items() if now - at < every}
-        direct = [peer for peer in self._host.connected() if self._host.connections(peer, relayed=False)]
-        telling = [one for peer, one in self._observations.items() if peer in fresh and scope_of(one.ip) == "internet"]
-        room = self._limits.observers - len({one.seat for one in telling})
-        return [peer for peer in direct if peer not in fresh and peer not in self._mute][: max(0, room)]
+        seats = {peer: seat for peer in self._host.connected() if (seat := self._seat(peer))}
+        widest = max(map(breadth, seats.values()), default=0)
+        heard = {one.seat for peer, one in self._observations.items() if peer in fresh and breadth(one.seat) == widest}
+        due: dict[str, PeerId] = {}
+        for peer, seat in seats.items():
+            if breadth(seat) == widest and seat not in heard and peer not in fresh and peer not in self._mute:
+                due.setdefault(seat, peer)
+        return list(due.values())[: max(0, self._limits.observers - len(heard))]
+
+    def _seat(self, peer: PeerId) -> str:
+        """Where a peer is, over a direct connection; "" when there is none."""
+        ends = (sockets.endpoint(connection.muxed_conn) for connection in self._host.connections(peer, relayed=False))
+        return next((end.remote_ip for end in ends if end is not None), "")
 
     async def _ask(self, peer: PeerId) -> None:
         self._asked[peer] = trio.current_time()

@@ -84,6 +84,11 @@ def scope_of(ip: str) -> Scope:
     return "internet" if address.is_global else "network"
 
 
+def breadth(ip: str) -> int:
+    """How much of the world an address speaks for; a greater number is more."""
+    return _WIDTH[scope_of(ip)]
+
+
 def conclude(observations: Iterable[Observation], *, machine: Collection[str] = (), wanted: int = 2) -> Facts:
     """machine: the IP addresses of this machine's interfaces. wanted: observers at different addresses that must agree
     on a verdict, or all that have answered when they are fewer.

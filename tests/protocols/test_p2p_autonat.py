@@ -135,6 +135,18 @@ async def test_it_is_asked_anew_when_the_addresses_change(monkeypatch: pytest.Mo
                 await trio.sleep(0.01)
 
 
+async def test_of_many_peers_at_one_address_one_is_asked() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        asker = await stack.enter_async_context(node(HERE))
+        servers = [await stack.enter_async_context(node(HERE)) for _ in range(4)]
+        for server in servers:
+            await connect(asker, server)
+        await told(asker)
+        await trio.sleep(0.3)
+        assert len(asker._asked) == 1
+        assert sum(server.dialled_back for server in servers) <= 4, "each may ask for itself, too"
+
+
 @given(st.lists(st.floats(0, 200), max_size=40), st.integers(1, 5))
 def test_an_allowance_is_never_exceeded_in_any_minute(times: list[float], most: int) -> None:
     allowance, taken = Allowance(most), list[float]()
