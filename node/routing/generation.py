@@ -290,7 +290,8 @@ class Generation:
                 now = trio.current_time()
                 broke_off = unseen and error.kind is ErrorKind.CONNECTION  # it was reached, and it spoke
                 self._health.failed(candidate, _broken_off(error) if broke_off else error, now)
-                if POLICY[error.kind].breaker:
+                if POLICY[error.kind].breaker or (candidate.peer is not None and error.kind is ErrorKind.UNAVAILABLE):
+                    # A peer that offers what it does not have comes after the others, too.
                     self._speed.failed(candidate, now)
             return error
         self._health.answered(candidate)
