@@ -67,6 +67,7 @@ class Host(Protocol):
     async def connect(self, peer_id: PeerId, addrs: Sequence[str], /) -> None: ...
     async def open_stream(self, peer_id: PeerId, protocol: str, /) -> Any: ...
     def handle(self, protocol: str, handler: Callable[[Any], Awaitable[None]], /) -> None: ...
+    async def disconnect(self, peer_id: PeerId, /) -> None: ...
     def bar(self, peer_id: PeerId, /) -> None: ...
     def unbar(self, peer_id: PeerId, /) -> None: ...
 
@@ -328,6 +329,8 @@ class Links:
             self._left(session)
         if isinstance(session.lost, PeerSilent) and (cut := getattr(stream, "cut_connection", None)) is not None:
             await cut()  # the connection is as dead as the session: else the next one would begin on it
+            if (relay := getattr(stream, "relay", None)) is not None and self._nursery is not None:
+                self._nursery.start_soon(self._check_relay, relay)
         return session.remote_hello is not None
 
     def _joined(self, session: Session) -> None:
@@ -388,6 +391,15 @@ class Links:
         except (SessionLost, trio.TooSlowError):
             if peer.session is old and new.usable:
                 peer.use(new)
+
+    async def _check_relay(self, relay: PeerId) -> None:
+        """A peer behind a relay was silent: perhaps it is the line to the relay that is dead, and not noticed yet."""
+        known = self.peers.get(relay)
+        if known is not None and known.session is not None:
+            try:
+                await known.session.ping(ALIVE_S)
+            except (SessionLost, trio.TooSlowError):
+                await self._host.disconnect(relay)
 
     async def _retire(self, peer: Peer, session: Session) -> None:
         """Close a session that is one too many, once no side begins calls on it and the last one is over."""

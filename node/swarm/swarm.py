@@ -126,6 +126,7 @@ class Swarm:
         self._gossip = self._around.gossip
         self._relaying = relaying
         self._resumption = Resumption()
+        self._somebody = trio.Event()  # replaced when somebody has come or gone
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -467,10 +468,12 @@ class Swarm:
         """Whether a peer is one of the swarm, or shows it within a second."""
         with trio.move_on_after(MEMBER_WITHIN_S):
             while not self.is_member(peer_id):
-                await self.peer(peer_id).changed.wait()
+                await self._somebody.wait()
         return self.is_member(peer_id)
 
     def notify(self) -> None:
+        somebody, self._somebody = self._somebody, trio.Event()
+        somebody.set()
         if self._relaying is not None:
             self._relaying.stir()
         if self._on_change is not None:

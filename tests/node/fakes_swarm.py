@@ -98,6 +98,9 @@ class FakeHost:
     async def listen(self, address: str) -> None:
         self.listening.append(address.replace("0.0.0.0", f"192.0.2.{self._number + 1}"))
 
+    async def disconnect(self, peer_id: PeerId) -> None:
+        self._network.link(self.peer_id, peer_id).cut()
+
     def bar(self, peer_id: PeerId) -> None:
         self.barred.add(peer_id)
 
