@@ -1,16 +1,16 @@
 #!/bin/sh
 # Builds llama.cpp once, from the source that llama-cpp-python's sdist carries: the Python package with its server, for
 # the extra `llama-cpp`, and llama.cpp's own `llama-server`. All of it stays in build/llama-cpp/; venv/ is an
-# environment of its own, with the node's own (VENV, default .venv) behind it. About 15 minutes of CPU time, for this
-# processor alone (-march=native), and 0.6 GB; does nothing when it is in place. Needs g++; takes cmake and ninja from
-# PATH, or else their wheels. Run from anywhere.
+# environment of its own, with the node's own (VENV, default .venv) behind it, and models/ holds SmolLM2 with its GGUF.
+# About 15 minutes of CPU time, for this processor alone (-march=native), and 1 GB; does nothing when it is in place.
+# Needs g++; takes cmake and ninja from PATH, or else their wheels. Run from anywhere.
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 place="$root/build/llama-cpp"
 version=0.3.36
 checksum=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 stamp="$place/installed"
-want="llama-cpp-python $version, llama-server, 1"
+want="llama-cpp-python $version, llama-server, smollm2, 2"
 
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
     exit 0
@@ -63,5 +63,7 @@ cmake -S "llama_cpp_python-$version" -B cmake -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TO
 cmake --build cmake --target llama-server >/dev/null
 ln -sf "$(find cmake -name llama-server -type f -perm -u+x | head -n 1)" llama-server
 ./llama-server --version >/dev/null 2>&1
+SHOAL_MODELS_DIR="$place/models" venv/bin/python -c "from shoal.node.commands import main; main()" \
+    models add smollm2 --data-dir "$place"
 printf '%s' "$want" > "$stamp"
 echo "llama.cpp: build/llama-cpp/venv and build/llama-cpp/llama-server are ready"
