@@ -48,12 +48,18 @@ class GenAi:
         self._attempts = Counter(
             "shoal.attempts", "Tries at a provider or peer, by outcome.", ("gen_ai.provider.name", "shoal.outcome")
         )
+        self._attempt_s = Counter(
+            "shoal.attempts.duration",
+            "Time that tries took, by outcome.",
+            ("gen_ai.provider.name", "shoal.outcome"),
+            "s",
+        )
         self._refused = Counter("shoal.requests.refused", "Questions that nobody was asked.", ("error.type",))
 
     def metrics(self) -> Iterator[Metric]:
         for kept in (
             *(self._duration, self._first_token, self._per_token, self._tokens),
-            *(self._attempts, self._refused),
+            *(self._attempts, self._attempt_s, self._refused),
         ):
             yield kept.metric()
 
@@ -80,7 +86,9 @@ class GenAi:
         if flight.readers == 0:  # the attempts are the flight's, not each caller's
             for attempt in note.attempts:
                 ended = attempt.ms > 0 or flight.ended or attempt is not note.attempts[-1]
-                self._attempts.add((attempt.provider, attempt.outcome if ended else "cancelled"))
+                labels = (attempt.provider, attempt.outcome if ended else "cancelled")
+                self._attempts.add(labels)
+                self._attempt_s.add(labels, attempt.ms / 1000)
 
     def _observe_tokens(
         self, note: RouteNote, flight: Flight, who: tuple[str, ...], *, whole: bool, text: bool

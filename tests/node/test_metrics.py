@@ -104,6 +104,9 @@ async def test_a_failed_attempt_and_an_answer_from_memory_are_told_apart() -> No
     attempts = found["shoal_attempts"]
     assert samples(attempts, "_total", gen_ai_provider_name="second", shoal_outcome="ok") == [1]
     assert samples(attempts, "_total", gen_ai_provider_name="first", shoal_outcome="upstream")[0] >= 1
+    took = samples(found["shoal_attempts_duration_seconds"], "_total", gen_ai_provider_name="first")
+    assert 0 <= sum(took) < 5
+    assert took
     assert samples(found["gen_ai_server_request_duration_seconds"], "_count", shoal_from="memory") == [2]
     assert samples(found["shoal_answers"], "_total", shoal_cache="memory") == [2]
     assert samples(found["shoal_cache_hits"], "_total", shoal_tier="memory") == [2]
