@@ -152,6 +152,34 @@ async def test_with_two_relays_the_death_of_one_costs_no_answer(lab: Lab, option
             relay.kill()
 
 
+async def test_a_relay_that_falls_silent_costs_no_answer_either(lab: Lab) -> None:
+    """Nobody says that the line is dead: the heartbeat finds it out, and the other relay takes over."""
+    lab.up("sym", "sym")
+    async with lab.upstream("nodeb") as upstream:
+        first = await a_relay(lab)
+        second = await a_relay(lab, "relay2", first)
+        with (
+            first,
+            second,
+            await answering(lab, upstream.url("words80+slow50"), first) as b,
+            await asking(lab, first) as a,
+        ):
+            await until_placed(b, first, second)
+            await until_placed(a, first, second)
+            await until_knows(a, b, via="relayed")
+            used = await relay_between(a, first, second)
+            stream = Stream(a, "what is it", temperature=1.0)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.run)
+                while len(stream.times) < 10:
+                    await trio.sleep(0.01)
+                await trio.to_thread.run_sync(lab.cut, f"a:{PUBLIC[used.name]}")
+            print(f"longest gap {stream.gap:.2f} s")
+            assert stream.error == ""
+            assert stream.text == (await ask(b, "what is it", temperature=0)).text
+            assert stream.gap < 3
+
+
 @pytest.mark.parametrize("where", ["a", "b"])
 async def test_a_silently_cut_line_is_noticed_in_one_and_a_half_seconds(lab: Lab, where: str) -> None:
     lab.up("sym", "sym")

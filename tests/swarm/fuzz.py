@@ -41,6 +41,18 @@ from shoal.protocols.framing import (
     parts,
 )
 from shoal.protocols.items import TooManyItems, check_items
+from shoal.protocols.p2p.circuit_message import (
+    Hop,
+    HopKind,
+    Limit,
+    Status,
+    Stop,
+    StopKind,
+    decode_hop,
+    decode_stop,
+    encode,
+)
+from shoal.protocols.p2p.errors import ProtocolViolation
 from shoal.protocols.peer_id import Identity
 from shoal.providers.base import GenerateRequest
 
@@ -113,6 +125,7 @@ def items(data: bytes) -> None:
 
 REFUSALS = (
     ProtocolError,
+    ProtocolViolation,
     AdvertRefused,
     RosterRefused,
     RecordRefused,
@@ -142,6 +155,8 @@ def samples() -> list[tuple[Reader, bytes]]:
         (record, answer().block),
         (invite, Invite(swarm="test", addrs=(ADDRESS,), key=b"k" * 32).text.encode()),
         (generate, encode_body(params)),
+        (decode_hop, encode(Hop(HopKind.STATUS, b"peer", 7, (b"address",), Limit(3, 4), Status.OK))),
+        (decode_stop, encode(Stop(StopKind.CONNECT, b"peer", Limit(3, 4)))),
         (Digest.decode, Digest(running=3).encode()),
         (items, encode_body([[1, "x", b"y"], {"a": 2.5}])),
     ]
