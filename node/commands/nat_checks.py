@@ -46,7 +46,7 @@ def _kind(seen: dict[str, Any]) -> Finding:
 
 def _reach(seen: dict[str, Any], places: int) -> Finding:
     yes, no = seen.get("yes", 0), seen.get("no", 0)
-    asked = f"{yes} of {yes + no} {'peer' if yes + no == 1 else 'peers'} asked could"
+    asked = f"{yes} of {yes + no} asked could"
     if seen.get("reach") == "public":
         where = ", ".join(f"{ip}:{seen.get('port')}" for ip in seen.get("ips") or ())
         return ok("reach", f"others can dial this node at {where} ({asked})")
@@ -81,7 +81,11 @@ def _relays(relays: dict[str, Any]) -> Iterator[Finding]:
         yield note("relays", f"no place at ...{relay[-6:]}: {why}", "another relay, or more room on that one")
     if serves:
         held, circuits = serves.get("reservations", 0), serves.get("circuits", 0)
-        yield ok("relaying", f"for others: {held} places given away, {circuits} connections carried now")
+        yield ok("relaying", f"for others: {_count(held, 'place')} given away, {_count(circuits, 'connection')} now")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _relayed(peers: list[dict[str, Any]]) -> Iterator[Finding]:

@@ -136,13 +136,14 @@ def nat_kind(seen: Iterable[Observation], machine: Collection[str]) -> Nat:
     A NAT that keeps ports shows every observer the port that the connection left from, so that the port of the
     listener can be foretold, too; one that changes them ("symmetric" for this purpose) leaves nothing to foretell.
     """
+    seen = list(seen)
     telling = [one for one in seen if one.local_port]
     kept = sum(one.port == one.local_port for one in telling)
-    if not telling:
-        return "unknown"
-    if kept * 2 <= len(telling):
+    if telling and kept * 2 <= len(telling):
         return "changes-ports"
-    return "none" if all(one.ip in machine for one in telling) else "keeps-ports"
+    if all(one.ip in machine for one in seen):
+        return "none"
+    return "keeps-ports" if telling else "unknown"
 
 
 # -- two nodes -------------------------------------------------------------------------------------------------------

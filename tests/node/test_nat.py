@@ -34,7 +34,7 @@ def test_a_cone_nat_without_a_relay_says_what_to_open_and_where_a_relay_comes_fr
     reach = found["reach"]
     assert (reach.state, reach.text) == (
         "note",
-        "others cannot dial this node (0 of 2 peers asked could; no answer within 3 s), and it has no relay",
+        "others cannot dial this node (0 of 2 asked could; no answer within 3 s), and it has no relay",
     )
     assert "forward TCP port 4001" in reach.remedy
     assert "relay.serve = true" in reach.remedy
@@ -58,12 +58,12 @@ def test_a_symmetric_nat_is_told_as_one_and_what_would_help():
 def test_a_forwarded_port_needs_nothing():
     found = report({**SEEN, "nat": "changes-ports", "reach": "public", "yes": 2, "no": 0})
     assert {finding.state for finding in found.values()} == {"ok"}
-    assert found["reach"].text == "others can dial this node at 11.22.33.1:4001 (2 of 2 peers asked could)"
+    assert found["reach"].text == "others can dial this node at 11.22.33.1:4001 (2 of 2 asked could)"
 
 
 def test_peers_that_disagree_are_told_of_and_not_smoothed_over():
     found = report({**SEEN, "nat": "keeps-ports", "reach": "unknown", "yes": 1, "no": 1})
-    assert found["reach"].text == "peers do not agree whether they can dial this node (1 of 2 peers asked could)"
+    assert found["reach"].text == "peers do not agree whether they can dial this node (1 of 2 asked could)"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_relay_without_room_and_relaying_for_others_are_told():
     full = {"problems": {"12D3KooWfull01": "the relay takes no more reservations"}}
     found = report({**SEEN, "nat": "keeps-ports"}, **full, serves={"reservations": 3, "circuits": 1})
     assert found["relays"].text == "no place at ...full01: the relay takes no more reservations"
-    assert found["relaying"].text == "for others: 3 places given away, 1 connections carried now"
+    assert found["relaying"].text == "for others: 3 places given away, 1 connection now"
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_nothing_is_known_before_anybody_was_asked() -> None:
 
 def test_a_connection_that_the_observer_dialled_says_nothing_about_ports() -> None:
     assert conclude([seen(local=0)]).nat == "unknown"
+    assert conclude([seen(local=0)], machine={ME}).nat == "none", "but the address does"
 
 
 def test_what_neighbours_say_does_not_count_as_soon_as_somebody_beyond_was_asked() -> None:
