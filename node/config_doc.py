@@ -48,6 +48,16 @@ EXAMPLES: dict[str, Example] = {
             "cache": {"trust": "swarm"},
         },
     ),
+    "relay.toml": Example(
+        "A relay: a node with a public address that carries what others say to each other who sit behind routers. It "
+        "needs no model. Give its invite (`shoal status` prints it) to the others.\n\n"
+        "    shoal run --config configs/relay.toml",
+        {
+            "swarm": {"listen": ["/ip4/0.0.0.0/tcp/4642"]},
+            "relay": {"serve": True, "reservations": 64, "circuits": 64, "bytes_per_s": 8_388_608.0},
+            "providers.local_hf": {"enabled": False},
+        },
+    ),
     "share-local.toml": Example(
         "Let the peers of your swarm use the local model, two requests at a time.\n\n"
         "    shoal models add smollm2\n    shoal run --config configs/share-local.toml",
