@@ -41,6 +41,7 @@ from shoal.protocols.framing import (
     parts,
 )
 from shoal.protocols.items import TooManyItems, check_items
+from shoal.protocols.p2p import kad_message
 from shoal.protocols.p2p.circuit_message import (
     Hop,
     HopKind,
@@ -53,6 +54,8 @@ from shoal.protocols.p2p.circuit_message import (
     encode,
 )
 from shoal.protocols.p2p.errors import ProtocolViolation
+from shoal.protocols.p2p.kad_message import Entry, Message
+from shoal.protocols.p2p.kad_statement import PROVIDE, Statement, StatementRefused, seal, unseal
 from shoal.protocols.peer_id import Identity
 from shoal.providers.base import GenerateRequest
 
@@ -61,6 +64,7 @@ from tests.node.fakes_swarm import offering
 
 ME = Identity.from_seed(b"\x01" * 32)
 ADDRESS = f"/ip4/192.0.2.7/tcp/4642/p2p/{ME.peer_id}"
+KEY = b"\x12\x20" + bytes(32)
 GROWTH_BYTES = 64 * 2**20
 HEADS = (0x90, 0x80, 0xC0, 0xDC, 0xDD, 0xDF, 0xC6, 0xFF)  # of empty and of large containers
 
@@ -119,6 +123,18 @@ def generate(data: bytes) -> None:
     msgspec.convert(msgspec.msgpack.decode(data), GenerateParams)
 
 
+def dht_message(data: bytes) -> None:
+    message = kad_message.decode(data)
+    assert len(message.closer) <= kad_message.MAX_PEERS
+    assert len(message.providers) <= kad_message.MAX_PEERS
+
+
+def dht_statement(data: bytes) -> None:
+    """Signed whatever it is: the decoder is what is tried, and that nothing wrong in it is believed."""
+    said = unseal(data + ME.sign(PROVIDE + data), PROVIDE, swarm="test", key=KEY, now=time.time())
+    assert said.peer == ME.peer_id
+
+
 def items(data: bytes) -> None:
     check_items(data, 100)
 
@@ -131,6 +147,8 @@ REFUSALS = (
     RecordRefused,
     InviteError,
     TooManyItems,
+    ProtocolViolation,
+    StatementRefused,
     msgspec.MsgspecError,
     UnicodeDecodeError,
     RecursionError,
@@ -142,6 +160,8 @@ def samples() -> list[tuple[Reader, bytes]]:
     pen = Owner(ME, "test")
     body, signature = AdvertWriter(ME, "test").write(offering(addresses=(ADDRESS,)))
     params = {"request": GenerateRequest.of("hot?"), "deadline_ms": 5, "hops": 0, "seen": [ME.peer_id]}
+    facts = Statement(swarm="test", peer=ME.peer_id, key=KEY, created=time.time(), ttl_s=1e6, addresses=(ADDRESS,))
+    statement = seal(ME, facts)[:-64]
     call = frame(CALL, 1, ["generate", params])
     large = b"".join(parts(DELTA, 3, encode_body(["x" * 70_000, [1, {"a": None}]])))
     return [
@@ -157,6 +177,8 @@ def samples() -> list[tuple[Reader, bytes]]:
         (generate, encode_body(params)),
         (decode_hop, encode(Hop(HopKind.STATUS, b"peer", 7, (b"address",), Limit(3, 4), Status.OK))),
         (decode_stop, encode(Stop(StopKind.CONNECT, b"peer", Limit(3, 4)))),
+        (dht_message, kad_message.encode(Message(1, KEY, b"v", (Entry(b"i", (b"a",)),), (Entry(b"j", (), b"s"),)))),
+        (dht_statement, statement),
         (Digest.decode, Digest(running=3).encode()),
         (items, encode_body([[1, "x", b"y"], {"a": 2.5}])),
     ]
