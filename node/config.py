@@ -176,7 +176,9 @@ class NatSection(Section, frozen=True):
     punch_tries: Annotated[int, said("Tries before a peer is left on its relay.", ge=1, le=16)] = 3
     punch_gap_s: Annotated[float, said("Seconds between two tries, doubled with each.", ge=0.1, le=60)] = 1.0
     punch_s: Annotated[float, said("Seconds that one try may take.", ge=1, le=30)] = 4.0
-    punch_again_s: Annotated[float, said("Seconds until a peer is tried anew after tries in vain.", ge=10)] = 600.0
+    punch_again_s: Annotated[float, said("Seconds until a peer is tried anew at most, doubled from 30 on.", ge=10)] = (
+        600.0
+    )
     relayed_idle_s: Annotated[
         float, said("Seconds without a stream after which a relayed connection beside a direct one is closed.", ge=1)
     ] = 5.0

@@ -19,5 +19,5 @@ class NatLimits(Struct, frozen=True, kw_only=True):
     punch_tries: int = 3  # before a peer is left on its relay
     punch_gap_s: float = 1.0  # between two tries, doubled with each
     punch_s: float = 4.0  # for one try, dialling and both handshakes
-    punch_again_s: float = 600.0  # after tries in vain; sooner when the addresses change
+    punch_again_s: float = 600.0  # after tries in vain, at most; sooner when the addresses change
     relayed_idle_s: float = 5.0  # that a relayed connection beside a direct one is kept without a stream

@@ -44,6 +44,7 @@ KNOWN_S = 3.0  # that an own observer gets to say how this node is seen, before 
 OTHER_SIDE_S = 1.5  # after which the side that has called begins, when the called one has not
 HEAD_START_S = 0.05  # that the client's SYN gets, beyond half a round trip
 REDIAL_S = 0.25  # after a SYN that was refused: the other side's may not have left yet
+AGAIN_SOON_S = 30.0  # after the first tries in vain; doubled with each round, up to the limit
 CHECK_S = 1.0  # between two looks at whether a relayed connection is still in use
 SERVED_PER_MINUTE = 12  # tries that a peer may begin
 
@@ -124,17 +125,20 @@ class Punching:
             with trio.move_on_after(KNOWN_S):
                 await self._autonat.known.wait()
             await self._until_direct(peer, 0.0 if called else OTHER_SIDE_S)
+            rounds = 0
             while self._is_relayed(peer):
                 if self._is_direct(peer):
+                    rounds = 0
                     await self._retire(peer)
                 else:
-                    await self._try_some(peer)
+                    await self._try_some(peer, min(self._limits.punch_again_s, AGAIN_SOON_S * 2.0**rounds))
+                    rounds += 1
         finally:
             self._tended.discard(peer)
             self.notes.pop(peer, None)
 
-    async def _try_some(self, peer: PeerId) -> None:
-        """A few tries; then wait until another one is worth it."""
+    async def _try_some(self, peer: PeerId, pause_s: float) -> None:
+        """A few tries; then wait until another one is worth it, after tries in vain `pause_s` seconds at most."""
         state, before, gap = self._state(), self.notes.get(peer), self._limits.punch_gap_s
         for _ in range(self._limits.punch_tries):
             while peer in self._busy and not self._is_over(peer):
@@ -145,7 +149,7 @@ class Punching:
             if self._is_over(peer):
                 return
             if final:
-                self.notes[peer] = final
+                self.notes[peer], pause_s = final, self._limits.punch_again_s
                 break
             await self._until_direct(peer, gap)
             gap *= 2
@@ -153,7 +157,7 @@ class Punching:
             self.notes[peer] = IMPOSSIBLE["in vain"]
         if self.notes[peer] != before:
             log.info("a peer stays on its relay: %s", self.notes[peer], extra={"peer": peer})
-        with trio.move_on_after(self._limits.punch_again_s):
+        with trio.move_on_after(pause_s):
             while not self._is_over(peer) and self._state() == state:
                 await self._news.wait()
 
