@@ -161,6 +161,8 @@ class Generation:
         if self._health.blocked(leader, trio.current_time()) is not None:
             return False
         error = await self._attempt(Step(leader, trio.current_time()))
+        if error is not None and error.kind in _SILENT and self._part is not None and leader.peer is not None:
+            self._part.was_silent(leader.peer)
         if error is not None and self._answer_so_far.begun:
             walk.offer(self._candidates(), rank=self._rank)
         return error is None

@@ -20,6 +20,8 @@ LEAD_S = 300.0
 """Seconds that an entry holds. It outlives the generation: who comes a moment later gets the answer from its maker."""
 AGAIN_S = 5.0
 """Seconds that an owner who did not answer in time is not asked."""
+AVOID_S = 600.0
+"""Seconds that a node which led and said nothing is neither followed nor asked: it may do so on purpose."""
 FAR_S = 60.0
 """Seconds that an owner who is too far away is not asked."""
 SAMPLES, ENOUGH = 8, 4
@@ -59,7 +61,7 @@ class Leads:
 
 
 class Nearness:
-    """Which owners are worth a question before a generation begins: those who answer, and soon.
+    """Which nodes are worth a question before a generation begins: those who answer, and soon.
 
     near_s: who needed longer than this for each of its last answers is asked once a minute only.
     """
@@ -86,6 +88,10 @@ class Nearness:
     def missed(self, peer: PeerId, now: float) -> None:
         self._forget()
         self._not_before[peer] = now + AGAIN_S
+
+    def avoid(self, peer: PeerId, now: float) -> None:
+        self._forget()
+        self._not_before[peer] = now + AVOID_S
 
     def _forget(self) -> None:
         """Peers come and go."""

@@ -53,7 +53,8 @@ class Together:
         self.wait_s = limits.join_wait_s
         self.counts: Counter[str] = Counter()
         self.here: dict[bytes, Part] = {}
-        self._book, self._near = Leads(), Nearness(limits.join_near_s)
+        self.near = Nearness(limits.join_near_s)
+        self._book = Leads()
 
     def part(self, cid: bytes, flight: Flight, ask: Ask) -> Part | None:
         """A generation's part in it; None while this node is alone."""
@@ -84,16 +85,16 @@ class Together:
         with trio.move_on_after(self.wait_s):
             while len(silent) < 2:
                 now = trio.current_time()
-                near = [p for p in self.others.members() if p not in silent and self._near.asked(p, now)]
+                near = [p for p in self.others.members() if p not in silent and self.near.asked(p, now)]
                 owner = owner_of(cid, (self.me, *near))
                 if owner == self.me:
                     return self.leader(cid, self.me, lost)
                 silent.add(owner)
-                self._near.missed(owner, now)  # until it has answered
+                self.near.missed(owner, now)  # until it has answered
                 told = await self.others.lead(owner, cid, lost)
                 if told is not None:
                     now, asked_at = trio.current_time(), now
-                    self._near.answered(owner, now - asked_at, now)
+                    self.near.answered(owner, now - asked_at, now)
                     return told
         self.counts["missed"] += 1
         return None
@@ -130,7 +131,7 @@ class Part:
             return await self._beside(here)
         leader = await together.leader_of(self._cid, self._lost)
         candidate = None
-        if leader is not None and leader != together.me and leader not in self.ask.seen and together.trusts(leader):
+        if leader is not None and leader != together.me and leader not in self.ask.seen and self._may_follow(leader):
             self._lost.add(leader)
             if (provider := together.others.joined(leader, self._cid)) is not None:
                 model = self.ask.request.model
@@ -139,6 +140,13 @@ class Part:
         together.counts["led" if self.leads else "followed"] += 1
         self.settled.set()
         return candidate
+
+    def _may_follow(self, leader: PeerId) -> bool:
+        return self._together.trusts(leader) and self._together.near.asked(leader, trio.current_time())
+
+    def was_silent(self, leader: PeerId) -> None:
+        """Whom it followed has not said a word in time."""
+        self._together.near.avoid(leader, trio.current_time())
 
     async def _beside(self, here: Part) -> Candidate | None:
         """Another generation of this node has the same key: for a peer's request, or by a route.

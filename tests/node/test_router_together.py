@@ -191,6 +191,24 @@ async def test_a_leader_that_never_says_a_word_costs_the_time_of_join_first_s(au
         assert told.outcomes == [(f"peer:{named(one)[-6:]}", "first_token_timeout"), ("own", "ok")]
 
 
+async def test_a_leader_that_was_silent_once_is_neither_followed_nor_asked_for_some_time(autojump_clock: Clock) -> None:
+    """A node that answers every question with "I lead", takes whoever joins, and says nothing."""
+    providers = [Scripted("own", [Pause(1000)]), Scripted("own", says("Cold."))]
+    async with swarm_of(*providers, limits=RoutingLimits(join_first_s=5.0)) as (nodes, (liar, honest)):
+        together = liar.together
+        assert together is not None
+        together.leader = lambda cid, asker, lost=(): named(liar)  # type: ignore[method-assign]
+        questions = [n for n in range(60) if owner_of(_key(honest, n), nodes.routers) == named(liar)]
+        async with trio.open_nursery() as nursery:
+            for n in questions:
+                nursery.start_soon(hear, liar, liar.ask(_question(n)))
+            await trio.sleep(1)
+            took = [(await ask(honest, _question(n))).took for n in questions]
+            nursery.cancel_scope.cancel()
+        assert 5.0 <= took[0] < 5.5
+        assert sum(took[1:]) < 0.1
+
+
 async def test_an_owner_that_is_silent_costs_the_budget_once_and_not_each_time(autojump_clock: Clock) -> None:
     providers = scripted("Cold.", STOP, count=2)
     limits = RoutingLimits(join_wait_s=0.25)
