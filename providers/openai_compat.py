@@ -47,6 +47,7 @@ from .options import settle_lacking
 from .settings import BuildContext, ProviderSettings
 
 _ERROR_BYTES = 256 * 1024
+_VECTORS_BYTES = 128 * 1024 * 1024  # 2,048 inputs, 4,096 numbers each
 _ANSWER_BYTES = 16 * 1024 * 1024
 _LIST_BYTES = 8 * 1024 * 1024
 
@@ -218,7 +219,7 @@ class OpenAiCompat(Provider):
             try:
                 if response.status != 200:
                     raise await self._refusal(response, _NOTHING)
-                return embeddings_of(await response.read(_ANSWER_BYTES), len(request.inputs))
+                return embeddings_of(await response.read(_VECTORS_BYTES), len(request.inputs))
             except ClientError as error:
                 raise self._unreached(error) from error
             finally:
