@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -76,6 +77,61 @@ def count(db: sqlite3.Connection, totals: Totals) -> None:
 # -- writing ---------------------------------------------------------------------------------------------------
 
 
+class New(NamedTuple):
+    """An answer to store, as `insert` takes it."""
+
+    signed: SignedRecord
+    now_ms: int
+    public: bool
+    foreign: bool
+    derived: Sequence[Derived]
+
+
+def insert_many(db: sqlite3.Connection, totals: Totals, new: Sequence[New]) -> None:
+    """Store answers with few statements; those with a linked block, or of which one is here already, one by one."""
+    cids = [one.signed.cid for one in new]
+    marks = ",".join("?" * len(new))
+    plain = len(set(cids)) == len(cids) and not any(one.signed.extra is not None for one in new)
+    same = f"SELECT count(*) FROM blocks WHERE cid IN ({marks})"  # noqa: S608 (question marks)
+    if not plain or db.execute(same, cids).fetchone() != (0,):
+        for one in new:
+            insert(db, totals, *one)
+        return
+    blocks = [value for one in new for value in (one.signed.cid, one.signed.block)]
+    into_blocks = "INSERT INTO blocks(cid, data) VALUES " + _rows(2, len(new))  # noqa: S608 (question marks)
+    last = db.execute(into_blocks, blocks).lastrowid or 0
+    # A table's next id is one more than its largest (sqlite.org/autoinc.html), so these follow one another.
+    numbers = range(last - len(new) + 1, last + 1)
+    answers = [value for number, one in zip(numbers, new, strict=True) for value in _answer(number, None, one)]
+    db.execute(_INSERT_ANSWERS + _rows(12, len(new)), answers)
+    derived = [
+        v for number, one in zip(numbers, new, strict=True) for d in one.derived for v in (d.cid, number, d.kind)
+    ]
+    if derived:
+        into_derived = "INSERT OR IGNORE INTO derived(cid, block, kind) VALUES " + _rows(3, len(derived) // 3)  # noqa: S608
+        db.execute(into_derived, derived)
+    totals.answers += len(new)
+    totals.bytes += sum(size_of(one.signed) for one in new)
+
+
+def _rows(width: int, count: int) -> str:
+    row = f"({','.join('?' * width)})"
+    return ",".join([row] * count)
+
+
+_INSERT_ANSWERS = (
+    "INSERT INTO answers"
+    "(request, block, linked, model, provider, node, created, stored, used, size, public, foreign_) VALUES "
+)
+
+
+def _answer(block: int, linked: int | None, new: New) -> tuple[object, ...]:
+    record, now = new.signed.record, new.now_ms
+    about = (record.model, record.provider, record.node, record.created)
+    # The same digest whether the record refers to its request by CID or by digest.
+    return (record.request[-32:], block, linked, *about, now, now, size_of(new.signed), new.public, new.foreign)
+
+
 def insert(
     db: sqlite3.Connection,
     totals: Totals,
@@ -86,30 +142,14 @@ def insert(
     derived: Sequence[Derived] = (),
 ) -> bool:
     """Store an answer; False when the same record is here already (it may become public then)."""
-    record, linked = signed.record, None
+    linked = None
     if signed.extra is not None and signed.extra_cid is not None:
         linked = _insert_block(db, signed.extra_cid, signed.extra)
     block = _insert_block(db, signed.cid, signed.block)
     size = size_of(signed)
-    # The same digest whether the record refers to its request by CID or by digest.
     inserted = db.execute(
-        "INSERT INTO answers"
-        "(request, block, linked, model, provider, node, created, stored, used, size, public, foreign_)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(block) DO NOTHING",
-        (
-            record.request[-32:],
-            block,
-            linked,
-            record.model,
-            record.provider,
-            record.node,
-            record.created,
-            now_ms,
-            now_ms,
-            size,
-            public,
-            foreign,
-        ),
+        _INSERT_ANSWERS + _rows(12, 1) + " ON CONFLICT(block) DO NOTHING",
+        _answer(block, linked, New(signed, now_ms, public, foreign, derived)),
     ).rowcount
     if inserted:
         totals.answers += 1

@@ -28,6 +28,7 @@ from . import statements as sql
 from .cid import holds
 from .database import StoreError, is_damage, open_reader
 from .derived import Derived, derive
+from .known import Known
 from .published import Placed
 from .record import SignedRecord
 from .sealing import Seal
@@ -87,6 +88,7 @@ class Store:
         self._audience = tuple(audience)
         self._totals = Totals()  # changed in the writer's thread, read here
         self._touched: dict[bytes, int] = {}
+        self._known = Known()
         self._damaged = 0
         self._writer = Writer(path, queue_bytes=queue_bytes, opened=self._count, tidy=self._tidy)
         self._readers: list[tuple[int, sqlite3.Connection]] = []
@@ -127,9 +129,15 @@ class Store:
 
         derived: the blocks that are to be found by their CIDs, too, and made from this answer's then.
         """
-        now, size = _now_ms(), sql.size_of(signed)
+        new = sql.New(signed, _now_ms(), public, foreign, derived)
+        self._known.add(signed.record.request[-32:])
         return self._writer.submit(
-            Job(lambda db: sql.insert(db, self._totals, signed, now, public, foreign, derived), size=size)
+            Job(
+                lambda db: sql.insert(db, self._totals, *new),
+                size=sql.size_of(signed),
+                many=self._insert_many,
+                item=new,
+            )
         )
 
     async def flush(self) -> None:
@@ -178,6 +186,8 @@ class Store:
 
     async def get(self, digest: bytes) -> Found | None:
         """The newest answer to a request (32-byte digest), its hashes checked. What is unreadable counts as missing."""
+        if not self._known.may_hold(digest):
+            return None
         found = await self._read(lambda db: sql.newest(db, digest), None)
         return await self._checked(found)
 
@@ -388,10 +398,15 @@ class Store:
 
             self._writer.submit(Job(meet))
 
+    def _insert_many(self, db: sqlite3.Connection, new: list[sql.New]) -> None:
+        sql.insert_many(db, self._totals, new)
+
     def _count(self, db: sqlite3.Connection) -> None:
         if self._audience and (kept := sql.settle_audience(db, self._audience, OPEN)):
             log.info("%d answers of the private swarm that this node was in before stay on this machine", kept)
         sql.count(db, self._totals)
+        if not self._open:
+            self._known.load(db)
 
     def _tidy(self, db: sqlite3.Connection, idle: bool) -> bool:
         """In the writer's thread, after a group or when idle: times of use, eviction, the file's size."""

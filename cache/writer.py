@@ -6,6 +6,7 @@ its jobs is tried alone, so that one bad job takes no other with it. Nothing her
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import sqlite3
@@ -26,18 +27,23 @@ FULL_PAUSE_S = 10.0  # nothing is tried on a full disk for so long
 
 Work = Callable[[sqlite3.Connection], Any]
 Done = Callable[[Any, Exception | None], None]
+Many = Callable[[sqlite3.Connection, list[Any]], None]
 
 
 class Job(NamedTuple):
     """work: runs in the transaction. done: called in the writer's thread after the commit, with result or error.
 
     size: bytes, for the bound on what may wait. urgent: someone waits, so the group is committed at once.
+    many, item: jobs in a row with the same `many` are done by one call of it with their items, and have no result:
+    each statement takes Python's lock from whoever answers requests, so a group should need few.
     """
 
     work: Work
     done: Done | None = None
     size: int = 0
     urgent: bool = False
+    many: Many | None = None
+    item: Any = None
 
 
 class Writer:
@@ -58,6 +64,7 @@ class Writer:
     ) -> None:
         self.path, self._queue_bytes, self._opened, self._tidy = path, queue_bytes, opened, tidy
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._hurry = threading.Event()  # no waiting for more jobs: someone waits for one of these
         self._in = 0  # bytes, written by the callers' thread only
         self._out = 0  # bytes, written by the writer's thread only
         self._thread: threading.Thread | None = None
@@ -80,6 +87,7 @@ class Writer:
     def stop(self) -> None:
         """Finish what is queued and close. Blocks: call it in a thread."""
         self._queue.put(None)
+        self._hurry.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -92,6 +100,8 @@ class Writer:
             return False
         self._in += job.size
         self._queue.put(job)
+        if job.urgent:
+            self._hurry.set()
         return True
 
     @property
@@ -139,23 +149,22 @@ class Writer:
             self._connection.close()  # the last connection's end folds the log into the file
 
     def _collect(self, wait_s: float) -> tuple[list[Job], bool]:
+        """The next group; whether the end was asked for. Waits once for its first job and once for more, and not for
+        each: every waking takes Python's lock from whoever answers requests."""
         group: list[Job] = []
-        deadline = 0.0
-        while len(group) < GROUP_JOBS:
-            try:
-                if not group:
-                    job = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
-                    deadline = time.monotonic() + GROUP_WAIT_S
-                else:
-                    urgent = any(job.urgent for job in group[-1:])
-                    left = 0.0 if urgent else deadline - time.monotonic()
-                    job = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if job is None:
-                return group, True
-            group.append(job)
-        return group, False
+        try:
+            job = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
+            if job is not None and not job.urgent:
+                self._hurry.wait(GROUP_WAIT_S)
+            self._hurry.clear()
+            while job is not None:
+                group.append(job)
+                if len(group) >= GROUP_JOBS:
+                    return group, False
+                job = self._queue.get_nowait()
+        except queue.Empty:
+            return group, False
+        return group, True
 
     def _commit(self, group: list[Job]) -> None:
         results, error = self._transaction(group)
@@ -175,7 +184,7 @@ class Writer:
                 self._connection = self._open()
                 self.generation += 1
             self._connection.execute("BEGIN IMMEDIATE")
-            results = [job.work(self._connection) for job in group]
+            results = _work(self._connection, group)
             self._connection.execute("COMMIT")
         except Exception as error:  # the thread's boundary: told to whoever waits, counted and logged
             self._after_failure(error)
@@ -225,3 +234,16 @@ class Writer:
                 log.exception("the answer store's housekeeping failed")
             self._after_failure(error)
             return False
+
+
+def _work(db: sqlite3.Connection, group: list[Job]) -> list[Any]:
+    """Do the jobs in order; their results."""
+    results: list[Any] = []
+    for many, jobs in itertools.groupby(group, key=lambda job: job.many):
+        run = list(jobs)
+        if many is not None and len(run) > 1:
+            many(db, [job.item for job in run])
+            results += [None] * len(run)
+        else:
+            results += [job.work(db) for job in run]
+    return results

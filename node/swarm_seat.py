@@ -252,6 +252,10 @@ class SwarmSeat:
         """The connected peers that offer the model (None: any)."""
         return self.swarm.candidates_for(model) if self.swarm is not None else ()
 
+    def anybody(self) -> bool:
+        """Whether any other node is connected."""
+        return self.host is not None and bool(self.host.connected())
+
     async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
         """Blocks that peers offer as the answer to a request, unverified. timeout in seconds."""
         return await self.swarm.find(request_cid, timeout) if self.swarm is not None else []

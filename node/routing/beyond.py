@@ -34,6 +34,10 @@ Find = Callable[[bytes, float], Awaitable[list[bytes]]]
 class Beyond(Protocol):
     """The connected peers."""
 
+    def anybody(self) -> bool:
+        """Whether there is anybody to ask, here or in a tier farther away."""
+        ...
+
     async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
         """Blocks that other nodes offer as answers, unverified; [] when there is none. timeout in seconds."""
         ...
@@ -60,6 +64,11 @@ class Tiers:
         self._near, self._cache, self._recorder, self._wait_s = near, cache, recorder, wait_s
         self._tiers: dict[Far, Find] = {"swarm": near.find, **tiers}
         self.counts = {name: TierCount() for name in self._tiers}
+
+    @property
+    def anybody(self) -> bool:
+        """Whether a look-up is worth its tasks and timers: a lone node spares them."""
+        return self._near.anybody()
 
     async def find(
         self, key: Key, request: GenerateRequest, won: Callable[[Found], None] = lambda found: None

@@ -329,7 +329,7 @@ class Router:
         """A flight's task: whatever happens in it, the flight ends, and only the flight."""
         look_up = None
         beside = ask.from_here and not ask.cache_control.fresh and self.limits.swarm_wait_s > 0
-        if key is not None and self.beyond is not None and beside:
+        if key is not None and self.beyond is not None and beside and self.beyond.anybody:
             look_up = functools.partial(self.beyond.find, key, ask.request)
         part = self._part(flight, ask, key) if self.together is not None and shared is not None else None
         generation = Generation(

@@ -185,6 +185,10 @@ class Neighbours:
         self.blocks, self.after = list(blocks), after
         self.asked: list[bytes] = []
         self.cancelled = 0
+        self.there = True
+
+    def anybody(self) -> bool:
+        return self.there
 
     async def find(self, request_cid: bytes, timeout: float) -> list[bytes]:
         self.asked.append(request_cid)

@@ -285,6 +285,17 @@ async def test_leaving_while_the_look_up_runs_ends_both() -> None:
         assert neighbours.cancelled == 1
 
 
+async def test_a_lone_node_looks_nothing_up() -> None:
+    neighbours = Neighbours(answered_by(OTHER).block)
+    neighbours.there = False
+    async with (
+        caching() as cache,
+        routing(Scripted("first", says("Icy.")), cache=cache, beyond=neighbours, limits=PATIENT) as router,
+    ):
+        told = await ask(router)
+        assert (told.text, told.cache, neighbours.asked) == ("Icy.", "miss", [])
+
+
 async def test_an_event_at_hand_when_the_look_up_wins_is_not_told_behind_the_answer() -> None:
     both = trio.Event()
 
