@@ -37,8 +37,8 @@ function limits(found) {
 }
 
 async function turn(paused) {
-  const button = byId("pause");
-  button.disabled = true;
+  if (turning) return;  // and not a disabled button, which would lose the focus
+  turning = true;
   try {
     const response = await ask(paused ? "/shoal/v1/resume" : "/shoal/v1/pause", { method: "POST", body: "{}" });
     const said = await response.json();
@@ -47,9 +47,10 @@ async function turn(paused) {
   } catch {
     setText(byId("sharing-said"), "The node does not answer.");
   }
-  button.disabled = false;
+  turning = false;
 }
 
+let turning = false;
 let shown = { shares: [] };
 
 export function showSharing(found) {
