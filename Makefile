@@ -59,8 +59,9 @@ fuzz: $(READY)  ## a million random inputs for the HTTP parsers, and for all tha
 	@$(PYTHON) -m tests.protocols.http_fuzz $(ARGS)
 	@$(PYTHON) -m tests.swarm.fuzz $(ARGS)
 
-chaos: $(READY)  ## a thousand callers who leave, then ten nodes for ten minutes, killed and started again; ARGS="--nodes 4 --seconds 60"
+chaos: $(READY)  ## callers who leave, one answer for five nodes, and ten nodes for ten minutes, killed and started again; ARGS="--nodes 4 --seconds 60"
 	@$(PYTHON) -m tests.chaos.cancels
+	@$(PYTHON) -m tests.chaos.together
 	@$(PYTHON) -m tests.chaos $(ARGS)
 
 durability: $(READY) ## a writing node is killed a hundred times, and every block and index entry checked (40 s)
