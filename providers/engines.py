@@ -5,7 +5,8 @@ for an engine only by its own answers:
 
     Ollama      `/` says "Ollama is running", and /api/version tells which        (ollama/docs/api.md)
     llama.cpp   its models are owned by "llamacpp"; the build stands in /props     (llama.cpp, tools/server/README.md);
-                its Python server names itself in /openapi.json
+                its Python server names itself in /openapi.json, and is asked no more: its answers break off when
+                somebody asks for its models meanwhile (llama-cpp-python 0.3.36, `interrupt_requests`)
     vLLM        its models are owned by "vllm"; /version                           (vllm/entrypoints/openai)
     SGLang      /get_model_info, or models owned by "sglang"; /get_server_info     (sglang, native APIs)
     LM Studio   /api/v0/models, with the state of each model                       (lmstudio.ai/docs/app/api)
@@ -30,8 +31,8 @@ from ..protocols.http.client import Client, ClientError
 from .backend_manager.server_kinds import Kind
 
 QUESTIONS = (
-    *("/", "/v1/models", "/shoal/v1/status", "/api/version", "/api/tags", "/props", "/version"),
-    *("/get_model_info", "/get_server_info", "/api/v0/models", "/openapi.json"),
+    *("/", "/openapi.json", "/v1/models", "/shoal/v1/status", "/api/version", "/api/tags", "/props", "/version"),
+    *("/get_model_info", "/get_server_info", "/api/v0/models"),
 )
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_MODELS = 200
@@ -52,6 +53,8 @@ class Engine(NamedTuple):
 
 _GO_ON = {"continues": True, "continue_fields": {"add_generation_prompt": False, "continue_final_message": True}}
 
+_ONE_AT_A_TIME = {"max_concurrent": 1, "models_ttl_s": 86_400}
+
 ENGINES: dict[str, Engine] = {
     "ollama": Engine("Ollama", "ollama serve", "ollama"),
     "llama_cpp": Engine("llama.cpp", "llama-server -m MODEL.gguf", "llama_cpp", {"continues": True}),
@@ -70,7 +73,10 @@ def canonical(name: str) -> str | None:
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """An engine that answers. address: HOST:PORT. needs_key: it told no models, because it wants a key first."""
+    """An engine that answers. address: HOST:PORT. needs_key: it told no models, because it wants a key first.
+
+    models: empty where asking would do harm.
+    """
 
     engine: str
     address: str
@@ -82,7 +88,7 @@ class Found(Struct, frozen=True, kw_only=True):
     @property
     def keys(self) -> dict[str, Any]:
         """Its table in the configuration."""
-        more = ENGINES[self.engine].keys if self.kind == ENGINES[self.engine].kind else {}
+        more = _ONE_AT_A_TIME if self.kind == "llama_cpp_python" else ENGINES[self.engine].keys
         return {"base_url": self.base_url, "kind": self.kind, **more}
 
     @property
@@ -155,12 +161,18 @@ def identified(address: str, answers: Mapping[str, Answer]) -> Found | None:
         return found("vllm", field("/version", "version"))
     if studio := _studio_models(said("/api/v0/models")):
         return found("lm_studio", "", studio)
-    about = said("/openapi.json")
-    about = about.get("info") if isinstance(about, dict) else None
-    if isinstance(about, dict) and "llama.cpp Python API" in str(about.get("title")):
-        version = str(about.get("version") or "")[:40]
-        return found("llama_cpp", f"Python {version}".strip(), kind="openai")
+    if (version := _python_server(answers)) is not None:
+        return found("llama_cpp", f"Python {version}".strip(), kind="llama_cpp_python")
     return None
+
+
+def _python_server(answers: Mapping[str, Answer]) -> str | None:
+    """The version of llama-cpp-python's server; None for anything else."""
+    about = answers.get("/openapi.json", NOTHING).json
+    info = about.get("info") if isinstance(about, dict) else None
+    if not isinstance(info, dict) or "llama.cpp Python API" not in str(info.get("title")):
+        return None
+    return str(info.get("version") or "")[:40]
 
 
 def _is_shoal(answers: Mapping[str, Answer]) -> bool:
@@ -252,6 +264,9 @@ async def _ask(client: Client, address: str, answers: dict[str, Answer]) -> None
     await question("/")
     if "/" not in answers:  # nobody, or something that speaks no HTTP: it is left alone
         return
+    await question("/openapi.json")
+    if _python_server(answers) is not None:
+        return
     async with trio.open_nursery() as nursery:
-        for path in QUESTIONS[1:]:
+        for path in QUESTIONS[2:]:
             nursery.start_soon(question, path)

@@ -86,6 +86,8 @@ def about(found: Found) -> str:
     """`Ollama 0.12.1 at 127.0.0.1:11434 with 3 models`."""
     if found.needs_key:
         return f"{found.title} at {found.address}, which wants a key"
+    if found.kind == "llama_cpp_python":
+        return f"{found.title} at {found.address}"
     count = len(found.models)
     return f"{found.title} at {found.address} with {count} model{'' if count == 1 else 's'}"
 

@@ -14,9 +14,15 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-Kind = Literal["auto", "vllm", "ollama", "llama_cpp", "sglang", "lm_studio", "openai"]
+Kind = Literal["auto", "vllm", "ollama", "llama_cpp", "llama_cpp_python", "sglang", "lm_studio", "openai"]
 
-HEALTH: dict[str, str] = {"vllm": "/health", "llama_cpp": "/health", "sglang": "/health", "ollama": "/api/version"}
+HEALTH: dict[str, str] = {
+    "vllm": "/health",
+    "llama_cpp": "/health",
+    "llama_cpp_python": "/openapi.json",  # this server breaks off the answer it streams when /v1/models is asked
+    "sglang": "/health",
+    "ollama": "/api/version",
+}
 """Kind -> the path, from the server's root, that answers 200 when it is well. Others are asked for their models."""
 METRICS: dict[str, str] = {"vllm": "/metrics", "llama_cpp": "/metrics", "sglang": "/metrics"}
 VERSION: dict[str, str] = {

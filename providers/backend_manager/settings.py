@@ -16,7 +16,8 @@ class BackendSettings(openai_compat.Settings, kw_only=True, forbid_unknown_field
     """`[providers.backend_manager.backends.NAME]`: the keys of `type = "openai_compat"`, and these."""
 
     kind: Kind = "auto"
-    """vllm, ollama, llama_cpp, sglang, lm_studio, openai, or auto, which asks it. By it health and load are read."""
+    """vllm, ollama, llama_cpp, llama_cpp_python, sglang, lm_studio, openai, or auto, which asks it. By it health and
+    load are read."""
     weight: Annotated[float, Meta(ge=0.01, le=1000)] = 1.0
     """Its share of the requests, beside the others'."""
     aliases: dict[str, str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from .fake_engines import PATHS, fake_engine
 SAYS = {
     "ollama": ("ollama", "Ollama 0.12.1", ("llama3.2:latest", "qwen3:8b", "gemma3:1b")),
     "llama_cpp": ("llama_cpp", "llama.cpp b6500-abcdef", ("m.gguf",)),
-    "llama_cpp_python": ("llama_cpp", "llama.cpp Python 0.3.36", ("m.gguf",)),
+    "llama_cpp_python": ("llama_cpp", "llama.cpp Python 0.3.36", ()),
     "vllm": ("vllm", "vLLM 0.11.0", ("Qwen/Qwen3-8B",)),
     "vllm_with_key": ("vllm", "vLLM 0.11.0", ()),
     "sglang": ("sglang", "SGLang 0.5.3", ("Qwen/Qwen3-8B",)),
@@ -54,6 +54,19 @@ async def test_an_engine_at_work_is_known_by_what_it_answers_in_time() -> None:
     async with fake_engine("llama_cpp", hangs="/props") as address:
         [found] = await look((address,), timeout_s=0.5)
     assert found.models == ("m.gguf",)
+
+
+async def test_an_engine_that_would_break_off_an_answer_is_not_asked_for_its_models() -> None:
+    asked: list[str] = []
+    async with fake_engine("llama_cpp_python", asked) as address:
+        [found] = await look((address,), timeout_s=10)
+    assert asked == ["/", "/openapi.json"]
+    assert found.keys == {
+        "base_url": f"http://{address}/v1",
+        "kind": "llama_cpp_python",
+        "max_concurrent": 1,
+        "models_ttl_s": 86_400,
+    }
 
 
 async def test_who_never_answers_and_who_speaks_no_http_hold_nobody_up() -> None:
