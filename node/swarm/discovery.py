@@ -132,7 +132,10 @@ class Discovery:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refresh)
             while True:
-                await self._announce()
+                try:
+                    await self._announce()
+                except Exception as error:  # what is not announced is not found from afar: no reason for a node to end
+                    log.error("announcing in the DHT failed: %s", type(error).__name__)  # noqa: TRY400
                 self._stirred = trio.Event()
                 with trio.move_on_after(self._limits.announce_every_s * _random.uniform(0.8, 1.2)):
                     await self._stirred.wait()

@@ -34,7 +34,16 @@ from .host import Host
 from .incoming import Incoming
 from .kad_message import ADD_PROVIDER, FIND_NODE, GET_PROVIDERS, GET_VALUE, PUT_VALUE, Entry, Message, decode, frame
 from .kad_server import DhtCounters, DhtLimits, KadServer, binary
-from .kad_statement import LOCATE, MAX_TOLD_ADDRESSES, PROVIDE, Statement, StatementRefused, peer_bytes, peer_text
+from .kad_statement import (
+    LOCATE,
+    MAX_TOLD_ADDRESSES,
+    PROVIDE,
+    Statement,
+    StatementRefused,
+    is_peer,
+    peer_bytes,
+    peer_text,
+)
 from .kad_store import RecordStore
 from .kad_table import BUCKET, Search, Table, place_of
 from .stream import P2pStream
@@ -187,14 +196,17 @@ class Dht:
             enough = [tell(*provider) for provider in self._providers(key, answer)]
             return any(enough)
 
-        await self._search(key, Message(GET_PROVIDERS, key), take)
+        await self._search(
+            key, Message(GET_PROVIDERS, key), take, width=self.limits.replicas if self._signed else BUCKET
+        )
 
     def _providers(self, key: bytes, answer: Message) -> list[tuple[PeerId, tuple[str, ...]]]:
         """The providers in an answer that can be believed."""
         believed: list[tuple[PeerId, tuple[str, ...]]] = []
         for entry in answer.providers[: self.limits.providers_per_key]:
             if not self._signed:
-                believed.append(_hint(entry))
+                if is_peer(entry.id):
+                    believed.append(_hint(entry))
                 continue
             try:
                 said = kad_statement.unseal(entry.statement, PROVIDE, swarm=self.swarm, key=key, now=self._clock())
@@ -250,12 +262,12 @@ class Dht:
         target = peer_bytes(self.me) if key is None else key
         return len((await self._search(target, Message(FIND_NODE, target))).closest)
 
-    async def _search(self, key: bytes, question: Message, take: Take | None = None) -> Search:
+    async def _search(self, key: bytes, question: Message, take: Take | None = None, *, width: int = BUCKET) -> Search:
         """Ask those nearest to a key, and those that they name, until the nearest have all answered or `take` is
         content."""
         self.counters.searches += 1
         place = place_of(key)
-        search = Search(place, self.table.closest(place, BUCKET), me=self.me)
+        search = Search(place, self.table.closest(place, BUCKET), me=self.me, width=width)
         hints: dict[PeerId, tuple[str, ...]] = {}
         news = trio.Event()
 
@@ -289,7 +301,7 @@ class Dht:
 
     def _closer(self, answer: Message) -> list[tuple[PeerId, tuple[str, ...]]]:
         """The peers that an answer names, as hints: the handshake says who is there."""
-        named = [_hint(entry) for entry in answer.closer[: 2 * BUCKET]]
+        named = [_hint(entry) for entry in answer.closer[: 2 * BUCKET] if is_peer(entry.id)]
         return [(peer, at) for peer, at in named if peer != self.me and self._admits(peer)]
 
     # -- announcing ------------------------------------------------------------------------------------------------
@@ -343,7 +355,7 @@ class Dht:
         replicas = self.limits.replicas if self._signed else BUCKET
         if self._signed and len(self.table) <= self.limits.closer:
             return self.table.closest(place_of(key), replicas)
-        return (await self._search(key, Message(FIND_NODE, key))).closest[:replicas]
+        return (await self._search(key, Message(FIND_NODE, key), width=replicas)).closest[:replicas]
 
     async def _store_at(self, peer: PeerId, messages: Sequence[Message], taken: set[bytes]) -> None:
         for start in range(0, len(messages), AT_ONCE):

@@ -26,6 +26,7 @@ MAX_CLOCK_SKEW_S = 60.0
 MAX_TTL_S = 48 * 3600.0
 MAX_TOLD_ADDRESSES = 8
 VERSION = 1
+_ED25519, _SHA2_256 = bytes.fromhex("002408011220"), bytes.fromhex("1220")  # specs/peer-ids: how a peer id begins
 
 Reason = Literal["malformed", "oversized", "forged", "foreign", "swarm", "key", "future", "expired"]
 Address = Annotated[str, Meta(max_length=256)]
@@ -77,6 +78,11 @@ def peer_bytes(peer: PeerId) -> bytes:
 
 def peer_text(data: bytes) -> PeerId:
     return PeerId(base58_encode(data))
+
+
+def is_peer(data: bytes) -> bool:
+    """Whether these bytes are a peer id: an Ed25519 key, or the SHA-256 of a larger key, as some of IPFS have."""
+    return (len(data) == 38 and data[:6] == _ED25519) or (len(data) == 34 and data[:2] == _SHA2_256)
 
 
 def seal(identity: Identity, statement: Statement, domain: bytes = PROVIDE) -> bytes:

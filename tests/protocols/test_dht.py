@@ -192,6 +192,20 @@ async def test_a_node_that_invents_providers_is_not_believed() -> None:
         assert node.dht.counters.refused.total() == 3
 
 
+async def test_names_and_addresses_that_are_none_harm_nobody() -> None:
+    async with a_line(2) as (node, liar):
+        stranger = peer_bytes(Identity.generate().peer_id)
+        names = (b"x", b"\x00" * 38, stranger[:-1], b"\x12\x20" + b"h" * 32, peer_bytes(node.id), stranger)
+        ports = (b"\x04\x7f\x00\x00\x01\x06\x00\x01", b"\xff" * 40, b"", b"\x04\x00\x00\x00\x00\x06\x00\x01")
+        lie = Message(FIND_NODE, KEY, closer=tuple(Entry(name, ports) for name in names))
+        assert liar.dht._server is not None
+        liar.dht._server._answer = lambda peer, message: lie  # type: ignore[method-assign]
+        with trio.fail_after(10):
+            assert await node.dht.refresh() == 1
+            assert await node.providers() == {}
+            assert await node.dht.find_peer(node.id) == ()
+
+
 @pytest.mark.parametrize(
     "sent",
     [
