@@ -106,6 +106,7 @@ class Dht:
         self._host, self._identity = host, identity
         self._signed, self._admits, self._keeps, self._clock = signed, admits, keeps, clock
         self._addresses = addresses or host.addresses
+        self._replicas = self.limits.replicas if signed else BUCKET
         self._idle: dict[PeerId, _Line] = {}
         self._opened: dict[PeerId, float] = {}  # connections that a search opened -> last used
         self._paces: dict[PeerId, Bucket] = {}
@@ -196,9 +197,7 @@ class Dht:
             enough = [tell(*provider) for provider in self._providers(key, answer)]
             return any(enough)
 
-        await self._search(
-            key, Message(GET_PROVIDERS, key), take, width=self.limits.replicas if self._signed else BUCKET
-        )
+        await self._search(key, Message(GET_PROVIDERS, key), take, width=self._replicas)
 
     def _providers(self, key: bytes, answer: Message) -> list[tuple[PeerId, tuple[str, ...]]]:
         """The providers in an answer that can be believed."""
@@ -352,10 +351,9 @@ class Dht:
         return list(self._addresses())[:MAX_TOLD_ADDRESSES]
 
     async def _nearest(self, key: bytes) -> list[PeerId]:
-        replicas = self.limits.replicas if self._signed else BUCKET
         if self._signed and len(self.table) <= self.limits.closer:
-            return self.table.closest(place_of(key), replicas)
-        return (await self._search(key, Message(FIND_NODE, key), width=replicas)).closest[:replicas]
+            return self.table.closest(place_of(key), self._replicas)
+        return (await self._search(key, Message(FIND_NODE, key), width=self._replicas)).closest
 
     async def _store_at(self, peer: PeerId, messages: Sequence[Message], taken: set[bytes]) -> None:
         for start in range(0, len(messages), AT_ONCE):
