@@ -142,6 +142,11 @@ class Session:
         return self.lost is None and self.leaving is None and self._closing is None and self.remote_hello is not None
 
     @property
+    def relay(self) -> PeerId | None:
+        """The relay that its stream says it runs through."""
+        return getattr(self._stream, "relay", None)
+
+    @property
     def relayed(self) -> bool:
         """Whether its stream says that it runs through a relay."""
         return bool(getattr(self._stream, "relayed", False))

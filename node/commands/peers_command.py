@@ -87,7 +87,9 @@ def row(peer: dict[str, Any]) -> tuple[str, ...]:
     rtt, connected = peer.get("rtt_s"), bool(peer.get("connected"))
     return (
         str(peer.get("peer", "")),
-        ("relayed" if peer.get("via") == "relayed" else "connected") if connected else "away",
+        (f"relayed by ...{str(peer.get('relay'))[-6:]}" if peer.get("via") == "relayed" else "connected")
+        if connected
+        else "away",
         duration(rtt) if isinstance(rtt, int | float) else "",
         models,
         load(peer.get("load") or {}) if connected else "",

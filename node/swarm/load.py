@@ -59,12 +59,14 @@ class Digest(Struct, frozen=True, kw_only=True):
 
 
 class Standing(Struct, frozen=True, kw_only=True):
-    """What is known of one peer when a choice is made. calls: of ours, in flight. age_s: of its digest, if any."""
+    """What is known of one peer when a choice is made. calls: of ours, in flight. age_s: of its digest, if any.
+    relayed: whether what it says comes through a relay, which somebody pays for."""
 
     calls: int
     digest: Digest | None = None
     age_s: float = float("inf")
     rtt_s: float | None = None
+    relayed: bool = False
 
     @property
     def fresh(self) -> bool:
@@ -79,8 +81,9 @@ class Standing(Struct, frozen=True, kw_only=True):
 def in_order(peers: Sequence[tuple[Standing, T]], rng: random.Random) -> list[T]:
     """The peers, the one to try first first."""
 
-    def rank(entry: tuple[Standing, T]) -> tuple[int, float]:
-        return entry[0].busy(), 1.0 if entry[0].rtt_s is None else entry[0].rtt_s
+    def rank(entry: tuple[Standing, T]) -> tuple[int, bool, float]:
+        standing = entry[0]
+        return standing.busy(), standing.relayed, 1.0 if standing.rtt_s is None else standing.rtt_s
 
     mixed = list(peers)
     rng.shuffle(mixed)

@@ -38,6 +38,7 @@ class PeerView(Struct, frozen=True, kw_only=True):
     since, last_good: Unix time in seconds. rtt_s: seconds there and back when last measured. calls: in flight, both
     ways. load, told_at: how busy it said it was, and when it said all this (Unix time in seconds, by its clock).
     problem: why it is not connected, where that is known. via: "direct" or "relayed" while it is connected.
+    relay: the peer id of the relay between, if any.
     """
 
     peer: PeerId
@@ -58,6 +59,7 @@ class PeerView(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     problem: str = ""
     via: str = ""
+    relay: str = ""
 
 
 class Peer:
@@ -136,7 +138,8 @@ class Peer:
         """What a choice among peers goes by."""
         calls = self.session.calls_in_flight if self.session is not None else 0
         age_s = trio.current_time() - self.load_at
-        return Standing(calls=calls, digest=self.load, age_s=age_s, rtt_s=self.rtt_s)
+        relayed = self.session is not None and self.session.relayed
+        return Standing(calls=calls, digest=self.load, age_s=age_s, rtt_s=self.rtt_s, relayed=relayed)
 
     def _load(self, advert: Advert | None) -> dict[str, Any]:
         if self.load is not None and self.standing().fresh:
@@ -174,6 +177,7 @@ class Peer:
             addresses=self.addresses,
             problem=(session.leaving or "") if session is not None else self.problem,
             via="" if session is None else "relayed" if session.relayed else "direct",
+            relay=session.relay or "" if session is not None else "",
         )
 
 

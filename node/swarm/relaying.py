@@ -24,6 +24,7 @@ log = logging.getLogger("shoal.swarm")
 
 LOOK_EVERY_S = 5.0
 MEMBER_WITHIN_S = 1.0  # a reservation may come a moment before the hello that shows who asks
+DOUBT_S = 300.0
 URGENT_RETRY_S = 0.5  # between two dials of a relay that this node has a place behind, or had
 URGENT_FOR_S = 120.0  # of trying; a relay that is away for longer is sought like everybody
 
@@ -54,13 +55,14 @@ class Serving(Protocol):
 
 class Offer(Struct, frozen=True):
     """A connected peer behind which a place could be taken. named: by the owner; public: it is reached over the
-    internet; held: there is a place already."""
+    internet; held: there is a place already; doubted: it has refused one, or lied."""
 
     peer: PeerId
     rtt_s: float
     named: bool = False
     public: bool = False
     held: bool = False
+    doubted: bool = False
 
 
 def behind_whom(offers: Iterable[Offer], places: int, *, reachable: bool) -> list[PeerId]:
@@ -68,7 +70,7 @@ def behind_whom(offers: Iterable[Offer], places: int, *, reachable: bool) -> lis
     uses only what its owner has named. A relay on this network would lead nobody further than this node itself does.
     """
     of_use = [offer for offer in offers if offer.named or (offer.public and not reachable)]
-    of_use.sort(key=lambda offer: (not offer.named, not offer.held, offer.rtt_s, offer.peer))
+    of_use.sort(key=lambda offer: (not offer.named, not offer.held, offer.doubted, offer.rtt_s, offer.peer))
     return [offer.peer for offer in of_use[:places]]
 
 
@@ -95,6 +97,7 @@ class Relaying:
         self._host, self._places = host, places
         self._enabled, self._wanted = enabled, wanted
         self._used: set[PeerId] = set()
+        self._refused: dict[PeerId, float] = {}  # relays that have given no place, and until when others come first
         self._stirred = trio.Event()
 
     async def run(self) -> None:
@@ -118,12 +121,19 @@ class Relaying:
             if peer.usable and (relays or named):
                 public = any(is_public(ip) for ip in self._host.remote_ips(peer.id))
                 rtt_s = peer.rtt_s if peer.rtt_s is not None else math.inf
-                offers.append(Offer(peer.id, rtt_s, named, public, peer.id in self._places.held))
+                held = peer.id in self._places.held
+                offers.append(Offer(peer.id, rtt_s, named, public, held, self._is_doubted(peer.id)))
         chosen = behind_whom(offers, self._wanted, reachable=self._is_reachable())
         # One that is away for a moment is still wanted: it gets its place back with its connection.
         away = [relay for relay in self._used if relay not in {offer.peer for offer in offers}]
         self._used = {*chosen, *away[: max(0, 2 * self._wanted - len(chosen))]} if self._enabled else set()
         self._places.want(self._used)
+
+    def _is_doubted(self, relay: PeerId) -> bool:
+        now = trio.current_time()
+        if relay in self._places.problems:
+            self._refused[relay] = now + DOUBT_S
+        return self._refused.get(relay, -math.inf) > now or bool(self._lies.get(relay))
 
     def _is_reachable(self) -> bool:
         return any(is_public(addresses.multiaddr_host(address)) for address in self._host.addresses())

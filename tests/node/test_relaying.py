@@ -31,6 +31,12 @@ def test_it_keeps_the_places_that_it_has() -> None:
     assert behind_whom(offers, 2, reachable=False) == [R1, R2]
 
 
+def test_a_relay_that_has_refused_or_lied_comes_last() -> None:
+    offers = [Offer(R1, 0.1, public=True, doubted=True), Offer(R2, 0.9, public=True), Offer(R3, 0.8, public=True)]
+    assert behind_whom(offers, 2, reachable=False) == [R3, R2]
+    assert behind_whom(offers[:1], 2, reachable=False) == [R1], "better than none"
+
+
 def test_a_node_that_can_be_dialled_takes_none_but_those_that_its_owner_named() -> None:
     offers = [Offer(R1, 0.1, public=True), Offer(R2, 0.9, named=True)]
     assert behind_whom(offers, 2, reachable=True) == [R2]
@@ -50,6 +56,7 @@ def test_a_relay_on_the_own_network_is_used_only_when_it_is_named() -> None:
             named=st.booleans(),
             public=st.booleans(),
             held=st.booleans(),
+            doubted=st.booleans(),
         ),
         unique_by=lambda offer: offer.peer,
     ),
