@@ -70,7 +70,8 @@ durability: $(READY) ## a writing node is killed a hundred times, and every bloc
 swarm: $(READY) ## N real nodes find each other and idle: join, spread, memory, CPU, traffic
 	@$(PYTHON) -m benchmarks.swarm $(or $(N),20)
 
-bench: $(READY) model ## the figures, in tables
+bench: $(READY) model ## the figures, in tables, beside LiteLLM's proxy (installed into build/litellm, 740 MB)
+	@./scripts/install_litellm.sh
 	@$(PYTHON) -m benchmarks
 
 bench-local: $(READY) model ## the local model beside transformers: speed, memory, answers equal to fp32

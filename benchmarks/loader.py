@@ -104,3 +104,53 @@ def run(host: str, port: int, requests: list[bytes], *, connections: int, second
                 send(sock)
     wall = time.perf_counter() - start
     return Load(sorted(latencies), sorted(first), wall, time.process_time() - cpu, failed)
+
+
+class Streams(NamedTuple):
+    """gaps: seconds between two pieces of one stream, sorted. whole: streams that ended with their end mark.
+
+    events: `data:` lines that came, the end marks included.
+    """
+
+    gaps: list[float]
+    events: int
+    whole: int
+    wall: float
+
+
+def stream(host: str, port: int, request: bytes, *, connections: int) -> Streams:
+    """One stream on each of `connections` at once, read to the end."""
+    selector = selectors.DefaultSelector()
+    gaps: list[float] = []
+    events = whole = 0
+    last: dict[socket.socket, tuple[float | None, bytes]] = {}
+    for _ in range(connections):
+        connection = socket.create_connection((host, port), timeout=10)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(request)
+        connection.setblocking(False)
+        selector.register(connection, selectors.EVENT_READ)
+        last[connection] = None, b""
+    start = time.perf_counter()
+    while last:
+        ready = selector.select(timeout=10)
+        if not ready:
+            break
+        for key, _ in ready:
+            sock = key.fileobj
+            if not isinstance(sock, socket.socket):
+                continue
+            data = sock.recv(262144)
+            now = time.perf_counter()
+            before, tail = last[sock]
+            events += data.count(b"data: ")
+            tail = (tail + data)[-64:]
+            if before is not None and data:
+                gaps.append(now - before)
+            last[sock] = now, tail
+            if not data or tail.endswith(b"0\r\n\r\n"):
+                whole += b"[DONE]" in tail
+                selector.unregister(sock)
+                sock.close()
+                del last[sock]
+    return Streams(sorted(gaps), events, whole, time.perf_counter() - start)
