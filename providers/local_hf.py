@@ -50,10 +50,13 @@ from .settings import BuildContext, ProviderSettings
 
 PROBE_S = 5.0
 """Seconds for which a probe's finding is kept."""
-HONOURS = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
+PROBABILITIES = frozenset({"logprobs", "top_logprobs"})
+HONOURS = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"}) | PROBABILITIES
 """The options of a request that reach the model."""
-WRITES = Capabilities(streams=True, continues=True, seeds=True, embeds=False)
+WRITES = Capabilities(streams=True, continues=True, seeds=True, logprobs=True, embeds=False)
 ENCODES = Capabilities(streams=False, writes=False, embeds=True)
+MOST_LOGPROBS = 20
+"""Likeliest tokens that may be asked for at each place, as in OpenAI's API."""
 LIBRARIES = ("torch", "transformers", "safetensors")
 ENGINES = {"torch": "transformers", "llama_cpp": "llama-cpp-python"}
 """Engine -> the package whose version is told."""
@@ -181,7 +184,8 @@ class LocalHf(Provider):
     @contextlib.asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[Event]]:
         request, dropped = settle(self._accept(request), HONOURS, self._settings.unsupported, self.name)
-        request = msgspec.structs.replace(request, extra={}, response_format=None)  # what is left changes no answer
+        kept = {name: value for name, value in request.extra.items() if name in PROBABILITIES}
+        request = msgspec.structs.replace(request, extra=kept, response_format=None)  # the rest changes no answer
         keeper = await self._shelf.kept(await self._chosen(request.model, self._default, encoder=False))
         async with self._gate, keeper.worker() as link:
             call = link.begin(request)
@@ -283,6 +287,11 @@ def not_offered(request: GenerateRequest) -> str:
         return "the local model reads text only; leave images out, or ask a provider that takes them"
     if request.max_tokens is not None and request.max_tokens < 1:
         return f"max_tokens is {request.max_tokens}; an answer needs at least 1"
+    top = request.extra.get("top_logprobs")
+    if top is not None and (type(top) is not int or not 0 <= top <= MOST_LOGPROBS):
+        return f"top_logprobs is a whole number from 0 to {MOST_LOGPROBS}"
+    if top and not request.extra.get("logprobs"):
+        return "top_logprobs needs logprobs: true beside it"
     return ""
 
 

@@ -97,6 +97,12 @@ class Prompter:
         role = "system" if message.role == "developer" else message.role
         return {"role": role, "content": self._neutralise(message.text)}
 
+    def word(self, token: int) -> str:
+        """The text of one token; a control token's is its name, and a piece of a character is a replacement."""
+        added = self._tokenizer.added_tokens_decoder.get(token)
+        text: str = self._tokenizer.decode([token]) if added is None else added.content
+        return text
+
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text, as it stands."""
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)

@@ -9,9 +9,9 @@ import os
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..base import ErrorKind, Finish, FinishReason, GenerateRequest, TextDelta, Usage
+from ..base import ErrorKind, Finish, FinishReason, GenerateRequest, Logprobs, TextDelta, Usage
 from .detokenizer import Detokenizer
 from .engine import Sequence
 from .frames import (
@@ -36,6 +36,7 @@ from .stops import StopFilter
 
 if TYPE_CHECKING:
     from .loaded import Model
+    from .logprobs import TokenNotes
     from .sampling import Sampler
 
 BEAT_S = 1.0
@@ -116,8 +117,18 @@ class _Answer:
         temperature = model.temperature if request.temperature is None else request.temperature
         top_p = model.top_p if request.top_p is None else request.top_p
 
+        top = request.extra.get("top_logprobs") or 0
+        noted = bool(request.extra.get("logprobs"))
+        self._notes: TokenNotes | None = None
+
         def sampler(drawn: int) -> Sampler:
             picks: Sampler = model.sampler(temperature, top_p, request.seed, drawn)
+            if noted:
+                from .logprobs import Noting, TokenNotes
+
+                noting: Any = Noting(picks, top)
+                self._notes = TokenNotes(noting.notes, model.prompter.word)
+                picks = noting
             return picks
 
         self._sampler = sampler
@@ -152,7 +163,16 @@ class _Answer:
             return self._stops.flush(), "stop"
         self.count += 1
         self._picked += 1
-        return self._said(self._text.push(token))
+        text = self._text.push(token)
+        if self._notes is not None:
+            self._notes.brought(text)
+        return self._said(text)
+
+    def logprobs(self, text: str, reason: FinishReason | None) -> Logprobs | None:
+        """Log probabilities of the tokens whose text is said now, where they are wanted."""
+        stopped = self._stops.stopped  # then what is left are tokens of the stop string
+        told = self._notes.due(text, whole=reason is not None and not stopped) if self._notes is not None else ()
+        return Logprobs(told) if told else None
 
     def _said(self, text: str) -> tuple[str, FinishReason | None]:
         text = self._stops.push(text)
@@ -167,8 +187,12 @@ class _Answer:
         self._picked += 1
         if token in self._model.ends or self._picked > self.room:
             return False
-        self._replayed += self._text.push(token)
+        text = self._text.push(token)
+        self._replayed += text
         self.replaying = not self._replayed.startswith(self._prefix)
+        if self._notes is not None:
+            new = self._replayed[len(self._prefix) :]
+            self._notes.brought(new) if new and not self.replaying else self._notes.passed()
         return not self.replaying or self._prefix.startswith(self._replayed)
 
     def met(self) -> tuple[str, FinishReason | None]:
@@ -258,6 +282,8 @@ class Server:
     def _tell(self, id_: int, answer: _Answer, text: str, reason: FinishReason | None) -> bool:
         if text:
             self._pipes.send(Said(id_, TextDelta(text)))
+        if (told := answer.logprobs(text, reason)) is not None:
+            self._pipes.send(Said(id_, told))
         if reason is not None:
             cached = self._engine.reused(id_)
             self._engine.remove(id_)

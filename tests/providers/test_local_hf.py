@@ -334,6 +334,9 @@ async def test_measured_rates_show_in_the_probe(start: Start) -> None:
             ),
             "images",
         ),
+        (wish("words 1", extra={"logprobs": True, "top_logprobs": 21}), "from 0 to 20"),
+        (wish("words 1", extra={"logprobs": True, "top_logprobs": True}), "from 0 to 20"),
+        (wish("words 1", extra={"top_logprobs": 2}), "needs logprobs"),
     ],
 )
 async def test_what_is_not_offered_is_refused_in_words_before_a_worker_starts(
@@ -347,13 +350,13 @@ async def test_what_is_not_offered_is_refused_in_words_before_a_worker_starts(
 
 
 async def test_options_that_the_model_lacks_are_left_out_and_named_or_refused_as_the_owner_says(start: Start) -> None:
-    odd = wish("words 1", response_format={"type": "json_object"}, extra={"logprobs": True, "user": "me"})
+    odd = wish("words 1", response_format={"type": "json_object"}, extra={"logit_bias": {"1": 2}, "user": "me"})
     async with start() as provider:
         async with provider.generate(odd) as events:
             said = [event async for event in events]
-        assert said[:2] == [Dropped(("logprobs", "response_format")), TextDelta("w0 ")]
+        assert said[:2] == [Dropped(("logit_bias", "response_format")), TextDelta("w0 ")]
     async with start(unsupported="refuse") as provider:
-        with pytest.raises(ProviderError, match="cannot honour logprobs, response_format") as caught:
+        with pytest.raises(ProviderError, match="cannot honour logit_bias, response_format") as caught:
             await answer(provider, odd)
         assert caught.value.kind is ErrorKind.UNAVAILABLE
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import trio
-from shoal.providers.base import ErrorKind, Event, Finish, GenerateRequest, ProviderError, TextDelta, Usage
+from shoal.providers.base import ErrorKind, Event, Finish, GenerateRequest, Logprobs, ProviderError, TextDelta, Usage
 from shoal.providers.local_hf import LocalHf, Settings, build
 from shoal.providers.settings import BuildContext
 
@@ -93,6 +93,16 @@ async def test_what_a_caller_may_ask_of_an_answer(local: LocalHf) -> None:
     first, second = [text_of(await ask(local, STORY, temperature=1.0, seed=5)) for _ in range(2)]
     assert first == second
     assert first != text_of(await ask(local, STORY, temperature=1.0, seed=6))
+    # Log probabilities come with the text that they speak of, of as many tokens as are counted.
+    noted = await ask(local, JAPAN, extra={"logprobs": True, "top_logprobs": 2})
+    told = [token for event in noted if isinstance(event, Logprobs) for token in event.tokens]
+    assert "".join(token["token"] for token in told) == text_of(noted)
+    assert len(told) == usage_of(noted).completion_tokens
+    assert all(token["top_logprobs"][0]["token"] == token["token"] for token in told)  # it was greedy
+    assert all(len(token["top_logprobs"]) == 2 and token["logprob"] <= 0 for token in told)
+    rest = await ask(local, JAPAN, prefix="The ca", extra={"logprobs": True})
+    later = [token for event in rest if isinstance(event, Logprobs) for token in event.tokens]
+    assert [token["token"] for token in later] == [token["token"] for token in told[1:]]
     # Characters of several tokens come whole.
     emoji = await ask(local, "Repeat exactly: 🎉🚀🎉🚀", max_tokens=20)
     assert not any("\ufffd" in event.text for event in emoji if isinstance(event, TextDelta))
