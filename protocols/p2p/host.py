@@ -28,7 +28,7 @@ from ..peer_id import Identity, PeerId
 from . import addresses, negotiation, remedies, sockets
 from .circuits import Circuits
 from .dialling import Dial, is_live
-from .errors import DialFailed, ListenFailed, NotConnected, StreamLost
+from .errors import DialFailed, ListenFailed, NotConnected, ProtocolRefused, StreamLost
 from .limits import HostLimits
 from .network import Network, build
 from .stream import LOST, P2pStream
@@ -242,6 +242,17 @@ class Host:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
             await _close_all(self.connections(peer_id, relayed=True))
 
+    async def drop_dead(self, peer_id: PeerId, protocol: str, limit_s: float) -> None:
+        """Closes the direct connections with the peer if none answers within `limit_s`, asked for `protocol`."""
+        before = self.connections(peer_id, relayed=False)
+        try:
+            await (await self.open_stream(peer_id, protocol, relayed=False, deadline_s=limit_s)).close()
+        except ProtocolRefused:
+            return  # that is an answer
+        except StreamLost:
+            for connection in before:
+                await _cut(connection)
+
     async def disconnect_unused(self, peer_id: PeerId) -> None:
         """Closes the connections with the peer on which no stream is open."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
@@ -444,6 +455,7 @@ async def _cut_later(connection: Any) -> None:
 
 
 async def _cut(connection: Any) -> None:
+    sockets.let_go(connection.muxed_conn)
     with contextlib.suppress(*LOST):
         await connection.muxed_conn.secured_conn.close()
 

@@ -35,7 +35,7 @@ from .incoming import Incoming
 from .nat_limits import NatLimits
 from .network import came_in_mark
 from .reachability import Facts, Plan, may_initiate, plan, scope_of, worth_dialling
-from .stream import LOST, P2pStream
+from .stream import P2pStream
 
 log = logging.getLogger("shoal.p2p.nat")
 
@@ -45,6 +45,7 @@ OTHER_SIDE_S = 1.5  # after which the side that has called begins, when the call
 HEAD_START_S = 0.05  # that the client's SYN gets, beyond half a round trip
 REDIAL_S = 0.25  # after a SYN that was refused: the other side's may not have left yet
 AGAIN_SOON_S = 30.0  # after the first tries in vain; doubled with each round, up to the limit
+ALIVE_S = 1.5  # for an answer on a direct connection beside which a relayed one has come up
 CHECK_S = 1.0  # between two looks at whether a relayed connection is still in use
 SERVED_PER_MINUTE = 12  # tries that a peer may begin
 
@@ -109,7 +110,11 @@ class Punching:
         self.changed()
         if direct and connection.muxed_conn.is_initiator and self._is_relayed(peer) and self._on_direct is not None:
             self._on_direct(peer)
-        if not direct and peer not in self._tended and self._nursery is not None:
+        if direct or self._nursery is None:
+            return
+        if self._is_direct(peer):  # why does the peer come through a relay? It may have found that one dead
+            self._nursery.start_soon(self._host.drop_dead, peer, PROTOCOL, ALIVE_S)
+        if peer not in self._tended:
             self._tended.add(peer)
             self._nursery.start_soon(self._tend, peer, not connection.muxed_conn.is_initiator)
 
@@ -304,8 +309,8 @@ class Punching:
         while True:
             try:
                 await self._attempt(peer, pair, self._source(pair[0]) if punch else None, client)
-            except (OSError, *LOST) as error:
-                log.debug("dialling for a hole: %s", type(error).__name__)
+            except OSError as error:
+                log.debug("dialling for a hole: %s", error.strerror or error)
             except Exception as error:  # whatever answers there, it is not the peer
                 log.debug("dialling for a hole: %s", type(error).__name__)
             else:

@@ -126,6 +126,8 @@ async def _release_credit(self: Any, *, bytes_read: int = 0) -> None:  # YamuxSt
 async def _keepalive(self: Any) -> None:  # Yamux, in place of _measure_rtt_loop
     from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_PING, YAMUX_HEADER_FORMAT
 
+    from . import sockets
+
     await trio.sleep(0.5)  # let the connection settle, as the library does
     while not self.event_shutting_down.is_set():
         self._ping_id += 1
@@ -139,6 +141,7 @@ async def _keepalive(self: Any) -> None:  # Yamux, in place of _measure_rtt_loop
             await self._ping_event.wait()
         if scope.cancelled_caught:
             log.debug("a peer is silent for %.0f s: closing its connection", KEEPALIVE_LIMIT_S)
+            sockets.let_go(self)
             await self.secured_conn.close()  # the reader now sees the end and cleans up
             return
         with trio.move_on_after(KEEPALIVE_INTERVAL_S):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from typing import Any
 
 import trio
@@ -47,6 +48,18 @@ def endpoint(muxed: Any) -> Endpoint | None:
 def is_direct(muxed: Any) -> bool:
     """Whether a connection has a socket of its own under it; else it runs through a relay."""
     return _socket_under(muxed) is not None
+
+
+def let_go(muxed: Any) -> None:
+    """Before the close of a connection that is dead: what was not taken is dropped with it.
+
+    Else the kernel goes on sending to nobody for minutes, and no connection between the same two ports can be made
+    meanwhile (a punched one is always between the same two).
+    """
+    found = _socket_under(muxed)
+    if found is not None:
+        with contextlib.suppress(OSError):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _socket_under(muxed: Any) -> Any:

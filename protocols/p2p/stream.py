@@ -153,6 +153,7 @@ class P2pStream:
 
     async def cut_connection(self) -> None:
         """Ends the whole connection without a word, because it is dead: new streams take another, or there is none."""
+        sockets.let_go(self._conn)
         with contextlib.suppress(*LOST):
             await self._conn.secured_conn.close()
 

@@ -133,6 +133,20 @@ async def test_an_answer_in_progress_on_the_relay_goes_on_there_while_new_ones_g
         assert (await peer_of(a, b))["via"] == "direct"
 
 
+async def test_a_direct_line_that_is_cut_silently_gives_way_to_the_relay_and_comes_back(lab: Lab) -> None:
+    lab.up("cone", "cone")
+    async with pair(lab) as (a, b, _relay):
+        await until_knows(a, b, via="direct")
+        lab.cut("ab")
+        answer = await ask(a, "one two three")
+        assert (answer.text, answer.error) == ("ECHO<one two three>", "")
+        assert answer.times[0] - answer.began < 4.0, "1.5 s of silence, and a new connection"
+        await until_knows(a, b, via="relayed")
+        lab.heal()
+        await until_knows(a, b, via="direct", within=20)
+        assert (await ask(a, "four five six")).text == "ECHO<four five six>"
+
+
 async def test_the_owner_can_forbid_punching(lab: Lab) -> None:
     lab.up("cone", "cone")
     async with pair(lab, nat="punch = false\n") as (a, b, relay):
