@@ -84,8 +84,13 @@ async def _receive(incoming: Incoming, kind: type[Any]) -> Any:
         raise StreamLost("the peer ended the conversation")
     if size > MAX_MESSAGE_BYTES:
         raise ProtocolViolation("a message about reachability is too long")
+    return decode(await incoming.take(size), kind)
+
+
+def decode(data: bytes, kind: type[Any]) -> Any:
+    """A message of that kind, without its length. ProtocolViolation when it is none."""
     try:
-        return msgspec.msgpack.decode(await incoming.take(size), type=kind)
+        return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ProtocolViolation("not a message about reachability") from None
 

@@ -41,7 +41,7 @@ from shoal.protocols.framing import (
     parts,
 )
 from shoal.protocols.items import TooManyItems, check_items
-from shoal.protocols.p2p import kad_message
+from shoal.protocols.p2p import autonat, dcutr_message, kad_message
 from shoal.protocols.p2p.circuit_message import (
     Hop,
     HopKind,
@@ -53,9 +53,11 @@ from shoal.protocols.p2p.circuit_message import (
     decode_stop,
     encode,
 )
+from shoal.protocols.p2p.dcutr_message import CONNECT, HolePunch
 from shoal.protocols.p2p.errors import ProtocolViolation
 from shoal.protocols.p2p.kad_message import Entry, Message
 from shoal.protocols.p2p.kad_statement import PROVIDE, Statement, StatementRefused, seal, unseal
+from shoal.protocols.p2p.reachability import MAX_ADDRESSES, Facts, worth_dialling
 from shoal.protocols.peer_id import Identity
 from shoal.providers.base import GenerateRequest
 
@@ -135,6 +137,17 @@ def dht_statement(data: bytes) -> None:
     assert said.peer == ME.peer_id
 
 
+def hole(data: bytes) -> None:
+    message = dcutr_message.decode(data)
+    assert len(message.pairs) <= dcutr_message.MAX_PAIRS
+    assert len(worth_dialling(message.pairs, mine=["11.22.33.1"])) <= MAX_ADDRESSES
+
+
+def reach(data: bytes) -> None:
+    for kind in (autonat.Ask, autonat.Seen, autonat.DialledBack):
+        autonat.decode(data, kind)
+
+
 def items(data: bytes) -> None:
     check_items(data, 100)
 
@@ -179,6 +192,8 @@ def samples() -> list[tuple[Reader, bytes]]:
         (decode_stop, encode(Stop(StopKind.CONNECT, b"peer", Limit(3, 4)))),
         (dht_message, kad_message.encode(Message(1, KEY, b"v", (Entry(b"i", (b"a",)),), (Entry(b"j", (), b"s"),)))),
         (dht_statement, statement),
+        (hole, dcutr_message.encode(HolePunch(CONNECT, (("11.22.33.1", 4001), ("2a00::1", 9)), Facts(nat="none")))),
+        (reach, msgspec.msgpack.encode({"port": 4001, "ip": "11.22.33.1", "ok": True, "why": "no answer"})),
         (Digest.decode, Digest(running=3).encode()),
         (items, encode_body([[1, "x", b"y"], {"a": 2.5}])),
     ]
