@@ -304,7 +304,16 @@ class Status(Struct, frozen=True, omit_defaults=True):
 
     def offers(self, model: str | None) -> bool:
         """Whether a request that pins `model` (None: any) can be served here."""
-        return self.ready and (model is None or self.any_model or any(m.name == model for m in self.models))
+        if not self.ready or model is None or self.any_model:
+            return self.ready
+        return self.info(model) is not None
+
+    def info(self, model: str | None) -> ModelInfo | None:
+        """What is known of a model on offer."""
+        for info in self.models:
+            if info.name == model:
+                return info
+        return None
 
 
 class Provider(abc.ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -46,6 +47,7 @@ class Attempt(Struct, kw_only=True, omit_defaults=True):
         return f"{self.name}: {self.outcome}" + (f" ({self.reason})" if self.reason else "")
 
 
+@functools.lru_cache(maxsize=1024)
 def header_safe(text: str, limit: int = 200) -> str:
     """A name from anywhere as the value of a header: printable, no separators, bounded."""
     return _UNSAFE.sub("_", text[:limit])

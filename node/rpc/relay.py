@@ -69,7 +69,7 @@ class Relay:
         if len(asks) == 1:
             whole = Whole()
             async with self.router.answer(asks[0]) as answer:
-                while events := await answer.more():
+                while whole.finish is None and (events := await answer.more()):
                     whole.take(events)
                 body, headers = render([whole], answer), headers_of(answer, JSON)
             wholes = [whole]

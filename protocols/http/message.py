@@ -47,6 +47,12 @@ def find_header(headers: Iterable[Header], name: str) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=512)
+def lower_name(raw: bytes) -> str:
+    """A header's name as it came, in lower case."""
+    return raw.decode("latin-1").lower()
+
+
 def status_line(status: int) -> str:
     return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} -\r\n"
 

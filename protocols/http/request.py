@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from .chunked import ChunkedDecoder
 from .limits import Limits
-from .message import Header, Headers, HttpError
+from .message import Header, Headers, HttpError, lower_name
 
 
 class Request(Struct):
@@ -48,11 +48,6 @@ State = Literal["idle", "head", "body", "refused"]
 _FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"})
 _UNKNOWN_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [^ ]+ HTTP/1\.[01]\r\n")
 _SCHEME = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
-
-
-@functools.lru_cache(maxsize=512)
-def _name(raw: bytes) -> str:
-    return raw.decode("latin-1").lower()
 
 
 class _Head(Struct, frozen=True):
@@ -110,7 +105,7 @@ def _parse_head(head: bytes, max_headers: int, max_body: int) -> _Head:
         raise HttpError(400, "the request line is malformed")
     if len(found.fields) > max_headers:
         raise HttpError(431, f"the request has more than {max_headers} headers")
-    headers = tuple((_name(name), value.decode("latin-1").strip(" \t")) for name, value in found.fields)
+    headers = tuple((lower_name(name), value.decode("latin-1").strip(" \t")) for name, value in found.fields)
     path, query = _split_target(method, found.target)
     http_1_0 = version == "1.0"
     keep_alive, size, expect = _framing(headers, http_1_0, max_body)

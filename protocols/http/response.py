@@ -9,7 +9,7 @@ from __future__ import annotations
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from .limits import ClientLimits
-from .message import Headers
+from .message import Headers, lower_name
 
 
 class ClientError(Exception):
@@ -101,16 +101,17 @@ class ResponseParser:
         if self.complete or 100 <= status < 200:
             return
         self.status = status
-        self.headers = [(n.decode("latin-1").lower(), v.decode("latin-1").strip(" \t")) for n, v in self._fields]
+        self.headers = [(lower_name(name), value.decode("latin-1").strip(" \t")) for name, value in self._fields]
         self.has_head = True
         tunnel = self._method == "CONNECT" and 200 <= status < 300
         self.keep_alive = parser.should_keep_alive() and not tunnel
         if self._method == "HEAD" or tunnel:
             self.complete = True
         elif status not in (204, 304):
-            framing = {name for name, _ in self.headers}
-            chunked = any(n == "transfer-encoding" and v.lower().endswith("chunked") for n, v in self.headers)
-            self._until_close = not chunked and "content-length" not in framing
+            self._until_close = True
+            for name, value in self.headers:
+                if name == "content-length" or (name == "transfer-encoding" and value.lower().endswith("chunked")):
+                    self._until_close = False
 
     def on_body(self, body: bytes) -> None:
         if not self.complete:
