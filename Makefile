@@ -74,8 +74,8 @@ bench: $(READY) model ## the figures, in tables, beside LiteLLM's proxy (install
 	@./scripts/install_litellm.sh
 	@$(PYTHON) -m benchmarks
 
-bench-local: $(READY) model ## the local model beside transformers: speed, memory, answers equal to fp32
-	@$(PYTHON) -m benchmarks local_model local
+bench-local: $(READY) model ## the local model beside transformers and llama.cpp: speed, memory, answers; 1,000 continuations
+	@$(PYTHON) -m benchmarks local continuation
 
 clean:          ## remove what was built; keeps downloaded models
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
