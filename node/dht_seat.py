@@ -55,7 +55,7 @@ class DhtSeat:
             if self._config.enabled:
                 await stack.enter_async_context(self._in_swarm(host, swarm, key, told, nursery))
             if self.ipfs is not None and key is None:
-                await stack.enter_async_context(self.ipfs.taken(host, bitswap))
+                await stack.enter_async_context(self.ipfs.taken(host, bitswap, swarm.needs))
             yield
 
     @contextlib.asynccontextmanager

@@ -53,10 +53,21 @@ class IpfsDht:
         self.found = self.missed = 0
 
     @contextlib.asynccontextmanager
-    async def taken(self, host: Host, bitswap: Bitswap) -> AsyncGenerator[None]:
+    async def taken(
+        self, host: Host, bitswap: Bitswap, needs: Callable[[PeerId], bool] = lambda peer: False
+    ) -> AsyncGenerator[None]:
+        """needs: whether somebody else wants the connection with a peer; others are closed when a search is over."""
         from ..protocols.p2p.dht import Dht
 
-        dht = Dht(host, self._identity, self._config.dht_protocol, serve=False, signed=False)
+        named = {address.rpartition("/p2p/")[2] for address in self._config.dht_peers}
+        dht = Dht(
+            host,
+            self._identity,
+            self._config.dht_protocol,
+            serve=False,
+            signed=False,
+            keeps=lambda peer: peer in named or needs(peer),
+        )
         async with dht.running(), trio.open_nursery() as nursery:
             self._dht, self._host, self._bitswap = dht, host, bitswap
             nursery.start_soon(self._run, dht, host)
@@ -76,7 +87,10 @@ class IpfsDht:
                 pause = min(2 * pause, MAX_RETRY_S)
                 continue
             pause = RETRY_S
-            await self._announce(dht)
+            try:
+                await self._announce(dht)
+            except Exception as error:  # no reason for a node to end
+                log.error("announcing in the IPFS DHT failed: %s", type(error).__name__)  # noqa: TRY400
             self._stirred = trio.Event()
             with trio.move_on_after(ROUND_S * _random.uniform(0.8, 1.2)):
                 await self._stirred.wait()

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from .cli import Command, common
+from .figures import machine, speed, when
 from .output import duration, print_facts, print_json, print_json_line, print_text, size
 from .reachable import in_a_line
 
@@ -80,10 +81,10 @@ def dhts(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         announced, found = swarm.get("announced") or {}, swarm.get("found") or {}
         said = f"{announced.get('models', 0)} models and {announced.get('answers', 0)} answers announced"
         got = f"{found.get('model', 0)} models and {found.get('answer', 0)} answers found"
-        yield "DHT", f"{swarm.get('peers', 0)} nodes known; {said}; {got}; {swarm.get('records', 0)} records kept"
+        yield "DHT", f"nodes known: {swarm.get('peers', 0)}; {said}; {got}; {swarm.get('records', 0)} records kept"
     if (ipfs := told.get("ipfs")) is not None:
         counts = f"{ipfs.get('announced', 0)} answers announced, {ipfs.get('found', 0)} blocks found"
-        yield "IPFS DHT", f"{ipfs.get('peers', 0)} nodes known; {counts}" if ipfs.get("up") else "not up yet"
+        yield "IPFS DHT", f"nodes known: {ipfs.get('peers', 0)}; {counts}" if ipfs.get("up") else "not up yet"
 
 
 def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -121,7 +122,10 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield "left alone", f"{where} {wait}: {row['kind']}, {row['reason']}"
     cache = found.get("cache") or {}
     yield "cache", f"on, keys as {cache.get('mode')}" if cache.get("enabled") else "off"
-    parts = [hardware.get("cpu") or "", f"{hardware.get('cores_usable', 0):g} cores"]
-    parts += [gpu.get("name") or "" for gpu in hardware.get("gpus") or ()]
     available, total = load.get("memory_available_bytes") or 0, hardware.get("memory_bytes") or 0
-    yield "machine", ", ".join([*parts, f"{size(available)} of {size(total)} memory available"])
+    yield "machine", ", ".join([*machine(hardware), f"{size(available)} of {size(total)} memory available"])
+    if hardware.get("memory_gbs"):
+        copied = f"all cores copy {hardware['memory_gbs']:.3g} GB/s of memory"
+        yield "bandwidth", f"{copied}; {when(hardware.get('measured_at'))}"
+    for row in found.get("rates") or ():
+        yield "measured", f"{row.get('model')} by {row.get('provider')}: {speed(row)}; {when(row.get('at'))}"
