@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from .cli import Command, common, trio_run
-from .output import duration, print_json, print_table
+from .figures import machine, speed
+from .output import duration, print_json, print_table, without_controls
 
 COLUMNS = ("peer", "state", "rtt", "models", "load", "hardware", "has had", "note")
 EMPTY = "no peers; get an invite from another node and run `shoal join INVITE`"
@@ -56,9 +57,9 @@ def table(rows: list[tuple[str, ...]]) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD)
     for column in COLUMNS:
-        made.add_column(column)
+        made.add_column(column, overflow="fold")  # an id that is cut off is good for nothing
     for cells in rows:
-        made.add_row(*(Text(cell) for cell in cells))
+        made.add_row(*(Text(without_controls(cell)) for cell in cells))
     return made if rows else Text(EMPTY)
 
 
@@ -79,11 +80,17 @@ def consumed(account: dict[str, Any]) -> str:
     return f"{account.get('requests', 0)} requests, {tokens} tokens"
 
 
+def named(model: Any) -> str:
+    """A model with the speed that the peer says it has."""
+    if not isinstance(model, dict):
+        return str(model)
+    told = speed({name: model.get(name) for name in ("decode_tps", "first_token_ms")})
+    return str(model.get("name")) + (f" ({told})" if told else "")
+
+
 def row(peer: dict[str, Any]) -> tuple[str, ...]:
-    models = ", ".join(str(m.get("name", m) if isinstance(m, dict) else m) for m in peer.get("models") or ())
+    models = ", ".join(named(model) for model in peer.get("models") or ())
     hardware = peer.get("hardware") or {}
-    parts = [str(hardware.get("cpu", ""))] if hardware.get("cpu") else []
-    parts += [str(gpu.get("name", "")) for gpu in hardware.get("gpus") or ()]
     rtt, connected = peer.get("rtt_s"), bool(peer.get("connected"))
     return (
         str(peer.get("peer", "")),
@@ -93,7 +100,7 @@ def row(peer: dict[str, Any]) -> tuple[str, ...]:
         duration(rtt) if isinstance(rtt, int | float) else "",
         models,
         load(peer.get("load") or {}) if connected else "",
-        ", ".join(parts),
+        ", ".join(machine(hardware)),
         consumed(peer.get("consumed") or {}),
         str(peer.get("via_note") or "") if connected else str(peer.get("problem") or ""),
     )
