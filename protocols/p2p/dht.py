@@ -188,7 +188,7 @@ class Dht:
             return found(peer, at) is True
 
         for held in self.records.get(key, self._clock()):
-            if tell(held.statement.peer, held.statement.addresses):
+            if tell(held.peer, held.statement.addresses):
                 return
         if len(told) > self.limits.providers_per_key:
             return

@@ -175,8 +175,8 @@ class KadServer:
             return Message(GET_VALUE, asked.key, held[0].sealed if held else None, closer)
         if asked.kind == GET_PROVIDERS:
             held = [] if of_node else self._records.get(asked.key, self._clock())
-            held = [one for one in held if self._admits(one.statement.peer)]
-            providers = tuple(Entry(peer_bytes(one.statement.peer), statement=one.sealed) for one in held)
+            held = [one for one in held if self._admits(one.peer)]
+            providers = tuple(Entry(peer_bytes(one.peer), statement=one.sealed) for one in held)
             return Message(GET_PROVIDERS, asked.key, None, closer, providers)
         return Message(FIND_NODE, asked.key, None, closer)
 

@@ -11,16 +11,23 @@ from collections import Counter, OrderedDict
 from msgspec import Struct
 
 from ..peer_id import PeerId
-from .kad_statement import Statement
+from .kad_statement import Statement, read
 
 SWEEP_S = 60.0  # between two looks at everything, however full it is
 
 
-class Held(Struct, frozen=True):
-    """sealed: as it came, to be passed on."""
+class Held(Struct, frozen=True, gc=False):
+    """sealed: as it came, to be passed on. Of a statement only what every look needs is kept beside it: there may be
+    thousands, and they are read again when somebody asks."""
 
-    statement: Statement
+    peer: PeerId
+    created: float
+    expires: float
     sealed: bytes
+
+    @property
+    def statement(self) -> Statement:
+        return read(self.sealed)
 
 
 class RecordStore:
@@ -46,7 +53,7 @@ class RecordStore:
         """Keep a statement, or take the one before back; False when it is refused, and counted."""
         key, peer = statement.key, statement.peer
         held = self._by_key.get(key, {}).get(peer)
-        if held is not None and statement.created <= held.statement.created:
+        if held is not None and statement.created <= held.created:
             if sealed == held.sealed:
                 return True
             self.refused["stale"] += 1
@@ -61,7 +68,7 @@ class RecordStore:
                 return False
             others = self._by_key.get(key, {})
             if len(others) >= self._per_key:
-                gone = [other for other, record in others.items() if now >= record.statement.expires]
+                gone = [other for other, record in others.items() if now >= record.expires]
                 if not gone:
                     self.refused["key_full"] += 1
                     return False
@@ -71,22 +78,22 @@ class RecordStore:
                 self.refused["full"] += 1
                 return False
         self._drop(key, peer)
-        self._by_key.setdefault(key, {})[peer] = Held(statement, sealed)
+        self._by_key.setdefault(key, {})[peer] = Held(statement.peer, statement.created, statement.expires, sealed)
         self._by_peer.setdefault(peer, OrderedDict())[key] = None
         self._count += 1
         return True
 
     def get(self, key: bytes, now: float) -> list[Held]:
         """What holds now, the newest first."""
-        held = [one for one in self._by_key.get(key, {}).values() if now < one.statement.expires]
-        return sorted(held, key=lambda one: -one.statement.created)
+        held = [one for one in self._by_key.get(key, {}).values() if now < one.expires]
+        return sorted(held, key=lambda one: -one.created)
 
     def sweep(self, now: float) -> None:
         """Let go of what holds no longer."""
         self._swept = now
         for key, held in list(self._by_key.items()):
             for peer, one in list(held.items()):
-                if now >= one.statement.expires:
+                if now >= one.expires:
                     self._drop(key, peer)
 
     def clear(self) -> None:
