@@ -40,6 +40,14 @@ class NodeSection(Section, frozen=True):
     drain_s: Annotated[
         float, said("Seconds that requests in flight get to finish after SIGINT or SIGTERM.", ge=0, le=60)
     ] = 1.0
+    measure_after_s: Annotated[
+        float,
+        said(
+            "Seconds after the start until memory bandwidth is measured, once for a machine, in a quarter of a second "
+            "of all cores; 0: never.",
+            ge=0,
+        ),
+    ] = 60.0
 
 
 class RpcSection(Section, frozen=True):

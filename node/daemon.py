@@ -27,11 +27,13 @@ from .announce import Announcer
 from .commands.exit_codes import ExitCode
 from .commands.failures import CommandError
 from .config_file import Loaded
-from .hardware import Hardware, probe
+from .hardware import Hardware
 from .identity import load_or_make
 from .life import Life
+from .machine import Machine
 from .membership import Membership, decide
 from .provider_tables import build_registry
+from .routing.rates import Rates, kept
 from .version import version
 
 log = logging.getLogger("shoal.daemon")
@@ -75,7 +77,8 @@ class Daemon:
     ) -> None:
         self.loaded, self.identity, self.registry, self.announce = loaded, identity, registry, announce
         self.started = time.time()
-        self.hardware: Hardware = probe()
+        self.machine = Machine(loaded.data_dir, measure_after_s=loaded.config.node.measure_after_s)
+        self.rates = Rates()
         self.membership = self._decide(joined)
         self.stopping = trio.Event()
         self.moving = trio.Event()
@@ -83,6 +86,10 @@ class Daemon:
         self.listener: socket.socket | None = None
         self.watchdog = threading.Timer(loaded.config.node.drain_s + UNWIND_S + 0.2, _give_up)
         self.watchdog.daemon = True
+
+    @property
+    def hardware(self) -> Hardware:
+        return self.machine.hardware
 
     def _decide(self, joined: Sequence[str]) -> Membership:
         data = self.loaded.data_dir
@@ -101,7 +108,8 @@ class Daemon:
             with self.scope:
                 self.listener = open_listener(self.loaded)
                 with contextlib.closing(self.listener):
-                    async with self.registry.running():
+                    rates_file = paths.rates_file(self.loaded.data_dir)
+                    async with self.registry.running(), kept(self.rates, rates_file):
                         while not self.stopping.is_set():
                             self.moving = trio.Event()
                             await Life(self).run()

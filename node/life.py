@@ -102,6 +102,7 @@ class Life:
             routes=Routes(config.routes),
             on_change=self.seat.changed,
             lend=self.sharing.lend,
+            rated=daemon.rates.rated,
             discover=self.dht.discover,
         )
         self.router = Router(
@@ -124,6 +125,7 @@ class Life:
             others=self.seat,
         )
         self.seat.generations = self.router
+        self.router.watchers.append(daemon.rates)
         self.tokens = Tokens(TokenBook(data))
         self.rpc = Rpc(
             self.router,
@@ -163,6 +165,7 @@ class Life:
             daemon.announce.rpc(self.url, self._seconds["rpc"])
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sit)
+                nursery.start_soon(daemon.machine.run, self.seat.changed)
                 nursery.start_soon(self.sharing.run)
                 stack.callback(self.sharing.close)
                 if daemon.loaded.config.telemetry.otlp is not None:
@@ -279,6 +282,7 @@ class Life:
             "dht": self.dht.stats(),
             "cache": {"enabled": self.cache is not None, "mode": daemon.loaded.config.cache.mode},
             "hardware": msgspec.to_builtins(daemon.hardware),
+            "rates": daemon.rates.view(),
             "load": msgspec.to_builtins(load),
         }
 

@@ -81,6 +81,14 @@ def health_file(data: Path) -> Path:
     return data / "health.json"
 
 
+def hardware_file(data: Path) -> Path:
+    return data / "hardware.json"
+
+
+def rates_file(data: Path) -> Path:
+    return data / "rates.json"
+
+
 def owner_file(data: Path) -> Path:
     """The key of the swarms that were created here."""
     return data / "owner.json"

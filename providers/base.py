@@ -280,13 +280,18 @@ class Capabilities(Struct, frozen=True, omit_defaults=True):
 
 
 class ModelInfo(Struct, frozen=True, omit_defaults=True):
-    """A model on offer. context_length in tokens; the rates are measured ones, in tokens per second, where known."""
+    """A model on offer. context_length in tokens; the rates are measured ones, in tokens per second, where known.
+
+    first_token_ms: milliseconds to the first token, as measured; measured_at: when the last of it was (Unix time, s).
+    """
 
     name: str
     context_length: int | None = None
     capabilities: Capabilities = Capabilities()
     decode_tps: float | None = None
     prefill_tps: float | None = None
+    first_token_ms: float | None = None
+    measured_at: float | None = None
 
 
 class Status(Struct, frozen=True, omit_defaults=True):
@@ -323,6 +328,8 @@ class Provider(abc.ABC):
     """
 
     name: str
+    runs_here: bool = False
+    """Whether this machine computes the answers, so that the faster of several such providers is asked first."""
     embeds: bool = False
     """Whether `generate` takes requests with `embed`; a provider with an `embed` method need not (embedding.py)."""
 

@@ -55,6 +55,8 @@ HONOURS = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"}) | PR
 """The options of a request that reach the model."""
 WRITES = Capabilities(streams=True, continues=True, seeds=True, logprobs=True, embeds=False)
 ENCODES = Capabilities(streams=False, writes=False, embeds=True)
+CALIBRATED = ".threads.json"
+"""In the store of models: how many threads were best for each."""
 MOST_LOGPROBS = 20
 """Likeliest tokens that may be asked for at each place, as in OpenAI's API."""
 LIBRARIES = ("torch", "transformers", "safetensors")
@@ -75,7 +77,7 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """What computes: torch, or llama.cpp (`pip install 'shoal[llama-cpp]'`), which takes models that came as a GGUF.
     auto: llama.cpp where it is installed and the model has one, unless dtype or device ask for what only torch does."""
     threads: int = 0
-    """Threads of the worker; 0 takes every usable core."""
+    """Threads of the worker; 0 finds the best number in one second of trials, when it is idle, and keeps it on disk."""
     dtype: str = "auto"
     """int4, float32, bfloat16, or auto: packed weights where the model has them, else what computes fast here."""
     device: str = "auto"
@@ -98,6 +100,8 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
 
 class LocalHf(Provider):
     """See the module. worker: the command that starts a worker (a test starts a fake one)."""
+
+    runs_here = True
 
     def __init__(
         self,
@@ -240,6 +244,7 @@ class LocalHf(Provider):
             kv_tokens=settings.kv_tokens,
             embeds=found.encoder,
             engine=engine,
+            calibrated=str(self._models_dir / CALIBRATED),
         )
         environ = worker_environ(self._environ, settings.threads, engine)
         return WorkerLink(

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from .. import addresses, lock, paths
@@ -72,6 +73,7 @@ def of_machine(config: Path | None, data_dir: Path | None) -> Iterator[Finding]:
     if loaded.config.ipfs.kubo_api is not None:
         yield _kubo(loaded.config.ipfs.kubo_api)
     yield _local_model()
+    yield _machine(loaded.data_dir)
     yield from _engines(loaded, data_dir)
 
 
@@ -189,6 +191,15 @@ def _local_model() -> Finding:
     if not there:
         return note("local model", "no weights are installed", "`shoal models add smollm2`")
     return ok("local model", ", ".join(there[:5]))
+
+
+def _machine(data: Path) -> Finding:
+    from ..machine import Machine
+    from .figures import machine, when
+
+    hardware = Machine(data, measure_after_s=0).hardware
+    told = ", ".join([*machine(msgspec.to_builtins(hardware)), f"{size(hardware.memory_bytes)} of memory"])
+    return ok("machine", f"{told}{', measured ' + when(hardware.measured_at) if hardware.measured_at else ''}")
 
 
 def _engines(loaded: Loaded, data_dir: Path | None) -> Iterator[Finding]:

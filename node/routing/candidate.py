@@ -22,7 +22,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     name: what headers and routes show. model: None leaves it to the provider. peer: set when another node answers.
     context_length: tokens, where known. continues: it takes a prefix. asks: the request that a route makes of the
     caller's for this candidate. joins: it is a generation that somebody else has begun, told from its beginning.
-    since: when (trio time) the connection with the peer began.
+    since: when (trio time) the connection with the peer began. here: this machine computes the answer, and the owner
+    has set no order. expected_s: seconds that an answer of 100 tokens has taken there, by what is known from before.
     """
 
     provider: Provider
@@ -34,6 +35,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     asks: GenerateRequest | None = None
     joins: bool = False
     since: float | None = None
+    here: bool = False
+    expected_s: float | None = None
 
     def open(
         self, request: GenerateRequest, ask: Ask, *, deadline_s: float

@@ -27,6 +27,7 @@ from .ask import Ask
 from .candidate import Candidate
 from .no_answer import NoAnswer
 from .routes import Route, Routes, Target, drawn
+from .speed import TYPICAL_EVENTS
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ class NodeCandidates:
     order: names in the order to try, PEERS among them; those not named follow in the registry's order, PEERS last.
     provider: the only one to ask when the caller names none. model: the one to ask for when the caller names none.
     forward: whether peers are candidates at all. routes: what stands behind model names. on_change: called when a
-    round of probes finds something new. discover: connects to nodes that offer a model, if there are any.
+    round of probes finds something new. discover: connects to nodes that offer a model, if there are any. rated: adds
+    what was measured of a provider's models to what its probe found.
     """
 
     def __init__(
@@ -104,9 +106,11 @@ class NodeCandidates:
         routes: Routes | None = None,
         on_change: Callable[[], None] | None = None,
         lend: Lend | None = None,
+        rated: Callable[[str, Status], Status] = lambda name, status: status,
         discover: Callable[[str], Awaitable[object]] | None = None,
     ) -> None:
         self._registry, self._swarm = registry, swarm if forward else None
+        self._rated = rated
         self._lend, self._discover = lend, discover
         self._order = tuple(canonical(name) for name in order)
         self._provider = canonical(provider) if provider is not None else None
@@ -186,7 +190,7 @@ class NodeCandidates:
             except Exception as error:  # the contract says that a probe does not raise; a plug-in's may
                 _log.error("the probe of %s failed with %s", name, type(error).__name__)
                 status = Status(ready=False, reason=f"its probe failed with {type(error).__name__}")
-        self._known[name] = (provider, status)
+        self._known[name] = (provider, self._rated(name, status))
 
     # -- who can answer ----------------------------------------------------------------------------------------
 
@@ -255,7 +259,7 @@ class NodeCandidates:
         found = self._here(name, asks, ask) if name in self._registry.providers else self._peers(asks, ask, name)
         for candidate in found:
             length = target.context_length or candidate.context_length
-            yield msgspec.structs.replace(candidate, asks=asks, context_length=length)
+            yield msgspec.structs.replace(candidate, asks=asks, context_length=length, here=False)
 
     def _names(self) -> Iterator[str]:
         yield from (name for name in self._order if name == PEERS or name in self._registry.providers)
@@ -285,7 +289,10 @@ class NodeCandidates:
             model = request.model or status.default_model
         info = next((m for m in status.models if m.name == model), None)
         if info is None or _does(info, request):
-            yield _candidate(provider, name, model, info)
+            found = _candidate(provider, name, model, info)
+            if registered.runs_here and not self._order:
+                found = msgspec.structs.replace(found, here=True, expected_s=_expected_s(info))
+            yield found
 
     def _peers(self, request: GenerateRequest, ask: Ask, pin: str | None) -> Iterator[Candidate]:
         if self._swarm is None or ask.hops < 1:
@@ -422,6 +429,13 @@ def _candidate(
         context_length=info.context_length,
         continues=info.capabilities.continues,
     )
+
+
+def _expected_s(info: ModelInfo | None) -> float | None:
+    """Seconds for an answer of usual length, as measured before; None where it never was."""
+    if info is None or not info.decode_tps:
+        return None
+    return (info.first_token_ms or 0.0) / 1000 + TYPICAL_EVENTS / info.decode_tps
 
 
 def _does(info: ModelInfo, request: GenerateRequest) -> bool:

@@ -31,6 +31,7 @@ from ..base import (
 from ..embedding import able
 from ..gate import Gate
 from ..openai_compat import OpenAiCompat
+from . import server_kinds
 from .backend import Backend
 from .policy import Chooser
 from .settings import Settings
@@ -54,6 +55,7 @@ class BackendPool(Provider):
     def __init__(self, name: str, settings: Settings, providers: Mapping[str, OpenAiCompat]) -> None:
         self.name = name
         self._settings = settings
+        self.runs_here = all(server_kinds.on_this_machine(settings.backends[each].base_url) for each in providers)
         self.backends = [Backend(each, settings.backends[each], provider) for each, provider in providers.items()]
         self._gate = Gate(
             name, running=settings.max_concurrent, waiting=settings.max_queue, patience_s=settings.queue_s

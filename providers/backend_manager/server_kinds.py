@@ -8,7 +8,9 @@ vLLM: /health, /version, /metrics (https://docs.vllm.ai/en/latest/usage/metrics.
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import urllib.parse
 from typing import Literal
 
 import msgspec
@@ -56,6 +58,15 @@ def root_of(base_url: str) -> str:
     """Where the server itself is: the base URL without /v1."""
     base = base_url.rstrip("/")
     return base.removesuffix("/v1")
+
+
+def on_this_machine(base_url: str) -> bool:
+    """Whether the server is on loopback."""
+    try:
+        host = urllib.parse.urlsplit(base_url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class _Owned(Struct):

@@ -36,7 +36,7 @@ async def test_providers_shows_who_is_ready_and_why_others_are_not(node: FakeNod
     lines = (await node.shoal("providers")).stdout.decode().splitlines()
     assert lines[1].split() == ["local_hf", "ready", "yes", "smollm2"]
     assert lines[2].split(maxsplit=3) == ["openrouter", "no", "no", "no key; set [x]"]
-    assert json.loads((await node.shoal("providers", "--json")).stdout) == {"providers": [ready, other]}
+    assert json.loads((await node.shoal("providers", "--json")).stdout)["providers"] == [ready, other]
 
 
 async def test_peers_shows_whole_ids_and_why_one_is_away(node: FakeNode) -> None:

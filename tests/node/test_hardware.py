@@ -71,3 +71,35 @@ def test_an_empty_machine_is_described_without_a_fault(tmp_path: Path) -> None:
     found = hardware.probe(tmp_path)
     assert found.gpus == ()
     assert found.flags == ()
+
+
+def test_cgroup_v1_limits_count_as_well(tmp_path: Path) -> None:
+    file(tmp_path, "proc/self/cgroup", "4:cpu,cpuacct:/docker/ab\n3:memory:/docker/ab\n")
+    file(tmp_path, "sys/fs/cgroup/cpu/docker/ab/cpu.cfs_quota_us", "-1\n")
+    file(tmp_path, "sys/fs/cgroup/cpu/docker/cpu.cfs_quota_us", "25000\n")
+    file(tmp_path, "sys/fs/cgroup/cpu/docker/cpu.cfs_period_us", "100000\n")
+    file(tmp_path, "sys/fs/cgroup/memory/docker/ab/memory.limit_in_bytes", "2000000\n")
+    file(tmp_path, "sys/fs/cgroup/memory/docker/ab/memory.usage_in_bytes", "500000\n")
+    found = hardware.probe(tmp_path)
+    assert found.cores_usable == 0.25
+    assert found.memory_bytes == 2_000_000
+    assert hardware.sample(tmp_path).memory_available_bytes == 1_500_000
+
+
+def test_a_container_whose_own_group_is_mounted_as_the_root(tmp_path: Path) -> None:
+    file(tmp_path, "proc/self/cgroup", "4:cpu,cpuacct:/docker/not-visible-here\n")
+    file(tmp_path, "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "50000\n")
+    file(tmp_path, "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n")
+    assert hardware.usable_cores(tmp_path) == 0.5
+
+
+def test_amds_cards_tell_their_memory_and_connectors_are_no_cards(tmp_path: Path) -> None:
+    card = "sys/class/drm/card1/device"
+    file(tmp_path, f"{card}/vendor", "0x1002\n")
+    file(tmp_path, f"{card}/product_name", "Example Instinct\n")
+    file(tmp_path, f"{card}/mem_info_vram_total", "17163091968\n")
+    file(tmp_path, "sys/class/drm/card1-DP-1/device/vendor", "0x1002\n")
+    file(tmp_path, "sys/class/drm/card2/device/vendor", "0x10de\n")
+    file(tmp_path, "sys/module/amdgpu/version", "6.10.5\n")
+    [gpu] = hardware.probe(tmp_path).gpus
+    assert (gpu.vendor, gpu.name, gpu.memory_bytes, gpu.driver) == ("amd", "Example Instinct", 17163091968, "6.10.5")

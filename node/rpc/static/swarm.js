@@ -22,11 +22,11 @@ function rows(node) {
   const cpu = load?.cpu ?? (load?.cpu_percent !== undefined ? load.cpu_percent / 100 : undefined);
   if (typeof cpu === "number") working.push(`CPU ${Math.round(cpu * 100)} %`);
   if (load?.memory_available_bytes) working.push(`${bytes(load.memory_available_bytes)} free`);
-  const named = (model) => [model.name, model.context_length ? `${count(model.context_length / 1024)}k context` : "", model.decode_tps ? `${count(model.decode_tps)} tokens/s` : ""].filter(Boolean).join(", ");
+  const named = (model) => [model.name, model.context_length ? `${count(model.context_length / 1024)}k context` : "", model.decode_tps ? `${count(model.decode_tps)} tokens/s` : "", model.first_token_ms ? `first token ${count(model.first_token_ms)} ms` : ""].filter(Boolean).join(", ");
   return [
     ["Processor", hardware?.cpu],
     ["GPU", (hardware?.gpus ?? []).map((gpu) => gpu.name + (gpu.memory_bytes ? `, ${bytes(gpu.memory_bytes)}` : "")).join("; ")],
-    ["Machine", [hardware?.cores_usable ? `${hardware.cores_usable} cores` : "", hardware?.memory_bytes ? bytes(hardware.memory_bytes) : "", hardware?.os].filter(Boolean).join(" · ")],
+    ["Machine", [hardware?.cores_usable ? `${hardware.cores_usable} cores` : "", hardware?.memory_bytes ? bytes(hardware.memory_bytes) : "", hardware?.memory_gbs ? `${count(hardware.memory_gbs)} GB/s` : "", hardware?.os].filter(Boolean).join(" · ")],
     ["Load", working.join(" · ")],
     ["Models", (node.models ?? []).map(named).join("\n")],
     ["Shares", (node.providers ?? []).join(", ")],

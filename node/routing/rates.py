@@ -1,0 +1,228 @@
+"""How fast each model of this node's own providers has been, for adverts, status and the router; kept over restarts.
+
+A watcher of the router: every answer that was generated here, whole, in one piece and from its beginning, counts. What
+is told changes only when it is off by a fifth or an hour old, so that adverts are not renewed with every request.
+Where a provider measures its model itself (the local one does), its own figures go before these.
+
+    book = Rates()
+    router.watchers.append(book)
+    book.rated("local_hf", status)      # the status with what was measured
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from ...providers.base import ModelInfo, Status, Usage
+from .attempt import ANSWERED, Attempt
+
+if TYPE_CHECKING:
+    from .ask import Ask
+    from .flight import Flight
+    from .no_answer import NoAnswer
+    from .recording import Found
+    from .router import RouteNote
+
+log = logging.getLogger(__name__)
+
+WRITE_S = 10.0
+"""Seconds between two looks whether something has changed."""
+MAX_BYTES = 1024 * 1024
+MAX_ENTRIES = 512
+ENOUGH_TOKENS = 16
+"""Tokens of an answer that make its speed worth something."""
+ENOUGH_PROMPT = 128
+"""Tokens of a prompt, without those that were known already, that do so for the speed of prompts."""
+OFF_BY, OLD_S = 0.2, 3600.0
+_WEIGHT = 0.3  # of the newest measurement
+
+
+class Rate(Struct, omit_defaults=True):
+    """Of one model at one provider: tokens a second, milliseconds to the first event, and when (Unix time, seconds)."""
+
+    provider: str
+    model: str
+    decode_tps: float | None = None
+    prefill_tps: float | None = None
+    first_token_ms: float | None = None
+    at: float = 0.0
+
+
+class _File(Struct):
+    rates: list[Rate]
+    v: int = 1
+
+
+class Rates:
+    """See the module. version: grows with each change."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.version = 0
+        self._clock = clock
+        self._measured: dict[tuple[str, str], Rate] = {}
+        self._told: dict[tuple[str, str], Rate] = {}
+        self._counted: deque[Flight] = deque(maxlen=16)  # several callers may leave one flight
+
+    # -- a watcher of the router (watcher.py) ------------------------------------------------------------------
+
+    def boarded(self, ask: Ask, flight: Flight) -> None:
+        pass
+
+    def peeked(self, ask: Ask, found: Found) -> None:
+        pass
+
+    def refused(self, ask: Ask, why: NoAnswer) -> None:
+        pass
+
+    def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
+        if not flight.ended or flight.failure is not None or flight.peer is not None or flight.cache != "miss":
+            return
+        if not flight.route or any(flight is each for each in self._counted):
+            return
+        self._counted.append(flight)
+        usage = next((event for event in reversed(flight.events) if isinstance(event, Usage)), None)
+        self.answered(flight.route[-1], flight.model, usage)
+
+    def answered(self, attempt: Attempt, model: str | None, usage: Usage | None) -> None:
+        """Take in one whole answer."""
+        if attempt.outcome != ANSWERED or attempt.peer is not None or attempt.way or attempt.first_token_ms is None:
+            return
+        model = model or attempt.model
+        if model is None:
+            return
+        first_ms, rest_s = attempt.first_token_ms, (attempt.ms - attempt.first_token_ms) / 1000
+        rate = self._of(attempt.provider, model)
+        rate.first_token_ms = _lately(rate.first_token_ms, first_ms)
+        if usage is not None and usage.completion_tokens >= ENOUGH_TOKENS and rest_s > 0:
+            rate.decode_tps = _lately(rate.decode_tps, (usage.completion_tokens - 1) / rest_s)
+        fresh = usage.prompt_tokens - usage.cached_tokens if usage is not None else 0
+        if fresh >= ENOUGH_PROMPT and first_ms > 0:
+            rate.prefill_tps = _lately(rate.prefill_tps, 1000 * fresh / first_ms)
+        rate.at = self._clock()
+        self.version += 1
+
+    def _of(self, provider: str, model: str) -> Rate:
+        rate = self._measured.pop((provider, model), None) or Rate(provider, model)
+        if len(self._measured) >= MAX_ENTRIES:
+            gone = next(iter(self._measured))  # the one that was not used for longest
+            del self._measured[gone]
+            self._told.pop(gone, None)
+        self._measured[(provider, model)] = rate
+        return rate
+
+    # -- what is told ------------------------------------------------------------------------------------------
+
+    def rated(self, provider: str, status: Status) -> Status:
+        """The status with what was measured of each of its models."""
+        models = tuple(self._with(provider, model) for model in status.models)
+        return status if models == status.models else msgspec.structs.replace(status, models=models)
+
+    def _with(self, provider: str, model: ModelInfo) -> ModelInfo:
+        key = (provider, model.name)
+        measured = self._measured.get(key)
+        if measured is None:
+            return model
+        now = msgspec.structs.replace(
+            measured,
+            decode_tps=model.decode_tps or measured.decode_tps,
+            prefill_tps=model.prefill_tps or measured.prefill_tps,
+        )
+        told = self._told.get(key)
+        if told is None or _differs(told, now):
+            told = self._told[key] = _rounded(now)
+        return msgspec.structs.replace(
+            model,
+            decode_tps=told.decode_tps,
+            prefill_tps=told.prefill_tps,
+            first_token_ms=told.first_token_ms,
+            measured_at=told.at,
+        )
+
+    def view(self) -> list[dict[str, Any]]:
+        """All of it for `shoal status`, the newest first."""
+        found = sorted(self._measured.values(), key=lambda rate: -rate.at)
+        return [msgspec.to_builtins(_rounded(rate)) for rate in found]
+
+    # -- over a restart ----------------------------------------------------------------------------------------
+
+    def dump(self) -> bytes:
+        return msgspec.json.encode(_File(list(self._measured.values())))
+
+    def load(self, data: bytes) -> None:
+        """What `dump` gave. Raises ValueError; entries that make no sense are passed over."""
+        try:
+            found = msgspec.json.decode(data, type=_File)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(str(error)) from None
+        for rate in found.rates[-MAX_ENTRIES:]:
+            figures = (rate.decode_tps, rate.prefill_tps, rate.first_token_ms)
+            if rate.at <= self._clock() and all(each is None or 0 < each < 1e7 for each in figures):
+                self._measured[(rate.provider, rate.model)] = rate
+
+
+@contextlib.asynccontextmanager
+async def kept(rates: Rates, path: Path) -> AsyncGenerator[None]:
+    """Read at the beginning, written shortly after a change until the end; a file that cannot be used is ignored."""
+    try:
+        with path.open("rb") as file:
+            rates.load(file.read(MAX_BYTES))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning("measured rates are lost: %s cannot be used (%s)", path.name, type(error).__name__)
+    written = rates.version
+    async with trio.open_nursery() as nursery:
+
+        async def writing() -> None:
+            nonlocal written
+            while True:
+                await trio.sleep(WRITE_S)
+                if rates.version != written:
+                    written = rates.version
+                    await trio.to_thread.run_sync(_write, path, rates.dump())
+
+        nursery.start_soon(writing)
+        try:
+            yield
+        finally:
+            nursery.cancel_scope.cancel()
+            if rates.version != written:
+                _write(path, rates.dump())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all; no fsync, since what is lost is measured again."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("measured rates cannot be kept: %s", type(error).__name__)
+
+
+def _lately(before: float | None, now: float) -> float:
+    return now if before is None else before + _WEIGHT * (now - before)
+
+
+def _differs(told: Rate, now: Rate) -> bool:
+    pairs = [(getattr(told, name), getattr(now, name)) for name in ("decode_tps", "prefill_tps", "first_token_ms")]
+    if any((old is None) != (new is None) for old, new in pairs):
+        return True
+    return now.at - told.at > OLD_S or any(abs(new - old) > OFF_BY * old for old, new in pairs if old is not None)
+
+
+def _rounded(rate: Rate) -> Rate:
+    """Three digits are more than such figures hold."""
+    figures = {name: getattr(rate, name) for name in ("decode_tps", "prefill_tps", "first_token_ms")}
+    shown = {name: None if value is None else float(f"{value:.3g}") for name, value in figures.items()}
+    return msgspec.structs.replace(rate, at=round(rate.at), **shown)
