@@ -30,7 +30,7 @@ from ...protocols.session import (
     SessionLost,
 )
 from .peer import GIVE_UP_AFTER_S, STRANGER_PATIENCE_S, Backoff, Peer
-from .relaying import URGENT_FOR_S, URGENT_RETRY_S
+from .relaying import URGENT_DIAL_S, URGENT_RETRY_S
 
 log = logging.getLogger("shoal.swarm")
 
@@ -219,7 +219,7 @@ class Links:
                         backoff.reset()
                     continue
                 pause = await self._dial(peer, backoff)
-                if self._owner.is_urgent(peer.id) and backoff.waited < URGENT_FOR_S:
+                if self._owner.is_urgent(peer.id):
                     pause = min(pause, URGENT_RETRY_S)
                 if peer.session is None and not self._gave_up(peer, backoff) and not peer.nudged:
                     with trio.move_on_after(pause):
@@ -243,10 +243,8 @@ class Links:
         """One attempt, and the whole session if it works; then the seconds to wait."""
         try:
             async with nullcontext() if peer.configured else self._dials:
-                with trio.fail_after(DIAL_S), trio.CancelScope() as peer.dialling:
-                    await self._host.connect(peer.id, peer.addresses)
-                    stream = await self._host.open_stream(peer.id, PROTOCOL)
-            if peer.dialling.cancelled_caught:
+                stream = await self._open(peer)
+            if stream is None:
                 return 0.0
         except (P2pError, trio.TooSlowError) as error:
             told = str(error) or f"no answer within {DIAL_S:.0f} s"
@@ -265,6 +263,18 @@ class Links:
             if trio.current_time() - since > SETTLED_S:
                 backoff.reset()
         return backoff.failed()
+
+    async def _open(self, peer: Peer) -> Any:
+        """A stream for a session; None when there is reason to begin again."""
+        # A relay may come back at any moment: what was sent to it while it was away is not waited for long.
+        hasty = self._owner.is_urgent(peer.id) and peer.failures % 4
+        try:
+            with trio.fail_after(URGENT_DIAL_S if hasty else DIAL_S), trio.CancelScope() as peer.dialling:
+                await self._host.connect(peer.id, peer.addresses)
+                return await self._host.open_stream(peer.id, PROTOCOL)
+        finally:
+            peer.dialling = None
+        return None
 
     def went_direct(self, peer_id: PeerId) -> None:
         """This node has a direct connection with a peer beside a relayed one: their session moves over to it."""
@@ -382,6 +392,9 @@ class Links:
             if not others:
                 peer.problem = str(session.lost)
                 log.info("peer gone: %s", session.lost, extra={"peer": peer.id})
+                if session.relayed and session.leaving is None:
+                    peer.missed_at = trio.current_time()
+                    self.nudge(peer)
         self._owner.notify()
 
     async def _check_alive(self, peer: Peer, old: Session, new: Session) -> None:

@@ -102,6 +102,8 @@ class Neighbourhood:
         if addrs and not peer.usable:
             peer.stranger, peer.needed, peer.problem = not peer.met, True, ""
             self._swarm.seek(peer_id, addrs)
+            if peer.dialling is None:
+                self._links.nudge(peer)  # it may be waiting for its next try
             with trio.move_on_after(CONNECT_S):
                 while not peer.usable and peer.seeking is not None and not peer.problem:
                     with trio.move_on_after(0.1):

@@ -21,6 +21,7 @@ FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 5.0
 PATIENT_AFTER_S = 600.0  # of trying in vain; a peer away for so long is looked for once a minute
 PATIENT_RETRY_S = 60.0
+BETWEEN_S = 2.0
 GIVE_UP_AFTER_S = 24 * 3600.0
 STRANGER_PATIENCE_S = 30.0  # of trying in vain to reach a peer that was only heard of
 
@@ -30,9 +31,6 @@ class PeerModel(Struct, frozen=True, kw_only=True, omit_defaults=True):
     provider: str
     context_length: int | None = None
     decode_tps: float | None = None
-    prefill_tps: float | None = None
-    first_token_ms: float | None = None
-    measured_at: float | None = None
 
 
 class PeerView(Struct, frozen=True, kw_only=True):
@@ -90,6 +88,7 @@ class Peer:
         self.told = -1
         self.told_on: Session | None = None
         self.failures = 0  # dials in vain, since the start
+        self.missed_at = -math.inf  # when (trio time) its last session was lost with the relay that it ran through
         self.met = False  # whether a session with it has worked since the start
         self.since: float | None = None
         self.last_good: float | None = None
@@ -114,6 +113,11 @@ class Peer:
     @property
     def usable(self) -> bool:
         return self.session is not None and self.session.usable
+
+    @property
+    def between(self) -> bool:
+        """Whether it was lost with its relay a moment ago, so that it may be back over another one in a moment."""
+        return self.session is None and trio.current_time() - self.missed_at < BETWEEN_S
 
     def use(self, session: Session | None) -> None:
         """Make `session` the one in use; wakes whoever waits for the change."""
@@ -169,9 +173,6 @@ class Peer:
                     provider=offered.provider,
                     context_length=offered.model.context_length,
                     decode_tps=offered.model.decode_tps,
-                    prefill_tps=offered.model.prefill_tps,
-                    first_token_ms=offered.model.first_token_ms,
-                    measured_at=offered.model.measured_at,
                 )
                 for offered in models
             ),

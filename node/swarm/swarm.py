@@ -342,7 +342,18 @@ class Swarm:
                     found.append((peer.standing(), peer.provider))
         if found:
             return load.in_order(found, _random)
-        return [self.peer(peer).provider for peer in self._around.beyond(model, exclude)]
+        return [
+            *self._between(model, exclude),
+            *(self.peer(peer).provider for peer in self._around.beyond(model, exclude)),
+        ]
+
+    def _between(self, model: str | None, exclude: Collection[PeerId]) -> Iterator[PeerProvider]:
+        """Peers that were lost with their relay a moment ago: asking them waits until they are back."""
+        for peer in self._links.peers.values():
+            advert = self._adverts.get(peer.id)
+            offers = peer.between and advert is not None and advert.offers(model)
+            if offers and peer.id not in exclude and self.may_serve(peer.id):
+                yield peer.provider
 
     def members(self) -> list[PeerId]:
         """The connected peers with which generations are shared."""

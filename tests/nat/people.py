@@ -95,7 +95,7 @@ class Stream:
 
     def __init__(self, node: LabNode, text: str, **options: Any) -> None:
         self.text, self.error, self.times = "", "", list[float]()
-        self.began = 0.0
+        self.began = self.took = 0.0
         self._node, self._question, self._options = node, text, options
 
     def read(self) -> None:
@@ -112,6 +112,7 @@ class Stream:
                 if chunk.choices and (piece := chunk.choices[0].delta.content):
                     self.text += piece
                     self.times.append(time.monotonic())
+            self.took = time.monotonic() - self.began
         except openai.APIError as error:
             self.error = f"{type(error).__name__}: {error} {error.__cause__!r}"
 

@@ -97,7 +97,7 @@ async def test_the_nodes_are_back_two_seconds_after_their_relay_is(lab: Lab) -> 
         with await answering(lab, upstream.url("each"), relay) as b, await asking(lab, relay) as a:
             await until_placed(b, relay)
             await until_knows(a, b, via="relayed")
-            for away_s in (0.0, 7.0):
+            for away_s in (0.0, 7.0, 20.0):
                 relay.kill()
                 await until(lambda: gone(a, b), 2, "a notices that the relay is dead")
                 await trio.sleep(away_s)
@@ -148,6 +148,35 @@ async def test_with_two_relays_the_death_of_one_costs_no_answer(lab: Lab, option
             assert (stream.text, stream.error) == (whole, "")
             assert len(upstream.chats) == (1 if options["temperature"] == 0 else 2), "nobody was asked twice for it"
             assert stream.gap < 2
+        for relay in (first, second):
+            relay.kill()
+
+
+async def test_a_question_asked_in_the_moment_of_a_relays_death_is_answered(lab: Lab) -> None:
+    lab.up("sym", "sym")
+    async with lab.upstream("nodeb") as upstream:
+        first = await a_relay(lab)
+        second = await a_relay(lab, "relay2", first)
+        with await answering(lab, upstream.url("each"), first) as b, await asking(lab, first) as a:
+            await until_placed(b, first, second)
+            await until_placed(a, first, second)
+            await until_knows(a, b, via="relayed")
+            used = await relay_between(a, first, second)
+            answers: list[Stream] = []
+
+            async def go_on_asking() -> None:
+                for number in range(40):
+                    answers.append(await ask(a, f"question {number}"))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(go_on_asking)
+                while len(answers) < 10:
+                    await trio.sleep(0.01)
+                used.kill()
+            failed = [answer.error for answer in answers if answer.error]
+            print(f"{len(answers)} answers, {len(failed)} failed, slowest {max(a.took for a in answers):.2f} s")
+            assert failed == []
         for relay in (first, second):
             relay.kill()
 
