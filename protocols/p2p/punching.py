@@ -338,8 +338,9 @@ class Punching:
     def _source(self, target: str) -> tuple[str, int]:
         """The listener whose port the hole is for, as one binds to it."""
         port, wild = self._autonat.facts.port, "::" if ":" in target else "0.0.0.0"  # noqa: S104  # as the listener does
-        exact = [ip for ip, bound in self._host.listening() if bound == port and (":" in ip) == (":" in target)]
-        return (next(iter(exact), wild), port)
+        fitting = [ip for ip, bound in self._host.listening() if bound == port and (":" in ip) == (":" in target)]
+        beyond = [ip for ip in fitting if not addresses.is_wildcard(ip) and scope_of(ip) != "machine"]
+        return (wild if wild in fitting else next(iter(beyond), wild), port)
 
 
 async def _receive(incoming: Incoming, kind: int) -> HolePunch:
