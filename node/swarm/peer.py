@@ -31,6 +31,9 @@ class PeerModel(Struct, frozen=True, kw_only=True, omit_defaults=True):
     provider: str
     context_length: int | None = None
     decode_tps: float | None = None
+    prefill_tps: float | None = None
+    first_token_ms: float | None = None
+    measured_at: float | None = None
 
 
 class PeerView(Struct, frozen=True, kw_only=True):
@@ -173,6 +176,9 @@ class Peer:
                     provider=offered.provider,
                     context_length=offered.model.context_length,
                     decode_tps=offered.model.decode_tps,
+                    prefill_tps=offered.model.prefill_tps,
+                    first_token_ms=offered.model.first_token_ms,
+                    measured_at=offered.model.measured_at,
                 )
                 for offered in models
             ),
