@@ -67,6 +67,11 @@ class Outbox:
         if len(payload) > limit:
             raise CallError("too_large", f"a body of {len(payload)} bytes; the limit is {limit}")
 
+    @property
+    def quiet_since(self) -> float:
+        """The trio time of the last write; now, while something is on its way."""
+        return trio.current_time() if self._out or self._writing_since < math.inf else self._last_write
+
     def backlog(self) -> int:
         """Bytes queued and not yet given to the stream."""
         return len(self._out)

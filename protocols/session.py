@@ -267,6 +267,12 @@ class Session:
                     raise ProtocolError(f"more than {self.limits.frames_per_s:.0f} frames a second")
                 for kind, call_id, body, size in frames:
                     self._dispatch(nursery, kind, call_id, body, size)
+            self._show_life()
+
+    def _show_life(self) -> None:
+        """Who has so much to read that a ping waits behind it says a word unasked, or would be taken for dead."""
+        if self._is_busy() and trio.current_time() - self._outbox.quiet_since >= self.limits.busy_ping_s:
+            self._outbox.queue(frame(PONG, 0), True)
 
     def _dispatch(self, nursery: trio.Nursery, kind: int, call_id: int, body: Any, size: int) -> None:
         if self.remote_hello is None:

@@ -264,6 +264,24 @@ async def test_a_peer_that_falls_silent_while_it_waits_for_our_answer_is_lost_an
         assert trio.current_time() - start == pytest.approx(1.5)
 
 
+async def test_who_hears_much_and_says_nothing_gives_a_sign_of_life_unasked(autojump_clock):
+    """The other side's pings may wait behind what is still to be read."""
+    async with raw_pair() as (peer, bob), bob.call("something"), trio.open_nursery() as nursery:
+        _, call_id, _ = await peer.hear(CALL)
+
+        async def talk() -> None:
+            while True:
+                await peer.say(DELTA, call_id, "word")
+                await trio.sleep(0.1)
+
+        start = trio.current_time()
+        nursery.start_soon(talk)
+        for _ in range(3):
+            await peer.hear(PONG)
+        assert trio.current_time() - start == pytest.approx(1.5, abs=0.5)
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_idle_peer_that_falls_silent_is_lost_after_three_long_beats(autojump_clock):
     async with raw_pair() as (_, bob):
         start = trio.current_time()
