@@ -73,11 +73,15 @@ class _Reader:
             (value,) = struct.unpack(_FORMATS[kind], self._take(struct.calcsize(_FORMATS[kind])))
             return value if keep else None
         if kind == _TEXT:
-            return self._text(MAX_TEXT_BYTES) if keep else self._skip(self._number("<Q"))
+            if keep:
+                return self._text(MAX_TEXT_BYTES)
+            self._skip(self._number("<Q"))
+            return None
         if kind == _ARRAY:
             inner, count = self._number("<I"), self._number("<Q")
             if inner in _FORMATS:
-                return self._skip(count * struct.calcsize(_FORMATS[inner]))
+                self._skip(count * struct.calcsize(_FORMATS[inner]))
+                return None
             if inner == _TEXT:
                 for _ in range(count):
                     self._skip(self._number("<Q"))
