@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 
 class StopFilter:
-    """Lets text through up to the first stop string, whichever pieces it comes in."""
+    """Lets text through up to the stop string that is whole first, whichever pieces it comes in.
+
+    Of two that are whole with the same character, the one that begins earlier counts.
+    """
 
     def __init__(self, stops: Iterable[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -18,10 +21,10 @@ class StopFilter:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

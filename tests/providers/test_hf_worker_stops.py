@@ -12,16 +12,16 @@ LETTERS = st.text("ab\n", max_size=30)
 
 
 @given(LETTERS, st.lists(st.text("ab\n", max_size=4), max_size=3), st.lists(st.integers(0, 30)))
-def test_the_text_ends_before_the_first_stop_string_however_it_is_cut(
+def test_the_text_ends_before_the_stop_string_that_is_whole_first_however_it_is_cut(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     keeper = StopFilter(stops)
     out = "".join(keeper.push(text[a:b]) for a, b in itertools.pairwise(places))
-    found = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
+    found = [(at + len(stop), at) for stop in stops if stop and (at := text.find(stop)) >= 0]
     if found:
         assert keeper.stopped
-        assert out == text[: min(found)]
+        assert out == text[: min(found)[1]]
     else:
         assert not keeper.stopped
         assert out + keeper.flush() == text
