@@ -108,12 +108,13 @@ async def pictures(browser: Browser, found: Reef, folder: Path) -> list[str]:
         await page.size(width, height, dark=dark, calm=True)
         await page.until("document.querySelectorAll('.request').length > 4")
         await page.until("document.querySelectorAll('#graph .edge.busy').length === 3")
+        whole = await page.run("document.documentElement.scrollHeight")
+        await page.size(width, whole, dark=dark, calm=True)
         if width > 1000:
-            await page.run(
-                "[...document.querySelectorAll('.row')].find((row) => row.innerText.includes('qwen')).click()"
-            )
+            rows = "[...document.querySelectorAll('.row')]"
+            await page.run(f"{rows}.find((row) => row.innerText.includes('qwen')).click()")
         await trio.sleep(2.5)  # the figure of tokens a second is made from what comes in this time
-        await page.screenshot(folder / f"{name}.png")
+        await page.screenshot(folder / f"{name}.png", whole=False)
         complaints += page.console
     return complaints
 

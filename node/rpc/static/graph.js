@@ -7,7 +7,7 @@ const SHOWN = 80;
 
 // Places on one ellipse, or two when there are many; the first stands at the upper right, and the top stays free.
 export function places(number, width, height, narrow) {
-  const marginX = narrow ? 54 : 118;
+  const marginX = narrow ? 54 : 146;
   const marginY = 54;
   const rx = Math.max(40, width / 2 - marginX);
   const ry = Math.max(40, height / 2 - marginY);
@@ -19,8 +19,11 @@ export function places(number, width, height, narrow) {
   });
 }
 
+// Whether a node's name stands beside it, where there is less room, and not above or below.
+const isSideways = (place, narrow) => !narrow && Math.abs(Math.sin(place.angle)) < 0.5;
+
 function label(place, lines, narrow) {
-  const sideways = !narrow && Math.abs(Math.sin(place.angle)) < 0.5;
+  const sideways = isSideways(place, narrow);
   const right = Math.cos(place.angle) > 0;
   const above = Math.sin(place.angle) < 0;
   const x = sideways ? place.x + (right ? 24 : -24) : place.x;
@@ -60,7 +63,7 @@ export function draw(box, { peers, busy, chosen, choose }) {
       lines.push(svg("text", { class: "rtt", "text-anchor": "middle", x: middle.x + ux * length * 0.54, y: middle.y + uy * length * 0.54 + 4 }, span(peer.rtt_s * 1000).replaceAll(" ", "\u2009")));
     }
     const names = [...new Set((peer.models ?? []).map((model) => String(model.name)))];
-    const offer = names.length ? clipped(names[0].split("/").pop(), 20) + (names.length > 1 ? ` +${names.length - 1}` : "") : away ? "away" : "shares nothing";
+    const offer = names.length ? clipped(names[0].split("/").pop(), isSideways(spot, narrow) ? 15 : 20) + (names.length > 1 ? ` +${names.length - 1}` : "") : away ? "away" : "shares nothing";
     const text = shown.length > MANY ? [] : narrow ? [shortPeer(peer.peer)] : [shortPeer(peer.peer), offer];
     const gpu = (peer.hardware?.gpus ?? []).length > 0;
     nodes.push(svg("g", { class: `node ${kind}`, onclick: () => choose(peer.peer) },
