@@ -190,6 +190,7 @@ class SwarmSeat:
         )
         self._wire(relaying, host, swarm)
         nat = Nat(host, swarm, self._nat_limits, on_change=self._on_change)
+        relaying.reach = nat.reach
         bitswap = Bitswap(host, self._blocks, may_read=lambda peer: swarm.admission.may(peer, "cache"))
         async with host.running():
             for address in membership.listen:

@@ -56,6 +56,11 @@ class Nat:
         if self._on_change is not None:
             self._on_change()
 
+    def reach(self) -> str:
+        """Whether the internet can dial this node, as others found: "public", "private" or "unknown"."""
+        facts = self.autonat.facts
+        return facts.reach if facts.scope == "internet" else "unknown"
+
     def note(self, peer: PeerId) -> str:
         """Why a peer stays on a relay; "" when that is not settled, or it does not."""
         return self.punching.notes.get(peer, "")

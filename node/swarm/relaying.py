@@ -94,6 +94,7 @@ class Relaying:
         self.serving = serving
         self._lies = lies if lies is not None else {}
         self.peers: Callable[[], Iterable[tuple[Peer, bool]]] = lambda: ()  # (peer, whether it says that it relays)
+        self.reach: Callable[[], str] = lambda: "unknown"  # from the internet, as others found: "public", "private"
         self._host, self._places = host, places
         self._enabled, self._wanted = enabled, wanted
         self._used: set[PeerId] = set()
@@ -136,6 +137,9 @@ class Relaying:
         return self._refused.get(relay, -math.inf) > now or bool(self._lies.get(relay))
 
     def _is_reachable(self) -> bool:
+        """What others found counts for more than an address that looks public: there may be a firewall before it."""
+        if (found := self.reach()) != "unknown":
+            return found == "public"
         return any(is_public(addresses.multiaddr_host(address)) for address in self._host.addresses())
 
     # -- what is told --------------------------------------------------------------------------------------------

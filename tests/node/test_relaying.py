@@ -141,6 +141,19 @@ async def test_a_node_that_others_were_shown_to_reach_gives_its_places_up(autoju
         nursery.cancel_scope.cancel()
 
 
+async def test_a_public_address_behind_a_firewall_is_no_reason_to_go_without_a_relay(autojump_clock: object) -> None:
+    places, found = FakePlaces(), ["unknown"]
+    relaying = Relaying(FakeHost("/ip4/11.22.33.1/tcp/4001"), places, enabled=True, wanted=2)
+    relaying.peers = lambda: [(FakePeer(R1), True)]  # type: ignore[list-item]
+    relaying.reach = lambda: found[0]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relaying.run)
+        for found[0], wanted in (("unknown", set()), ("private", {R1}), ("public", set())):
+            await looked(relaying)
+            assert places.wanted == wanted
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_node_whose_owner_wants_no_relays_takes_none(autojump_clock: object) -> None:
     places = FakePlaces()
     relaying = Relaying(FakeHost(), places, enabled=False, wanted=2, named=[R1])
