@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -190,3 +192,39 @@ def test_who_offers_what():
     assert not CONTENT.offers("gpt-9")
     assert not AdvertContent().offers(None)
     assert AdvertContent(providers=(SharedProvider("openrouter", any_model=True),)).offers("gpt-9")
+
+
+# -- byte for byte -----------------------------------------------------------------------------------------------
+
+MEASURED = AdvertContent(
+    models=(
+        OfferedModel(
+            "local_hf",
+            ModelInfo(
+                "smollm2", 8192, decode_tps=107.0, prefill_tps=590.0, first_token_ms=80.0, measured_at=1_799_999_000.0
+            ),
+        ),
+    ),
+    hardware={"arch": "x86_64", "cores_usable": 2.0, "memory_gbs": 19.5, "measured_at": 1_799_990_000.0},
+    version="0.1.0",
+)
+PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
+
+
+def test_the_statement_and_its_signature_stand_in_the_page_byte_for_byte(clock) -> None:
+    body, signature = AdvertWriter(ME, "home", clock=clock).write(MEASURED)
+    page = PAGE.read_text(encoding="utf-8")
+    assert f"    {body.hex()}\n" in page
+    assert f"    {signature.hex()}\n" in page
+
+
+def test_adverts_of_older_and_of_newer_nodes_are_believed(book, clock) -> None:
+    """What an older node does not measure is missing; what a newer one says beside is passed over."""
+    fields = msgspec.msgpack.decode(AdvertWriter(ME, "home", clock=clock).write(MEASURED)[0])
+    for name in ("first_token_ms", "measured_at"):
+        del fields["models"][0]["model"][name]
+    fields["models"][0]["model"]["watts"] = 12.5
+    fields |= {"seq": fields["seq"] + 1, "mood": "good"}
+    body = msgspec.msgpack.encode(fields)
+    advert = book.take([body, ME.sign(DOMAIN + body)], brought_by=ME.peer_id)
+    assert advert.models[0].model == ModelInfo("smollm2", 8192, decode_tps=107.0, prefill_tps=590.0)
