@@ -192,11 +192,11 @@ class Telemetry:
     def _of_dht(self) -> Iterator[Metric]:
         if self._router.beyond is not None:
             counts = self._router.beyond.counts
-            asked = {tier: float(count.asked) for tier, count in counts.items()}
+            asked = {str(tier): float(count.asked) for tier, count in counts.items()}
             yield counter("shoal.cache.beyond.asked", "Look-ups beyond this machine.", by("shoal.tier", asked))
-            found = {tier: float(count.found) for tier, count in counts.items()}
+            found = {str(tier): float(count.found) for tier, count in counts.items()}
             yield counter("shoal.cache.beyond.found", "Those that had the answer.", by("shoal.tier", found))
-            spent = {tier: count.seconds for tier, count in counts.items()}
+            spent = {str(tier): count.seconds for tier, count in counts.items()}
             yield counter("shoal.cache.beyond.time", "Seconds in them.", by("shoal.tier", spent), "s")
         for which, stats in (self._node.status().get("dht") or {}).items():
             name = "shoal.dht" if which == "swarm" else "shoal.ipfs.dht"
