@@ -38,6 +38,8 @@ class Load(Struct, frozen=True, array_like=True, tag="load"):
     """An encoder, which takes `embed` frames in place of `generate`."""
     engine: str = "torch"
     """What computes: torch, or llama_cpp, for which `path` is a GGUF file."""
+    calibrated: str = ""
+    """The file that keeps how many threads were best; empty: all usable cores, without trials."""
 
 
 class Generate(Struct, frozen=True, array_like=True, tag="generate"):

@@ -21,6 +21,7 @@ from .packed import FEW_ROWS, Dense, Halves, Int4, Rescored, quantised, quantise
 
 FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 FAMILY["qwen3"] = "Qwen3ForCausalLM"
+TRIAL_ROWS = 8
 ROPES = ("default", "linear", "llama3")
 
 
@@ -138,8 +139,10 @@ class Llama:
         with ThreadPoolExecutor(torch.get_num_threads() if self.invariant else 1) as pool:
             layers = pool.map(lambda at: self._layer(at, config), range(config["num_hidden_layers"]))
             if beside is not None:
-                self._cis, self._embedding, self._norm = beside._cis, beside._embedding, beside._norm
-                self._head = beside._head
+                self._cis: Tensor = beside._cis
+                self._embedding: Tensor = beside._embedding
+                self._norm: Tensor = beside._norm
+                self._head: Linear = beside._head
             else:
                 self._cis = _rotations(config, self._width, positions)
                 self._embedding = self._kept(name)
@@ -250,6 +253,12 @@ class Llama:
             return x.new_empty(0, 0)
         check()
         return self._head(self._normed(x[wanted], self._norm))
+
+    def trial(self) -> None:
+        """Compute some rows for nobody, as many as several streams or a draft have."""
+        memory = torch.zeros(*self.memory_shape[:3], TRIAL_ROWS, self._width)
+        with torch.inference_mode():
+            self([0] * TRIAL_ROWS, [Segment(memory, 0, TRIAL_ROWS)], list(range(TRIAL_ROWS)))
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True).add_(self._eps)) * weight

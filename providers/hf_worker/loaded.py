@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calibration import Calibration
     from .engine import Engine
     from .prompt import Prompter
 
@@ -29,6 +30,7 @@ class Model:
     decode: text of tokens, without control tokens. ends: tokens that end an answer.
     temperature, top_p: the model's own defaults, for requests that leave them open.
     sampler: (temperature, top_p, seed, tokens drawn before) -> what picks the tokens of one request.
+    calibration: trials of threads for when there is nothing to do; None when there are none.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Model:
     device: str = "cpu"
     threads: int = 1
     sampler: Callable[[float, float, int | None, int], Any] = torch_sampler
+    calibration: Calibration | None = None
 
 
 def no_template(name: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .calibration import Calibration, counts, key, known
 from .cores import usable_cores
 from .encoder import Encoder, UnfitEncoderError
 from .frames import Load
@@ -109,11 +110,21 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
         form = "float32"
         model = made(form)
     give_back_memory()
+    dtype = "int4" if form == "packed" else form
+    trials = None
+    if not wanted.threads and wanted.calibrated:
+        file, of = Path(wanted.calibrated), key(wanted.name, dtype, torch.__version__, threads)
+        found = known(file, of)
+        if found is None:
+            trials = Calibration(file, of, counts(threads), torch.set_num_threads, model.trial)
+        else:
+            threads = found
+            torch.set_num_threads(threads)
     defaults = read_json(folder / "generation_config.json")
     ends = defaults.get("eos_token_id", config.get("eos_token_id"))
-    known = set(ends) if isinstance(ends, list) else {ends} if isinstance(ends, int) else set()
+    closing = set(ends) if isinstance(ends, list) else {ends} if isinstance(ends, int) else set()
     if tokenizer.eos_token_id is not None:
-        known.add(tokenizer.eos_token_id)
+        closing.add(tokenizer.eos_token_id)
     sampled = bool(defaults.get("do_sample"))
     return Model(
         name=wanted.name,
@@ -121,16 +132,17 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
             model,
             kv_tokens=wanted.kv_tokens,
             drafter=drafting if drafts and form == "float16" else None,
-            ends=frozenset(known),
+            ends=frozenset(closing),
         ),
         prompter=Prompter(tokenizer, wanted.name, positions),
         decode=tokenizer.decode,
-        ends=frozenset(known),
+        ends=frozenset(closing),
         temperature=float(defaults.get("temperature") or 1.0) if sampled else 0.0,
         top_p=float(defaults.get("top_p") or 1.0) if sampled else 1.0,
-        dtype="int4" if form == "packed" else form,
+        dtype=dtype,
         device=device,
         threads=threads,
+        calibration=trials,
     )
 
 

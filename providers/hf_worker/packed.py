@@ -144,7 +144,7 @@ class Rescored:
         logits = _kernel8(x.bfloat16(), self._q, self._s).float()
         tokens = logits.topk(min(KEPT, logits.shape[1]), -1, sorted=False).indices
         # Row by row: a product of many matrices has other bits than one of them alone.
-        exact = torch.cat([one @ self._full[best].float().T for one, best in zip(x.split(1), tokens, strict=True)])
+        exact = torch.cat([x[at : at + 1] @ self._full[tokens[at]].float().T for at in range(len(x))])
         scored: Tensor = logits.scatter_(1, tokens, exact)
         return scored
 

@@ -217,6 +217,7 @@ class Server:
     def __init__(self, pipes: Pipes, model: Model) -> None:
         self._pipes, self._model, self._engine = pipes, model, model.engine
         self._answers: dict[int, _Answer] = {}
+        self._served = False
 
     def run(self) -> None:
         """Serve for ever; the end of the input ends the process."""
@@ -225,7 +226,11 @@ class Server:
 
     def turn(self) -> None:
         """Take the frames that have come (wait for one when there is nothing to compute), then compute one step."""
-        frame = self._pipes.receive(wait=not self._engine.busy)
+        trials = self._model.calibration
+        trying = trials is not None and self._served and not self._engine.busy and trials.due
+        frame = self._pipes.receive(wait=not self._engine.busy and not trying)
+        if frame is None and trying and trials is not None:
+            trials.slice()
         while frame is not None:
             self._handle(frame)
             frame = self._pipes.receive(wait=False)
@@ -305,6 +310,7 @@ class Server:
         return self._tell(id_, answer, *answer.met())
 
     def _finish(self, id_: int, answer: _Answer, reason: FinishReason, cached: int = 0) -> None:
+        self._served = True
         self._pipes.send(Rates(self._engine.prefill_tps, self._engine.decode_tps))
         self._pipes.send(Said(id_, Usage(answer.prompt_tokens, answer.count, min(cached, answer.prompt_tokens))))
         self._pipes.send(Said(id_, Finish(reason, self._model.name)))

@@ -82,6 +82,7 @@ class Bench:
             temperature=0.0,
             top_p=1.0,
             sampler=torch_sampler,
+            calibration=None,
         )
         self.server = server.Server(self.pipes, model)
         self._splitter = frames.FrameSplitter()
@@ -210,6 +211,27 @@ def test_a_worker_that_computes_long_without_a_word_shows_that_it_lives(
     monkeypatch.setattr(server, "BEAT_S", 0.0)
     bench.feed(frames.Generate(1, GenerateRequest.of("ab")))
     assert bench.turns(2) == [frames.Beat(), frames.Beat()]
+
+
+def test_threads_are_tried_after_the_first_answer_and_only_while_nobody_asks(bench: Bench) -> None:
+    tried = []
+
+    class Trials:
+        due = True
+
+        def slice(self) -> None:
+            tried.append(bench.engine.busy)
+            self.due = len(tried) < 3
+
+    bench.server._model.calibration = Trials()  # type: ignore[misc,assignment]
+    bench.answer("ab")
+    assert tried == []
+    bench.turns(2)
+    bench.feed(frames.Generate(2, GenerateRequest.of("xy")))
+    bench.turns(3)
+    assert len(tried) == 2
+    bench.turns(1)
+    assert tried == [False, False, False]
 
 
 def test_a_continued_answer_is_picked_again_and_only_what_is_new_is_said(bench: Bench) -> None:
