@@ -26,7 +26,7 @@ function rows(node) {
   return [
     ["Processor", hardware?.cpu],
     ["GPU", (hardware?.gpus ?? []).map((gpu) => gpu.name + (gpu.memory_bytes ? `, ${bytes(gpu.memory_bytes)}` : "")).join("; ")],
-    ["Machine", [hardware?.cores_usable ? `${hardware.cores_usable} cores` : "", hardware?.memory_bytes ? bytes(hardware.memory_bytes) : "", hardware?.memory_gbs ? `${count(hardware.memory_gbs)} GB/s` : "", hardware?.os].filter(Boolean).join(" · ")],
+    ["Machine", [hardware?.cores_usable ? `${hardware.cores_usable} cores` : "", hardware?.memory_bytes ? bytes(hardware.memory_bytes) : "", hardware?.memory_gbs ? `${count(hardware.memory_gbs)} GB/s` : "", String(hardware?.os ?? "").replace(/-.*/, "")].filter(Boolean).join(" · ")],
     ["Load", working.join(" · ")],
     ["Models", (node.models ?? []).map(named).join("\n")],
     ["Shares", (node.providers ?? []).join(", ")],
