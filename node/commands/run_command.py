@@ -58,4 +58,8 @@ def command(
 
         names = [table_name(loaded.config.providers, name) for name in share]
         loaded = load({f"providers.{name}.share": Override(f"--share {name}", True) for name in names})
+    if not as_json:
+        from .first_model import offer_first_model
+
+        offer_first_model(loaded)
     return run_daemon(loaded, environ=os.environ, joined=join, as_json=as_json)
