@@ -140,6 +140,7 @@ class Life:
         self._collector: Otlp | None = None
         self.url = ""
         self._tell_invite: Callable[[str], None] = lambda invite: None
+        self.seat.on_reach = self._tell_reach
         self._seconds: dict[str, float] = {}
 
     # -- from its beginning to its end -------------------------------------------------------------------------
@@ -211,6 +212,11 @@ class Life:
                 await front.ended()
 
     # -- what it says at its beginning -------------------------------------------------------------------------
+
+    def _tell_reach(self) -> None:
+        """The invite names the addresses at which this node is reached, through relays, too."""
+        if invite := self.seat.invite():
+            self._tell_invite(invite)
 
     def _tell_swarm(self, *, opened: bool) -> None:
         """After the swarm is up, and whenever its addresses have changed."""

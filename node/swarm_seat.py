@@ -95,7 +95,8 @@ class PublicBlocks:
 class SwarmSeat:
     """describe, serve, find_blocks: as for Swarm. public_block: what bitswap may hand out; None: nothing.
 
-    generations: what peers may join, set before the seat is taken. dht: what is found beyond the peers; None: nothing.
+    on_reach: called when others can reach this node at other addresses than before. generations: what peers may join,
+    set before the seat is taken. dht: what is found beyond the peers; None: nothing.
     neighbours, heard: as for Swarm.
     """
 
@@ -122,6 +123,7 @@ class SwarmSeat:
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
         self._blocks = PublicBlocks(public_block)
         self._on_change = on_change
+        self.on_reach: Callable[[], None] = lambda: None
         self.generations: Generations | None = None
         self.host: Host | None = None
         self.swarm: Swarm | None = None
@@ -167,7 +169,7 @@ class SwarmSeat:
         )
         relaying = Relaying(
             host,
-            Reservations(host, changed=lambda: swarm.changed()),
+            Reservations(host, changed=lambda: self._reached(swarm)),
             enabled=self._relay.use,
             wanted=self._relay.places,
             named=[PeerId(address.rpartition("/p2p/")[2]) for address in self._relay.relays],
@@ -189,7 +191,7 @@ class SwarmSeat:
             relaying=relaying,
         )
         self._wire(relaying, host, swarm)
-        nat = Nat(host, swarm, self._nat_limits, on_change=self._on_change)
+        nat = Nat(host, swarm, self._nat_limits, on_change=lambda: self.on_reach())
         relaying.reach = nat.reach
         bitswap = Bitswap(host, self._blocks, may_read=lambda peer: swarm.admission.may(peer, "cache"))
         async with host.running():
@@ -217,6 +219,11 @@ class SwarmSeat:
                     yield
                 finally:
                     self.host = self.swarm = self.bitswap = self.nat = self.relaying = None
+
+    def _reached(self, swarm: Swarm) -> None:
+        """Others can reach this node at other addresses than before."""
+        swarm.changed()
+        self.on_reach()
 
     def _wire(self, relaying: Relaying, host: Host, swarm: Swarm) -> None:
         """Who relays for this node, and for whom it relays when its owner says so."""

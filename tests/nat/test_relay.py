@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 import trio
+from shoal.node.swarm.invite import Invite
+from shoal.node.swarm.relaying import relays_in
 from shoal.protocols.p2p.circuit import binary_of, receive_hop, send
 from shoal.protocols.p2p.circuit_message import HOP, Hop, HopKind, Status
 from shoal.protocols.p2p.host import Host
@@ -57,6 +60,8 @@ async def test_a_streamed_answer_comes_through_a_relay_and_stays_there_where_a_n
             await asking(lab, relay, swarm=swarm) as a,
         ):
             await until_placed(b, relay)
+            invite = json.loads((await b.do(b.shoal, "status", "--json")).stdout)["swarm"]["invite"]
+            assert relays_in(Invite.parse(invite).addrs) == {relay.peer_id}
             await until_knows(a, b, via="relayed")
             answer = await ask(a, "one two three")
             assert (answer.text, answer.error) == ("ECHO<one two three>", "")
