@@ -33,6 +33,9 @@ from .framing import (
 )
 from .outbox import Outbox
 
+IN_A_ROW = 64
+"""Items that a call gives its reader before others get their turn: a window may hold 20,000 of them."""
+
 
 class Room:
     """Room for bodies that come in parts, shared by all calls of a session; first come, first served."""
@@ -213,12 +216,18 @@ class OutgoingCall(Call):
         self._assembly: Assembly | None = None
         self._has_room = False
         self._unreturned = 0  # bytes of parts whose credit was not given back yet
+        self._in_a_row = 0  # items given without waiting
 
     def __aiter__(self) -> OutgoingCall:
         return self
 
     async def __anext__(self) -> Any:
+        self._in_a_row += 1
+        if self._in_a_row > IN_A_ROW:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()  # the session's reader, and whoever else has something to do
         while not self._items:
+            self._in_a_row = 0
             if self.error is not None:
                 raise self.error
             if self.done:

@@ -16,6 +16,8 @@ from .answer import Answer
 from .flight import Flight
 from .no_answer import NoAnswer
 
+IN_A_ROW = 64
+"""Events that are read before others get their turn."""
 ASTRAY = "the generation that was joined goes on with another model"
 
 
@@ -60,6 +62,8 @@ class _Reading:
             raise ProviderError(ErrorKind.UNAVAILABLE, ASTRAY)
         if self._next < len(flight.events):
             self._next += 1
+            if self._next % IN_A_ROW == 0:
+                await trio.lowlevel.checkpoint()  # there may be thousands at hand
             flight.passed(self._next)
             return flight.events[self._next - 1]
         if flight.failure is not None:
