@@ -121,10 +121,7 @@ class Access:
             return []
         return [
             ("access-control-allow-origin", origin),
-            (
-                "access-control-expose-headers",
-                "x-shoal-provider, x-shoal-peer, x-shoal-cache, x-shoal-cid, x-shoal-route",
-            ),
+            ("access-control-expose-headers", _EXPOSED),
             ("vary", "origin"),
         ]
 
