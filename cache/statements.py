@@ -302,6 +302,12 @@ def known(db: sqlite3.Connection, cids: Sequence[bytes]) -> set[bytes]:
     return {cid for cid in cids if db.execute(query, (cid,)).fetchone()}
 
 
+def public_among(db: sqlite3.Connection, requests: Sequence[bytes]) -> set[bytes]:
+    """Which of these requests, as digests, have an answer that peers may have."""
+    query = "SELECT 1 FROM answers WHERE public AND request = ?"
+    return {request for request in requests if db.execute(query, (request,)).fetchone()}
+
+
 def models(db: sqlite3.Connection) -> list[str]:
     """The models whose answers are here."""
     return [row[0] for row in db.execute("SELECT DISTINCT model FROM answers WHERE model IS NOT NULL ORDER BY model")]

@@ -204,6 +204,10 @@ class Store:
         """Which of these records are here."""
         return await self._read(lambda db: sql.known(db, cids), set())
 
+    async def public_among(self, requests: Sequence[bytes]) -> set[bytes]:
+        """Which of these requests, as digests, have an answer that peers may have."""
+        return await self._read(lambda db: sql.public_among(db, requests), set())
+
     async def models(self) -> list[str]:
         """The models whose answers are here."""
         return await self._read(sql.models, [])

@@ -390,6 +390,16 @@ class AnswerCache:
         """The requests, as digests, whose answers peers may have, the newest first."""
         return [request for request, _ in await self.store.newest_public(limit)] if self.store is not None else []
 
+    async def still_public(self, requests: Sequence[bytes]) -> set[bytes]:
+        """Which of these requests, as digests, have an answer here that peers may have: what was evicted has not."""
+        here = {request for request in requests if (held := self.memory.get(request)) is not None and held.public}
+        rest = [request for request in requests if request not in here]
+        return here | (await self.store.public_among(rest) if self.store is not None and rest else set())
+
+    async def still_kept(self, records: Sequence[bytes]) -> set[bytes]:
+        """Which of these records, by CID, are on disk."""
+        return await self.store.known(records) if self.store is not None else set()
+
     async def newest_published(self, limit: int) -> list[bytes]:
         """The CIDs of this node's records that go to public IPFS without being asked for each, the newest first."""
         if self.store is None or not self.auto_publish:

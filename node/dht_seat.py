@@ -41,7 +41,7 @@ class DhtSeat:
         self.ipfs: IpfsDht | None = None
         if cache is not None:
             if ipfs.dht_peers:
-                self.ipfs = IpfsDht(identity, ipfs, cache.newest_published)
+                self.ipfs = IpfsDht(identity, ipfs, cache.newest_published, cache.still_kept)
             cache.on_answer, cache.on_ipfs, cache.on_forgotten = self.answered, self.published, self.forgotten
 
     @contextlib.asynccontextmanager
@@ -100,6 +100,7 @@ class DhtSeat:
             private=key,
             models=self._models,
             answers=self._newest,
+            still=self._still,
         )
         async with dht.running():
             self.discovery = discovery
@@ -112,6 +113,9 @@ class DhtSeat:
 
     async def _newest(self, limit: int) -> list[bytes]:
         return await self._cache.newest(limit) if self._cache is not None else []
+
+    async def _still(self, requests: Sequence[bytes]) -> set[bytes]:
+        return await self._cache.still_public(requests) if self._cache is not None else set()
 
     # -- what the rest of the node asks ------------------------------------------------------------------------
 

@@ -39,13 +39,20 @@ _random = random.SystemRandom()
 
 
 class IpfsDht:
-    """config: with dht_peers. records: the CIDs of what may go to public IPFS, the newest first, so many at most."""
+    """config: with dht_peers. records: the CIDs of what may go to public IPFS, the newest first, so many at most.
+
+    still: which of these are here still.
+    """
 
     def __init__(
-        self, identity: Identity, config: IpfsSection, records: Callable[[int], Awaitable[Sequence[bytes]]]
+        self,
+        identity: Identity,
+        config: IpfsSection,
+        records: Callable[[int], Awaitable[Sequence[bytes]]],
+        still: Callable[[Sequence[bytes]], Awaitable[set[bytes]]],
     ) -> None:
-        self._identity, self._config, self._records = identity, config, records
-        self._due: OrderedDict[bytes, float] = OrderedDict()  # a key -> when it was announced last (trio time)
+        self._identity, self._config, self._records, self._still = identity, config, records, still
+        self._due: OrderedDict[bytes, float] = OrderedDict()  # a CID -> when it was announced last (trio time)
         self._stirred = trio.Event()
         self._dht: Dht | None = None
         self._host: Host | None = None
@@ -87,11 +94,11 @@ class IpfsDht:
                 pause = min(2 * pause, MAX_RETRY_S)
                 continue
             pause = RETRY_S
+            self._stirred = trio.Event()
             try:
                 await self._announce(dht)
             except Exception as error:  # no reason for a node to end
                 log.error("announcing in the IPFS DHT failed: %s", type(error).__name__)  # noqa: TRY400
-            self._stirred = trio.Event()
             with trio.move_on_after(ROUND_S * _random.uniform(0.8, 1.2)):
                 await self._stirred.wait()
                 await trio.sleep(SETTLE_S)
@@ -110,32 +117,31 @@ class IpfsDht:
         return bool(dht.known())
 
     async def _announce(self, dht: Dht) -> None:
+        from ..protocols.p2p.cids import multihash
+
         now = trio.current_time()
-        keys = [key for key, told in reversed(self._due.items()) if now - told > AGAIN_S][:BATCH]
-        if keys:
-            for key in await dht.provide([(key, AGAIN_S) for key in keys]):
-                if key in self._due:
-                    self._due[key] = now
-            if any(told == float("-inf") for told in self._due.values()):
-                self._stirred.set()
+        due = [cid for cid, told in reversed(self._due.items()) if now - told > AGAIN_S][:BATCH]
+        again = [cid for cid in due if self._due[cid] > float("-inf")]
+        for cid in set(again) - await self._still(again):
+            self._due.pop(cid, None)  # evicted
+        keys = {multihash(cid): cid for cid in due if cid in self._due}
+        taken = await dht.provide([(key, AGAIN_S) for key in keys])
+        for key in taken:
+            if keys[key] in self._due:
+                self._due[keys[key]] = now
+        if taken and float("-inf") in self._due.values():
+            self._stirred.set()
 
     def publish(self, cid: bytes) -> None:
         """Announce a block from now on, by its binary CID."""
-        from ..protocols.p2p.cids import multihash
-
-        self._due.setdefault(multihash(cid), float("-inf"))
+        self._due.setdefault(cid, float("-inf"))
         while len(self._due) > self._config.dht_announced:
             self._due.popitem(last=False)
         self._stirred.set()
 
     def withdraw(self, cid: bytes) -> bool:
         """Announce a block no more. What is announced stands at others until they let go of it, a day or two later."""
-        from ..protocols.p2p.cids import multihash
-
-        try:
-            return self._due.pop(multihash(cid), float("-inf")) > float("-inf")
-        except ValueError:
-            return False  # a bare digest
+        return self._due.pop(cid, float("-inf")) > float("-inf")
 
     async def fetch(self, cid: str, timeout: float) -> bytes | None:
         """A block by its CID from who has announced it, its hash checked; None when nobody gives it. timeout: s."""

@@ -96,8 +96,8 @@ def answer_key(request: bytes) -> bytes:
 
 
 class Discovery:
-    """models: the names that this node offers now. answers: the public answers that it has, by request, the newest
-    first, at most so many. private: the swarm's key.
+    """models: the names that this node offers now. answers: the public answers that it has, as digests of their
+    requests, the newest first, at most so many; still: which of these it has still. private: the swarm's key.
     """
 
     def __init__(
@@ -109,9 +109,10 @@ class Discovery:
         private: bytes | None,
         models: Callable[[], Sequence[str]],
         answers: Callable[[int], Awaitable[Sequence[bytes]]],
+        still: Callable[[Sequence[bytes]], Awaitable[Collection[bytes]]],
     ) -> None:
         self._dht, self._swarm, self._limits = dht, swarm, limits
-        self._private, self._models, self._stored = private, models, answers
+        self._private, self._models, self._stored, self._still = private, models, answers, still
         self._name = swarm.name
         self._told: dict[str, float] = {}  # a model that is announced -> when last (trio time)
         self._answers: OrderedDict[bytes, float] = OrderedDict()  # a key -> when last; the newest answer is the last
@@ -132,11 +133,11 @@ class Discovery:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refresh)
             while True:
+                self._stirred = trio.Event()
                 try:
                     await self._announce()
                 except Exception as error:  # what is not announced is not found from afar: no reason for a node to end
                     log.error("announcing in the DHT failed: %s", type(error).__name__)  # noqa: TRY400
-                self._stirred = trio.Event()
                 with trio.move_on_after(self._limits.announce_every_s * _random.uniform(0.8, 1.2)):
                     await self._stirred.wait()
                     await trio.sleep(min(SETTLE_S, self._limits.announce_every_s))
@@ -205,7 +206,11 @@ class Discovery:
         if not self._swarm.knows_everyone():
             stale = now - limits.answer_ttl_s / 2
             answers = [key for key, told in reversed(self._answers.items()) if told <= stale][: limits.announce_batch]
-            keys += [(key, limits.answer_ttl_s) for key in answers]
+            again = [key for key in answers if self._answers[key] > float("-inf")]
+            evicted = set(again) - {answer_key(one) for one in await self._still([key[-32:] for key in again])}
+            for key in evicted:
+                self._answers.pop(key, None)
+            keys += [(key, 0.0 if key in evicted else limits.answer_ttl_s) for key in answers]
         if not keys:
             return
         taken = await self._dht.provide(keys)

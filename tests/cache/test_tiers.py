@@ -389,3 +389,48 @@ async def test_what_a_record_links_is_known_before_it_is_believed() -> None:
         with pytest.raises(RecordRefused, match="content"):
             cache.remember_foreign(long.block, key_of())
         assert cache.remember_foreign(long.block, key_of(), extra=long.extra).record.content == LONG
+
+
+# -- announcing --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_peers_may_have_is_told_for_announcing_and_nothing_else(path: Path) -> None:
+    told: dict[str, list[bytes]] = {"answers": [], "ipfs": []}
+    mine, private, bobs, asked = answer(ask("m")), answer(ask("p")), answer(ask("b"), by=BOB), answer(ask("i"))
+    async with a_cache(path, auto_publish=False) as cache:
+        cache.on_answer, cache.on_ipfs = told["answers"].append, told["ipfs"].append
+        cache.remember(mine)
+        cache.remember(private, public=False)
+        cache.remember_foreign(bobs.block, key_of(ask("b")))
+        cache.remember(asked, ipfs=True)
+        assert told["answers"] == [mine.record.request, bobs.record.request, asked.record.request]
+        assert told["ipfs"] == [asked.cid]
+        await on_disk(cache)
+        newest = [one.record.request[-32:] for one in (asked, bobs, mine)]
+        assert await cache.newest(10) == newest
+        assert await cache.newest(2) == newest[:2]
+        assert await cache.newest_published(10) == [], "each was to be asked for"
+        cache.auto_publish = True
+        assert await cache.newest_published(10) == [asked.cid, mine.cid]
+        gone = private.record.request[-32:]
+        assert await cache.still_public([*newest, gone, bytes(32)]) == set(newest)
+        assert await cache.still_kept([mine.cid, bytes(36)]) == {mine.cid}
+
+
+async def test_what_is_forgotten_is_told_by_request_and_record(path: Path) -> None:
+    told: list[tuple[list[bytes], list[bytes]]] = []
+    signed = answer()
+
+    def forgotten(requests: list[bytes], records: list[bytes]) -> int:
+        told.append((requests, records))
+        return 2
+
+    async with a_cache(path) as cache:
+        cache.on_forgotten = forgotten
+        cache.remember(signed)
+        await on_disk(cache)
+        done = await cache.forget(signed.cid)
+        assert (done.records, done.announced) == (1, 2)
+        (requests, records) = told[0]
+        assert signed.record.request[-32:] in requests
+        assert signed.cid in records

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import trio
@@ -56,7 +56,11 @@ async def a_shoal(*known: Kubo | Helia) -> AsyncIterator[Shoal]:
         return []
 
     config = IpfsSection(dht_peers=tuple(map(at, known)), dht_protocol=LAN)
-    dht = IpfsDht(identity, config, none)
+
+    async def still(cids: Sequence[bytes]) -> set[bytes]:
+        return set(cids) & blocks.keys()
+
+    dht = IpfsDht(identity, config, none, still)
     async with host.running(), bitswap.running(), dht.taken(host, bitswap):
         yield Shoal(host, dht, blocks)
 

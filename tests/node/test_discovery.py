@@ -78,13 +78,23 @@ class Seat:
         self.node, self.dht = node, FakeDht()
         self.models: list[str] = []
         self.stored: list[bytes] = []
+        self.evicted: set[bytes] = set()
         self.discovery = Discovery(
-            self.dht, node.swarm, LIMITS, private=None, models=lambda: self.models, answers=self._answers
+            self.dht,
+            node.swarm,
+            LIMITS,
+            private=None,
+            models=lambda: self.models,
+            answers=self._answers,
+            still=self._still,
         )
         node.swarm._on_change = self.discovery.peers_changed
 
     async def _answers(self, limit: int) -> list[bytes]:
         return self.stored[:limit]
+
+    async def _still(self, requests: Sequence[bytes]) -> set[bytes]:
+        return set(requests) - self.evicted
 
 
 @asynccontextmanager
@@ -238,6 +248,19 @@ async def test_a_forgotten_answer_is_taken_back(autojump_clock: trio.testing.Moc
         assert keys(seat, since) == [(answer_key(REQUESTS[0]), 0.0)]
         await trio.sleep(700)
         assert keys(seat, since) == [(answer_key(REQUESTS[0]), 0.0)]
+
+
+async def test_answers_are_announced_again_before_they_expire_unless_they_were_evicted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with a_row(2) as (seat, _), announcing(seat):
+        seat.discovery.answered(REQUESTS[0])
+        seat.discovery.answered(REQUESTS[1])
+        await trio.sleep(5)
+        since = trio.current_time()
+        seat.evicted.add(REQUESTS[1])
+        await trio.sleep(330)
+        assert sorted(keys(seat, since)) == [(answer_key(REQUESTS[0]), 600.0), (answer_key(REQUESTS[1]), 0.0)]
 
 
 async def test_a_move_to_another_swarm_takes_nothing_along(autojump_clock: trio.testing.MockClock) -> None:
