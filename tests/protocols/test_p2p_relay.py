@@ -445,3 +445,55 @@ async def test_a_refused_reservation_says_why_and_what_is_not_wanted_any_more_is
         assert reservations.problems == {}
         reservations.want([])
         await until_held(reservations, held=False)
+
+
+async def slow_line(to_port: int, delay_s: float, task_status: trio.TaskStatus[int]) -> None:
+    """A port behind which another one is, after a while."""
+
+    async def carry(inbound: trio.SocketStream) -> None:
+        await trio.sleep(delay_s)
+        outbound = await trio.open_tcp_stream("127.0.0.1", to_port)
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with inbound, outbound, trio.open_nursery() as nursery:
+                nursery.start_soon(pass_on, inbound, outbound)
+                await pass_on(outbound, inbound)
+                nursery.cancel_scope.cancel()
+
+    async def pass_on(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        async for data in source:
+            await sink.send_all(data)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    task_status.started(listeners[0].socket.getsockname()[1])
+    await trio.serve_listeners(carry, listeners)
+
+
+async def test_a_slow_direct_address_takes_over_from_the_relay_that_was_faster() -> None:
+    async with three() as (middle, _relay, near, far), trio.open_nursery() as nursery:
+        await far.listen(LOOPBACK)
+        port = int(far.addresses()[0].split("/")[4])
+        slow = await nursery.start(slow_line, port, 0.5)
+        upgraded = trio.Event()
+        near.on_upgrade(lambda peer: upgraded.set())
+        began = trio.current_time()
+        await near.connect(far.peer_id, [f"/ip4/127.0.0.1/tcp/{slow}", through(middle, far)])
+        assert near.via(far.peer_id) == "relayed"
+        assert trio.current_time() - began < 0.45
+        with trio.fail_after(3):
+            await upgraded.wait()
+        assert near.via(far.peer_id) == "direct"
+        assert await echoes(near, far.peer_id)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_silent_relay_does_not_keep_another_from_being_tried() -> None:
+    async with three() as (middle, _relay, near, far):
+        dead = Identity.generate().peer_id
+        with trio.socket.socket() as deaf:  # takes connections and says nothing
+            await deaf.bind(("127.0.0.1", 0))
+            deaf.listen()
+            silent = f"/ip4/127.0.0.1/tcp/{deaf.getsockname()[1]}/p2p/{dead}/p2p-circuit/p2p/{far.peer_id}"
+            began = trio.current_time()
+            await near.connect(far.peer_id, [silent, through(middle, far)])
+            assert near.relay_of(far.peer_id) == middle.peer_id
+            assert trio.current_time() - began < 1.5
