@@ -119,10 +119,9 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
         _need_space(fresh, 4 * gguf.stat().st_size)  # 4 bits or more become 16
         source, digest = str(gguf), _sha256(gguf)
     elif weights.is_hub_id(name):
-        _need_libraries("huggingface_hub")
-        _from_hub(name, fresh / "model", progress)
+        commit = _from_hub(name, fresh / "model", progress)
         weights.check_folder(name, fresh / "model")
-        _write_manifest(fresh / "model", name, f"hub {name}", "")
+        _write_manifest(fresh / "model", name, f"hub {name} {commit}", "")
         return
     else:
         known = ", ".join(CATALOGUE)
@@ -240,36 +239,15 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
     )
 
 
-def _from_hub(name: str, folder: Path, progress: Progress) -> None:
-    """Safetensors and what belongs to them from the hub; pickles and programs are not even fetched."""
-    progress("download", 0, 0)
-    from huggingface_hub import HfApi, snapshot_download
+def _from_hub(name: str, folder: Path, progress: Progress) -> str:
+    """The hub's files; what a broken attempt has brought stays in the store and is gone on from. Returns the commit."""
+    from . import weights_hub
 
-    wanted = [
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "config.json",
-        "generation_config.json",
-        "tokenizer*",
-        "*.jinja",
-    ]
-    wanted += ["special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"]
-    try:
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
-            raise WeightsRefused(
-                f"{name} is not installed and the hub is switched off by HF_HUB_OFFLINE; unset it first"
-            )
-        files = HfApi().model_info(name, files_metadata=True, timeout=20).siblings or []
-        _need_space(folder.parent, sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")))
-        snapshot_download(name, allow_patterns=wanted, local_dir=str(folder))
-    except weights.WeightsError:
-        raise
-    except Exception as fault:  # whatever an HTTP stack raises
-        raise WeightsRefused(
-            f"{name} cannot be fetched from the hub ({type(fault).__name__}); check the name and the network,"
-            " or give a folder or a .gguf file that is already here"
-        ) from None
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    half = folder.parents[1] / f".part-{weights.folder_of(name, folder).name}"
+    progress("download", 0, 0)
+    commit = weights_hub.fetch(name, half, progress, need_space=lambda size: _need_space(half, size))
+    half.rename(folder)
+    return commit
 
 
 def _write_manifest(folder: Path, name: str, source: str, sha256: str) -> None:
