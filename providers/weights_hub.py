@@ -19,9 +19,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import IO
 
 import msgspec
 import truststore
@@ -153,7 +152,7 @@ def _bring(url: str, token: str, file: Path, size: int, digest: str) -> Iterator
 
 
 @contextlib.contextmanager
-def _opened(url: str, token: str, start: int = 0) -> Iterator[IO[bytes]]:
+def _opened(url: str, token: str, start: int = 0) -> Iterator[HTTPResponse]:
     request = urllib.request.Request(url, headers={"user-agent": "shoal"})  # noqa: S310 - checked below
     if request.type not in ("http", "https"):
         raise WeightsRefused("HF_ENDPOINT is not an http or https address; mend it, or unset it")
