@@ -108,6 +108,10 @@ def rows(ours: dict[str, Any], theirs: dict[str, Any], engine: dict[str, Any] | 
             f"{library:.1f}" if library else "-",
             f"{extra:.1f} ({extra / library:.2f}x)" if library and extra else "-",
         )
+        batched = theirs.get("manager", {}).get(str(count))
+        if count > 1:
+            ratio = f"({our / batched:.2f}x)" if batched else ""
+            add("  beside the library's continuous batching", f"{batched:.1f}" if batched else "-", ratio, "", "")
         add("  CPU ms a token", f"{theirs['cpu_ms'][str(count)]:.1f}", f"{ours['cpu_ms'][count]:.1f}", "", "")
     expected = theirs["answers"]
     equal = sum(a.strip() == b.strip() for a, b in zip(ours["answers"], expected, strict=True))

@@ -100,6 +100,7 @@ class LeanEngine:
         self._waiting: deque[Sequence] = deque()
         self._rows: dict[int, _Row] = {}
         self._reused: dict[int, int] = {}
+        self._turn = False
         self.prefill_tps = 0.0
         self.decode_tps = 0.0
 
@@ -147,15 +148,7 @@ class LeanEngine:
         chunk = CHUNK_TOKENS
         if self.prefill_tps and any(row.following is not None for row in self._rows.values()):
             chunk = min(max(int(self.prefill_tps * CHUNK_S), SMALLEST_CHUNK), CHUNK_TOKENS)
-        pieces: list[tuple[_Row, list[int]]] = []
-        for row in self._rows.values():
-            if row.following is None and chunk > 0:
-                piece = row.left[:chunk]
-                rows = sum(len(each) for _, each in pieces) + len(piece)
-                if pieces and rows >= FEW_ROWS and not self._model.invariant:
-                    break  # a short prompt is computed as it would be alone
-                pieces.append((row, piece))
-                chunk -= len(piece)
+        pieces = self._shares([row for row in self._rows.values() if row.following is None], chunk)
         if not pieces:
             return []
 
@@ -177,6 +170,29 @@ class LeanEngine:
         if count >= SMALLEST_CHUNK:
             self.prefill_tps = _lately(self.prefill_tps, count / (time.perf_counter() - began))
         return [(row.sequence.id, self._pick(row, logits[at])) for at, row in enumerate(ready)]
+
+    def _shares(self, prompts: list[_Row], chunk: int) -> list[tuple[_Row, list[int]]]:
+        """A chunk among prompts: half of it at least for the oldest, so that it ends; the shortest of the others next.
+
+        A short prompt behind a long one is so computed in the next step, and makes that one take twice as long at most.
+        """
+        if not prompts:
+            return []
+        oldest, *others = prompts
+        others.sort(key=lambda row: len(row.left))
+        free = chunk - min(len(oldest.left), chunk - chunk // 2)
+        pieces: list[tuple[_Row, list[int]]] = []
+        for row in others:
+            if free > 0:
+                pieces.append((row, row.left[:free]))
+                free -= len(pieces[-1][1])
+        taken = sum(len(piece) for _, piece in pieces)
+        pieces.insert(0, (oldest, oldest.left[: chunk - taken]))
+        rows = taken + len(pieces[0][1])
+        if len(pieces) > 1 and rows >= FEW_ROWS and not self._model.invariant:
+            self._turn = not self._turn  # each is computed as it would be alone, so they take turns
+            return pieces[1:2] if self._turn else [(oldest, oldest.left[:chunk])]
+        return pieces
 
     def _compute(
         self, pieces: list[tuple[_Row, list[int]]], wanted: list[int], check: Callable[[], None] = lambda: None

@@ -146,6 +146,56 @@ def test_sequences_that_join_and_leave_at_different_times_get_the_tokens_they_ge
             assert out[sequence.id] == alone(model, sequence), sequence.id
 
 
+@pytest.mark.parametrize("form", ["float32", "float16"])
+def test_a_long_prompt_delays_others_by_no_more_than_one_chunk_at_a_time(form: str) -> None:
+    model = made("llama")
+    engine = LeanEngine(lean(model, form))
+    engine.add(greedy(0, prompt(10), 100))
+    engine.step(never)
+    engine.add(greedy(1, prompt(1500, 1), 5))
+    done, steps = 0, 0
+    while True:
+        picked = dict(engine.step(never))
+        assert 0 in picked  # a token of the running one in each step
+        computed = len(engine._rows[1].slot.tokens)
+        assert computed - done <= 256
+        done, steps = computed, steps + 1
+        if 1 in picked:
+            break
+    assert steps >= 6
+
+
+@pytest.mark.parametrize(("form", "waits"), [("float16", 1), ("float32", 2)])
+def test_a_short_prompt_does_not_wait_for_the_long_one_before_it(form: str, waits: int) -> None:
+    model = made("llama")
+    engine = LeanEngine(lean(model, form))
+    long, short = greedy(0, prompt(1500, 1), 2), greedy(1, prompt(60), 2)
+    engine.add(long)
+    engine.step(never)
+    engine.add(short)
+    steps, out = 0, []
+    while not out:
+        out += engine.step(never)
+        steps += 1
+    assert out == [(1, alone(model, short)[0])]
+    assert steps <= waits
+    while not any(id_ == 0 for id_, _ in out):
+        out += engine.step(never)
+        steps += 1
+    assert (0, alone(model, long)[0]) in out
+    assert steps < 12  # six chunks of its own, half of one given away
+
+
+def test_a_seeded_sequence_draws_the_same_alone_and_in_company_of_the_lean_engine() -> None:
+    model = made("llama")
+
+    def drawn(*others: Sequence) -> list[int]:
+        seeded = Sequence(0, prompt(20), 15, Sampler(1.0, seed=7))
+        return run(LeanEngine(lean(model, "float16")), {0: [seeded], 3: list(others)})[0]
+
+    assert drawn() == drawn(greedy(1, prompt(70, 1), 9), Sequence(2, prompt(3, 2), 9, Sampler(1.0, seed=8)))
+
+
 def test_what_was_computed_before_is_used_again_and_changes_nothing() -> None:
     model = made("llama")
     engine = LeanEngine(lean(model))
@@ -251,7 +301,7 @@ def test_nothing_is_drafted_for_many_nor_for_those_that_draw_their_tokens() -> N
 
 
 def test_a_prompt_that_nobody_wants_any_more_is_given_up_between_two_layers() -> None:
-    engine = LeanEngine(lean(made("llama")))
+    engine = LeanEngine(lean(made("llama"), "float16"))
     engine.add(greedy(0, prompt(200), 5))
     engine.add(greedy(1, prompt(20, 1), 5))
     asked = []

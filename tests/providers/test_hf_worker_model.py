@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from shoal.providers.hf_worker import model
 from shoal.providers.hf_worker.cores import usable_cores
 from shoal.providers.hf_worker.frames import Load
 from shoal.providers.hf_worker.loaded import LoadError
@@ -54,6 +55,41 @@ def test_a_folder_that_brings_its_own_program_is_refused_and_the_program_does_no
 def test_a_dtype_that_torch_does_not_know_is_named(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match='dtype "float99"'):
         load(Load("m", str(tmp_path), 1, dtype="float99"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "flags", "form"),
+    [
+        ("auto", {"drafts": True, "halves": True}, {}, "float16"),
+        ("auto", {"drafts": True, "halves": True}, {"amx_bf16": True}, "float16"),
+        ("auto", {"drafts": False, "halves": True}, {}, "float16"),
+        ("auto", {"drafts": False, "halves": True}, {"avx512_bf16": True}, "bfloat16"),
+        ("auto", {"drafts": False, "halves": False}, {}, "float32"),
+        ("int4", {"drafts": True, "halves": True}, {}, "packed"),
+        ("int4", {"drafts": False, "halves": True}, {}, "int4"),
+        ("float32", {"drafts": True, "halves": True}, {}, "float32"),
+    ],
+)
+def test_the_processor_and_the_weights_decide_how_they_are_held(
+    monkeypatch: pytest.MonkeyPatch, asked: str, stored: dict[str, bool], flags: dict[str, bool], form: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.setattr(model, "packs_halves", lambda: True)
+    assert model._form(asked, **stored) == form
+
+
+def test_without_a_kernel_for_16_bits_fp32_is_taken_or_the_owner_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(model, "packs_halves", lambda: False)
+    assert model._form("auto", drafts=True, halves=True) == "float32"
+    with pytest.raises(LoadError, match="no kernel on this processor"):
+        model._form("float16", drafts=True, halves=True)
+
+
+def test_a_gpu_gets_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.dtype_of("auto", "cuda") is model.dtype_of("auto", "mps") is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert model._device("auto") == "cuda"
 
 
 @pytest.mark.model
