@@ -19,13 +19,13 @@ from shoal.cache.record import RecordRefused, sign
 from shoal.cache.tiers import AnswerCache
 from shoal.protocols.http.exchange import Exchange
 from shoal.protocols.http.server import Server, serve
-from shoal.providers.base import Capabilities, Embed, ErrorKind, GenerateRequest, ModelInfo, ProviderError, Status
+from shoal.providers.base import Capabilities, Embed, ErrorKind, GenerateRequest, ModelInfo, Provider, ProviderError, Status
 from shoal.providers.embedding import Embeddings, EmbedRequest, pack, text_of, unpack, vectors_of
 from shoal.providers.openai_compat import Settings, build
 from shoal.providers.openai_embeddings import embeddings_of
 from shoal.providers.settings import BuildContext
 
-from .fakes_router import ME, OTHER, Scripted, says
+from .fakes_router import ME, OTHER, Scripted, ScriptedPeer, says
 from .fakes_rpc import door
 from .test_openai_shape import with_client
 
@@ -178,6 +178,33 @@ def test_what_a_peer_offers_as_vectors_is_refused_unless_it_is_that(content: str
     with pytest.raises(RecordRefused) as caught:
         cache.remember_foreign(record.block, key, request=request)
     assert caught.value.reason == "content"
+
+
+class Parrot(ScriptedPeer):
+    """A peer that says it makes vectors, and says "Cold." """
+
+    embeds = True
+
+    def makes_vectors(self, model: str | None) -> bool:
+        return True
+
+
+class Reef:
+    def __init__(self, peer: Provider) -> None:
+        self._peer = peer
+
+    def candidates_for(self, model: str | None) -> list[Provider]:
+        return [self._peer]
+
+
+async def test_words_of_a_peer_are_no_vectors_and_are_not_kept() -> None:
+    peer = Parrot(OTHER.peer_id, says("Cold."))
+    async with door(swarm=Reef(peer)) as rpc:
+        replies = [await rpc.ask("POST", "/v1/embeddings", {"input": "one", "model": "m1"}) for _ in range(2)]
+    assert [reply.status for reply in replies] == [502, 502]
+    assert "no embeddings" in replies[0].error["message"]
+    assert len(peer.calls) == 2
+    assert peer.calls[0].embed == Embed(("one",))
 
 
 async def test_metrics_tell_embeddings_from_chats() -> None:
