@@ -23,6 +23,7 @@ from shoal.cache.record import RecordRefused, verify
 from shoal.node.swarm.advert import DOMAIN, AdvertBook, AdvertRefused, AdvertWriter, verified
 from shoal.node.swarm.gossip import MAX_PULLED
 from shoal.node.swarm.invite import Invite, InviteError
+from shoal.node.swarm.joining import JoinParams, LeadParams
 from shoal.node.swarm.load import Digest
 from shoal.node.swarm.roster import ROSTER_DOMAIN, Owner, RosterRefused, read_roster, read_ticket
 from shoal.node.swarm.serving import GenerateParams
@@ -125,6 +126,14 @@ def generate(data: bytes) -> None:
     msgspec.convert(msgspec.msgpack.decode(data), GenerateParams)
 
 
+def joining(data: bytes) -> None:
+    params = msgspec.msgpack.decode(data)
+    asked = msgspec.convert(params, LeadParams, builtin_types=(bytes,))
+    assert 1 <= len(asked.request) <= 64
+    assert len(asked.lost) <= 8
+    msgspec.convert(params, JoinParams, builtin_types=(bytes,))
+
+
 def dht_message(data: bytes) -> None:
     message = kad_message.decode(data)
     assert len(message.closer) <= kad_message.MAX_PEERS
@@ -188,6 +197,7 @@ def samples() -> list[tuple[Reader, bytes]]:
         (record, answer().block),
         (invite, Invite(swarm="test", addrs=(ADDRESS,), key=b"k" * 32).text.encode()),
         (generate, encode_body(params)),
+        (joining, encode_body({"request": KEY, "lost": [ME.peer_id], "deadline_ms": 60_000})),
         (decode_hop, encode(Hop(HopKind.STATUS, b"peer", 7, (b"address",), Limit(3, 4), Status.OK))),
         (decode_stop, encode(Stop(StopKind.CONNECT, b"peer", Limit(3, 4)))),
         (dht_message, kad_message.encode(Message(1, KEY, b"v", (Entry(b"i", (b"a",)),), (Entry(b"j", (), b"s"),)))),
