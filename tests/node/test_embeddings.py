@@ -19,7 +19,16 @@ from shoal.cache.record import RecordRefused, sign
 from shoal.cache.tiers import AnswerCache
 from shoal.protocols.http.exchange import Exchange
 from shoal.protocols.http.server import Server, serve
-from shoal.providers.base import Capabilities, Embed, ErrorKind, GenerateRequest, ModelInfo, Provider, ProviderError, Status
+from shoal.providers.base import (
+    Capabilities,
+    Embed,
+    ErrorKind,
+    GenerateRequest,
+    ModelInfo,
+    Provider,
+    ProviderError,
+    Status,
+)
 from shoal.providers.embedding import Embeddings, EmbedRequest, pack, text_of, unpack, vectors_of
 from shoal.providers.openai_compat import Settings, build
 from shoal.providers.openai_embeddings import embeddings_of
