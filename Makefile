@@ -37,9 +37,10 @@ interop: $(READY) ## against other implementations: Kubo, Helia, js-ipfs and js-
 	@./tests/interop/install.sh
 	@$(PYTHON) -m pytest -q -m interop tests/interop tests/interop_js $(ARGS)
 
-providers: $(READY) model ## the real command-line tools (installed into build/providers, 1.2 GB), and real servers
+providers: $(READY) model ## the real command-line tools (installed into build/providers, 1.2 GB), and real servers (llama.cpp: built once, 15 CPU minutes)
 	@./scripts/install_providers.sh
 	@./scripts/install_backends.sh
+	@./scripts/install_llama_cpp.sh
 	@$(PYTHON) -m pytest -q -m providers tests/providers_real $(ARGS)
 	@$(PYTHON) -m tests.providers_real.figures
 
@@ -75,6 +76,7 @@ bench: $(READY) model ## the figures, in tables, beside LiteLLM's proxy (install
 	@$(PYTHON) -m benchmarks
 
 bench-local: $(READY) model ## the local model beside transformers and llama.cpp: speed, memory, answers; 1,000 continuations
+	@./scripts/install_llama_cpp.sh
 	@$(PYTHON) -m benchmarks local continuation
 
 clean:          ## remove what was built; keeps downloaded models
