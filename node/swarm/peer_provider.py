@@ -32,6 +32,7 @@ from ...providers.base import (
     TextDelta,
     Usage,
 )
+from ...providers.embedding import vectors_of
 from .advert import Advert
 from .resumption import GONE, RESUME, ResumeParams
 from .serving import GENERATE, MAX_HOPS, MAX_SEEN, GenerateParams
@@ -147,7 +148,11 @@ class PeerProvider(Provider):
         try:
             async with AsyncExitStack() as calls:
                 call = await calls.enter_async_context(session.call(GENERATE, params))
-                answer = PeerAnswer(self.name, call, trio.current_time() + deadline_s)
+                until = trio.current_time() + deadline_s
+                if request.embed is None:
+                    answer = PeerAnswer(self.name, call, until)
+                else:
+                    answer = PeerVectors(self.name, call, until, len(inputs))
                 if params.ticket is not None:
                     answer.again = partial(self._resumed, calls, params.ticket)
                 yield answer
@@ -230,6 +235,36 @@ class PeerAnswer:
                 if error.code == GONE:
                     raise SessionLost("the answer was lost with its session") from None
                 raise
+
+
+class PeerVectors(PeerAnswer):
+    """An answer that has to be `count` vectors: it is heard to its end, and looked at, before any of it is told."""
+
+    def __init__(self, name: str, call: OutgoingCall, deadline: float, count: int) -> None:
+        super().__init__(name, call, deadline)
+        self._count = count
+        self._heard: list[Event] | None = None
+
+    async def __anext__(self) -> Event:
+        if self._heard is None:
+            self._heard = await self._hear()
+        return self._heard.pop(0) if self._heard else await super().__anext__()
+
+    async def _hear(self) -> list[Event]:
+        text: list[str] = []
+        rest: list[Event] = []
+        while not (rest and isinstance(rest[-1], Finish)):
+            event = await super().__anext__()
+            if isinstance(event, TextDelta):
+                text.append(event.text)
+            else:
+                rest.append(event)
+        whole = "".join(text)
+        try:
+            vectors_of(whole, self._count)
+        except ValueError as error:
+            raise ProviderError(ErrorKind.UPSTREAM, f"{self._name} gave no embeddings: {error}") from None
+        return [TextDelta(whole), *rest]
 
 
 def failure(error: CallError | SessionLost, name: str, said: bool) -> ProviderError:

@@ -6,6 +6,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 from shoal.providers.base import (
+    Embed,
     ErrorKind,
     Finish,
     GenerateRequest,
@@ -18,6 +19,7 @@ from shoal.providers.base import (
     ToolCallDelta,
     Usage,
 )
+from shoal.providers.embedding import pack, text_of
 
 from .fakes_swarm import IDENTITIES, refused, swarm_of
 
@@ -46,6 +48,20 @@ async def test_a_peer_answers_with_its_events_and_its_signed_end(autojump_clock)
             Finish("stop", "tiny"),
         ]  # fmt: skip
         assert result == {"provider": "fake", "model": "tiny", "record": b"signed"}
+
+
+async def test_a_peers_vectors_come_in_one_piece_or_not_at_all(autojump_clock):
+    request = GenerateRequest(messages=(), model="tiny", embed=Embed(("one", "two")))
+    text = text_of([pack([1.0, 0.5]), pack([2.0, 0.5])])
+    async with swarm_of(2) as (one, two):
+        two.words = (text[:20], text[20:], Usage(2, 0), Finish("stop", "tiny"))
+        events, result = await ask(one, request)
+        assert events == [TextDelta(text), Usage(2, 0), Finish("stop", "tiny")]
+        assert result["record"] == b"signed"
+        two.words = ("Cold.", Finish("stop", "tiny"))
+        assert (await failure(one, request)).kind == ErrorKind.UPSTREAM
+        two.words = (text[:20], refused(ErrorKind.UPSTREAM))
+        assert (await failure(one, request)).kind == ErrorKind.UPSTREAM
 
 
 async def test_the_request_arrives_whole_with_its_budget(autojump_clock):
