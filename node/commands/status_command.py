@@ -72,7 +72,8 @@ def relays(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if serves is not None:
         carried = size(serves.get("carried_bytes", 0))
         nodes, lines = serves.get("reservations", 0), serves.get("circuits", 0)
-        yield "relaying", f"for {nodes} nodes, {lines} connections now, {carried} carried so far"
+        now = f"{lines} connection{'' if lines == 1 else 's'}"
+        yield "relaying", f"for {nodes} node{'' if nodes == 1 else 's'}, {now} now, {carried} carried so far"
 
 
 def dhts(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:

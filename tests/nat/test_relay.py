@@ -339,4 +339,4 @@ async def test_peers_and_status_say_what_runs_through_which_relay(lab: Lab) -> N
             status = (await a.do(a.shoal, "status")).stdout
             assert relay.peer_id in status
             assert f"{relay.facts['addresses'][0]}" in status
-            assert "connections now" in (await relay.do(relay.shoal, "status")).stdout
+            assert "relaying" in (await relay.do(relay.shoal, "status")).stdout
