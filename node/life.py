@@ -126,6 +126,7 @@ class Life:
         )
         self.seat.generations = self.router
         self.router.watchers.append(daemon.rates)
+        daemon.rates.on_news = self.seat.changed
         self.tokens = Tokens(TokenBook(data))
         self.rpc = Rpc(
             self.router,

@@ -129,7 +129,7 @@ class NodeCandidates:
         found = {}
         for name, provider in self._registry.providers.items():
             if (status := self._status(name, provider)) is not None:
-                found[name] = status
+                found[name] = self._rated(name, status)
         return found
 
     def _status(self, name: str, provider: Provider) -> Status | None:

@@ -71,6 +71,10 @@ class Rates:
         self._clock = clock
         self._measured: dict[tuple[str, str], Rate] = {}
         self._told: dict[tuple[str, str], Rate] = {}
+        self._announced: dict[tuple[str, str], Rate] = {}  # as measured, without what providers say themselves
+        self._providers: set[str] = set()
+        self.on_news: Callable[[], None] = lambda: None
+        """Called when something else is to be told than before."""
         self._counted: deque[Flight] = deque(maxlen=16)  # several callers may leave one flight
 
     # -- a watcher of the router (watcher.py) ------------------------------------------------------------------
@@ -110,6 +114,10 @@ class Rates:
             rate.prefill_tps = _lately(rate.prefill_tps, 1000 * fresh / first_ms)
         rate.at = self._clock()
         self.version += 1
+        announced = self._announced.get((attempt.provider, model))
+        if announced is None or _differs(announced, rate):
+            self._announced[(attempt.provider, model)] = msgspec.structs.replace(rate)
+            self.on_news()
 
     def _of(self, provider: str, model: str) -> Rate:
         rate = self._measured.pop((provider, model), None) or Rate(provider, model)
@@ -117,13 +125,17 @@ class Rates:
             gone = next(iter(self._measured))  # the one that was not used for longest
             del self._measured[gone]
             self._told.pop(gone, None)
+            self._announced.pop(gone, None)
         self._measured[(provider, model)] = rate
+        self._providers.add(provider)
         return rate
 
     # -- what is told ------------------------------------------------------------------------------------------
 
     def rated(self, provider: str, status: Status) -> Status:
         """The status with what was measured of each of its models."""
+        if provider not in self._providers:
+            return status
         models = tuple(self._with(provider, model) for model in status.models)
         return status if models == status.models else msgspec.structs.replace(status, models=models)
 
@@ -168,6 +180,7 @@ class Rates:
             figures = (rate.decode_tps, rate.prefill_tps, rate.first_token_ms)
             if rate.at <= self._clock() and all(each is None or 0 < each < 1e7 for each in figures):
                 self._measured[(rate.provider, rate.model)] = rate
+                self._providers.add(rate.provider)
 
 
 @contextlib.asynccontextmanager

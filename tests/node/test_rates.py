@@ -74,6 +74,20 @@ def test_small_changes_are_not_told_so_that_adverts_stay_as_they_are() -> None:
     assert told(rates).decode_tps == pytest.approx(20, rel=0.3)
 
 
+def test_news_is_told_at_once_and_only_when_it_is_some() -> None:
+    rates, news = Rates(clock=lambda: 0.0), []
+    rates.on_news = lambda: news.append(told(rates).first_token_ms)
+    for _ in range(5):
+        rates.answered(attempt(), "m", Usage(512, 101))
+    assert news == [100.0]
+    rates.answered(attempt(first_ms=900.0), "m", Usage(512, 101))
+    assert len(news) == 2
+    own = Status(ready=True, models=(ModelInfo("m", decode_tps=7.0),))
+    assert rates.rated("here", own).models[0].decode_tps == 7.0
+    rates.answered(attempt(first_ms=340.0, ms=1340.0), "m", Usage(512, 101))
+    assert len(news) == 2
+
+
 def test_a_providers_own_figures_go_before_these() -> None:
     rates = Rates()
     rates.answered(attempt(), "m", Usage(512, 101))
