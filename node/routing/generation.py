@@ -130,7 +130,7 @@ class Generation:
                 if lost is not None and await self._regrouped(walk):
                     continue
                 break
-            if self._part is not None and step.candidate.peer is None and (leader := await self._part.follow()):
+            if self._part is not None and (leader := await self._leader(self._part, step.candidate)) is not None:
                 if await self._joined(leader, walk):
                     return
                 walk.once_more(step.candidate)
@@ -155,6 +155,11 @@ class Generation:
                 walk.offer(self._candidates(), rank=self._rank)
         last = walk.error or ProviderError(ErrorKind.UNAVAILABLE, "No provider could be asked.")
         await self._give_up(NoAnswer.after(last, self._flight.route))
+
+    async def _leader(self, part: Part, candidate: Candidate) -> Candidate | None:
+        """Whom to follow instead of asking `candidate`. Who forwards leaves it to the other node to find out who else is
+        at work; not after a loss, when all who have lost the same go on at once."""
+        return await part.follow() if candidate.peer is None or self._answer_so_far.begun else None
 
     async def _joined(self, leader: Candidate, walk: Walk) -> bool:
         """Follow a generation of somebody else; whether the flight has ended with it."""

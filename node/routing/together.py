@@ -101,12 +101,18 @@ class Together:
 
 
 class Part:
-    """One generation among those of the other nodes. leads: others may join it; settled: whether that is known."""
+    """One generation among those of the other nodes.
+
+    leads: others may join it; settled: whether that is known. following: the node that it follows, if any. shunned:
+    nodes that wait for this generation, by way of others of this node, and must not be waited for in turn.
+    """
 
     def __init__(self, together: Together, cid: bytes, flight: Flight, ask: Ask) -> None:
         self.flight, self.ask = flight, ask
         self.leads = False
         self.settled = trio.Event()
+        self.following: PeerId | None = None
+        self.shunned = set(ask.seen)
         self._together, self._cid = together, cid
         self._lost: set[PeerId] = set()
         self._joins = 0
@@ -130,18 +136,21 @@ class Part:
         if here is not mine:
             return await self._beside(here)
         leader = await together.leader_of(self._cid, self._lost)
-        candidate = None
-        if leader is not None and leader != together.me and leader not in self.ask.seen and self._may_follow(leader):
+        candidate = self.following = None
+        if leader is not None and leader != together.me and self._may_follow(leader):
             self._lost.add(leader)
             if (provider := together.others.joined(leader, self._cid)) is not None:
                 model = self.ask.request.model
                 candidate = Candidate(provider=provider, name=provider.name, model=model, peer=leader, joins=True)
+                self.following = leader
         self.leads = candidate is None
         together.counts["led" if self.leads else "followed"] += 1
         self.settled.set()
         return candidate
 
     def _may_follow(self, leader: PeerId) -> bool:
+        if leader in self.shunned:
+            return False
         return self._together.trusts(leader) and self._together.near.asked(leader, trio.current_time())
 
     def was_silent(self, leader: PeerId) -> None:
@@ -151,13 +160,16 @@ class Part:
     async def _beside(self, here: Part) -> Candidate | None:
         """Another generation of this node has the same key: for a peer's request, or by a route.
 
-        A peer's request follows only one that asks a provider of this node: another might wait for that same peer.
+        A peer's request follows none that waits for that same peer, and keeps it from doing so later.
         """
         if not self.ask.from_here:
             with trio.move_on_after(self._together.wait_s):
                 await here.settled.wait()
-            if not (here.leads and here.open and here.flight.public and here.flight.peer is None):
+            if not (here.settled.is_set() and here.open and here.flight.public):
                 return None
+            if here.following in self.shunned or here.flight.peer in self.shunned:
+                return None
+            here.shunned |= self.shunned
         flight = here.flight
         provider = JoinedHere(flight, self.flight.deadline)
         return Candidate(provider=provider, name=provider.name, model=flight.model, joins=True)

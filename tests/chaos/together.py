@@ -1,8 +1,9 @@
 """The same question to five connected nodes at once, again and again: `python -m tests.chaos.together`.
 
-Each node has a provider of its own, all of them the same upstream, which counts. In each round a hundred callers ask
-something new within a moment; in every third the node that generates is killed in the middle and started again later.
-A round may cost one generation, two with a kill, and every caller must get every character. Exit status 1 otherwise.
+Each node has a provider of its own, all of them the same upstream, which counts; then two have one and lend it, and
+three have none. In each round a hundred callers ask something new within a moment; in every third the node that
+generates is killed in the middle and started again later. A round may cost one generation, two with a kill, and every
+caller must get every character. Exit status 1 otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from shoal.protocols.http.client import Client
 
 from tests.chaos.caller import Outcome, ask
 from tests.chaos.nodes import Mortal
-from tests.e2e.fixtures import fast
+from tests.e2e.fixtures import NO_MODEL, fast
 from tests.e2e.node_process import NodeProcess
 from tests.providers.fake_upstream import FakeUpstream
 
@@ -101,13 +102,18 @@ class Crowd:
             self.retries += 1
 
 
-async def run(folder: Path, rounds: int, seed: int = 1) -> bool:
+async def run(folder: Path, rounds: int, seed: int = 1, lending: int = 0) -> bool:
+    """lending: how many nodes have a provider and lend it; 0: all have one of their own."""
     dice, held = random.Random(seed), True
     spent = Counter[tuple[bool, int]]()
     async with FakeUpstream() as upstream:
         client = Client()
         configs = [own(upstream, i, "each", continues="true") for i in range(NODES)]
+        if lending:
+            lent = [config + "share = true\n" for config in configs[:lending]]
+            configs = [config.replace("share = false\n", "") for config in lent] + [NO_MODEL] * (NODES - lending)
         async with swarm(folder, configs) as nodes, client.running():
+            await trio.sleep(2)  # for their adverts
             for number in range(rounds):
                 kills, before = number % 3 == 2, len(upstream.chats)
                 crowd = Crowd(client, nodes, f"round {number} {WORDS}")
@@ -132,7 +138,8 @@ async def run(folder: Path, rounds: int, seed: int = 1) -> bool:
                     with contextlib.suppress(trio.TooSlowError):
                         await until_connected(nodes)
     for (kills, cost), times in sorted(spent.items()):
-        print(f"{times} rounds of {CALLERS} callers at {NODES} nodes{', one killed' if kills else ''}: "
+        who = f"{lending} of them with a provider" if lending else "each with a provider"
+        print(f"{times} rounds of {CALLERS} callers at {NODES} nodes, {who}{', one killed' if kills else ''}: "
               f"{cost} generation{'s' if cost > 1 else ''}")  # fmt: skip
     return held
 
@@ -142,9 +149,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        held = trio.run(run, Path(folder), arguments.rounds, arguments.seed)
-    sys.exit(0 if held else 1)
+    held = []
+    for lending in (0, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            held.append(trio.run(run, Path(folder), arguments.rounds // 2, arguments.seed, lending))
+    sys.exit(0 if all(held) else 1)
 
 
 if __name__ == "__main__":
