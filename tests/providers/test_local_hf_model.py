@@ -27,7 +27,7 @@ STORY = "Write a long story about a dragon."
 
 @pytest.fixture
 async def local(models_dir: Path, tmp_path: Path) -> AsyncIterator[LocalHf]:
-    settings = Settings(models_dir=str(models_dir))
+    settings = Settings(models_dir=str(models_dir), threads=len(os.sched_getaffinity(0)))  # no trials of threads
     provider = build("local_hf", settings, BuildContext(data_dir=tmp_path, environ=os.environ))
     with trio.fail_after(300):
         async with provider.running():
