@@ -125,6 +125,7 @@ class Telemetry:
         yield from self._of_router()
         yield from self._of_cache()
         yield from self._of_swarm()
+        yield from self._of_relays()
         yield from self._of_dht()
         yield from self._of_process()
 
@@ -188,6 +189,19 @@ class Telemetry:
         ):
             if name in counts:
                 yield counter("shoal." + name.replace("_", "."), about, one(counts[name]))
+
+    def _of_relays(self) -> Iterator[Metric]:
+        relays = self._node.status().get("swarm", {}).get("relays") or {}
+        if not relays:
+            return
+        yield gauge("shoal.relay.places", "Relays behind which this node has a place.", one(len(relays["places"])))
+        yield counter("shoal.relay.lies", "Times that a relay led to another node.", one(sum(relays["lies"].values())))
+        if (serves := relays["serves"]) is not None:
+            yield gauge("shoal.relay.reservations", "Nodes with a place here.", one(serves["reservations"]))
+            yield gauge("shoal.relay.circuits", "Connections carried now.", one(serves["circuits"]))
+            yield counter("shoal.relay.carried", "Bytes carried for others.", one(serves["carried_bytes"]), "By")
+            yield counter("shoal.relay.ended", "Connections ended, by why.", by("shoal.reason", serves["ended"]))
+            yield counter("shoal.relay.refused", "Requests refused.", by("shoal.reason", serves["refused"]))
 
     def _of_dht(self) -> Iterator[Metric]:
         if self._router.beyond is not None:
