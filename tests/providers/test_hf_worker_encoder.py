@@ -13,7 +13,7 @@ import transformers
 import trio
 from shoal.providers import weights
 from shoal.providers.base import ErrorKind, ProviderError
-from shoal.providers.embedding import Embeds, EmbedRequest, unpack
+from shoal.providers.embedding import EmbedRequest, Embeds, unpack
 from shoal.providers.hf_worker.encoder import Encoder, UnfitEncoderError
 from shoal.providers.local_hf import Settings, build
 from shoal.providers.settings import BuildContext
