@@ -216,13 +216,14 @@ def loopback(address: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f'{address!r} is no address with a port; write one like "127.0.0.1:11434"')
-    if host != "localhost":
-        try:
-            local = ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            local = False
-        if not local:
-            raise ValueError(f'{address!r} is not on this machine; write one like "127.0.0.1:11434"')
+    if host == "localhost":
+        return "127.0.0.1", int(port)
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise ValueError(f'{address!r} is not on this machine; write one like "127.0.0.1:11434"')
     return host, int(port)
 
 

@@ -168,7 +168,7 @@ def add(
         print_text(f"found: {about(found)}\n\n{lines_of(tables)}\n")
         if not click.confirm(f"Add this to {file}?", err=True):
             raise CommandError("nothing was changed", ExitCode.NO_ANSWER)
-    text = with_tables(file.read_text(encoding="utf-8") if file.exists() else "", tables, where=str(file))
+    text = with_tables(file.read_bytes().decode() if file.exists() else "", tables, where=str(file))
     _check(text, file, data_dir)
     try:
         save(file, text)

@@ -92,6 +92,16 @@ async def test_adding_keeps_what_is_in_the_file_and_its_rights_and_does_it_once(
         assert file.read_text() == after
 
 
+async def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+    async with fake_engine("ollama") as address:
+        file = config(tmp_path, address)
+        before = file.read_bytes().replace(b"\n", b"\r\n")
+        file.write_bytes(before)
+        code, said = await add(tmp_path, "ollama", "--yes")
+        assert code == 0, said
+        assert file.read_bytes().startswith(before)
+
+
 async def test_a_second_one_joins_the_pool_under_a_name_of_its_own(tmp_path: Path) -> None:
     async with fake_engine("llama_cpp") as one, fake_engine("llama_cpp") as two:
         file = config(tmp_path, one, two)

@@ -20,7 +20,8 @@ from shoal.protocols.peer_id import PeerId
 from shoal.providers.base import ModelInfo, Status, Usage
 from shoal.providers.registry import Registry
 
-from .fakes_router import QUESTION, Scripted, says
+from .fakes_router import QUESTION, Pause, Scripted, routing, says
+from .fakes_router import ask as asked
 
 STATUS = Status(ready=True, models=(ModelInfo("m"), ModelInfo("other")), default_model="m")
 
@@ -171,6 +172,16 @@ def test_a_fifth_is_no_difference_and_others_keep_their_places() -> None:
     slow, fast, alike = (engine(n, expected_s=s) for n, s in (("slow", 9.0), ("fast", 1.0), ("alike", 1.1)))
     assert names(speed, alike, fast) == ["alike", "fast"]
     assert names(speed, slow, paid, fast, peer) == ["fast", "paid", "slow", "peer"]
+
+
+async def test_a_router_turns_to_the_faster_engine_once_it_has_measured_both(autojump_clock: Any) -> None:
+    slow = Scripted("server", [Pause(2.0), *says("one two three")])
+    fast = Scripted("local", [Pause(0.1), *says("one two three")])
+    places = [Candidate(provider=each, name=each.name, model="m1", here=True) for each in (slow, fast)]
+    async with routing(*places) as router:
+        assert (await asked(router)).provider == "server"
+        router.speed.answered(places[1], 0.1, 100, 0.2, trio.current_time())
+        assert [(await asked(router)).provider for _ in range(2)] == ["local", "local"]
 
 
 class Engine(Scripted):
