@@ -157,8 +157,8 @@ class Generation:
         await self._give_up(NoAnswer.after(last, self._flight.route))
 
     async def _leader(self, part: Part, candidate: Candidate) -> Candidate | None:
-        """Whom to follow instead of asking `candidate`. Who forwards leaves it to the other node to find out who else is
-        at work; not after a loss, when all who have lost the same go on at once."""
+        """Whom to follow instead of asking `candidate`. Who forwards leaves it to the other node to find out who else
+        is at work; not after a loss, when all who have lost the same go on at once."""
         return await part.follow() if candidate.peer is None or self._answer_so_far.begun else None
 
     async def _joined(self, leader: Candidate, walk: Walk) -> bool:
