@@ -181,7 +181,7 @@ def _kubo(address: str) -> Finding:
 
 
 def _local_model() -> Finding:
-    if importlib.util.find_spec("torch") is None:
+    if importlib.util.find_spec("torch") is None and importlib.util.find_spec("llama_cpp") is None:
         return note(
             "local model", "torch is not installed", "pip install 'shoal[local]', then `shoal models add smollm2`"
         )
