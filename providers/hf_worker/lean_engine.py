@@ -277,17 +277,25 @@ class LeanEngine:
     # -- slots -----------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while self._waiting:
-            sequence = self._waiting[0]
+        for sequence in list(self._waiting):
+            if self._soon_known(sequence.tokens):
+                continue
             held = sum(len(row.sequence.tokens) + row.sequence.room for row in self._rows.values())
             needed = len(sequence.tokens) + sequence.room
             if self._rows and held + needed > self._kv_tokens:
                 return
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
             slot = self._place(sequence.tokens)
             self._rows[sequence.id] = slot.row = _Row(sequence, slot)
             self._reused[sequence.id] = len(slot.tokens)
             self._make_room(held + needed)
+
+    def _soon_known(self, tokens: list[int]) -> bool:
+        """Whether a prompt that is being computed begins alike, farther than it has come: that much will be copied."""
+        last = len(tokens) - 1
+        now = max((min(_common(slot.tokens, tokens), last) for slot in self._slots), default=0)
+        prompts = (row for row in self._rows.values() if row.following is None)
+        return any(min(_common(row.sequence.tokens, tokens), last) - now >= WORTH_COPYING for row in prompts)
 
     def _place(self, tokens: list[int]) -> _Slot:
         """A slot that holds as much of the beginning of `tokens` as any does, but not its last token."""

@@ -216,6 +216,40 @@ def test_what_was_computed_before_is_used_again_and_changes_nothing() -> None:
         assert out[sequence.id] == alone(model, sequence)
 
 
+def test_prompts_that_begin_alike_and_come_together_are_computed_once() -> None:
+    model = made("llama")
+    engine = LeanEngine(lean(model, "float16"))
+    computed = []
+    inner = engine._compute
+
+    def counting(pieces: Any, *more: Any) -> torch.Tensor:
+        computed.append(sum(len(piece) for _, piece in pieces))
+        return inner(pieces, *more)
+
+    engine._compute = counting  # type: ignore[method-assign]
+    same = [greedy(id_, prompt(200), 1) for id_ in range(5)]
+    longer = greedy(5, prompt(200) + prompt(30, 1), 1)
+    other = greedy(6, prompt(20, 9), 1)
+    out = run(engine, {0: [*same, longer, other]})
+    assert sum(computed) <= 200 + 4 + 31 + 20  # and not 1,250
+    for each in (*same, longer, other):
+        assert out[each.id] == alone(model, each)
+
+
+def test_who_waits_for_anothers_prompt_goes_on_when_that_one_is_given_up() -> None:
+    model = made("llama")
+    engine = LeanEngine(lean(model, "float16"))
+    engine.add(greedy(0, prompt(1000), 5))
+    second = greedy(1, prompt(1000), 1)
+    engine.add(second)
+    engine.step(never)
+    engine.remove(0)
+    out: list[tuple[int, int]] = []
+    for _ in range(5):
+        out += engine.step(never)
+    assert out[0] == (1, alone(model, second)[0])
+
+
 def test_memory_of_ended_sequences_is_given_up_when_others_need_it_the_oldest_first() -> None:
     engine = LeanEngine(lean(made("llama")), kv_tokens=500)
     for id_ in range(4):
