@@ -5,8 +5,8 @@
         await swarm.join(Invite.parse(text))
         swarm.candidates_for("smollm2")
 
-What belongs here: joining, adverts, and who is asked for what. The sessions themselves are kept by links.py, forwarding
-is peer_provider.py's, answering serving.py's, what is heard of others gossip.py's.
+What belongs here: adverts, and who is asked for what. Joining is entrance.py's, who belongs belonging.py's; sessions
+are kept by links.py, forwarding is peer_provider.py's, answering serving.py's, what is heard of others gossip.py's.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Protocol
 
 import trio
 
-from ...protocols.p2p.errors import ListenFailed
 from ...protocols.peer_id import Identity, PeerId
 from ...protocols.session import (
     CallError,
@@ -29,19 +28,19 @@ from ...protocols.session import (
     Service,
     Session,
     SessionLimits,
-    SessionLost,
 )
 from ...providers.base import ErrorKind
-from .. import addresses
 from ..version import version
 from . import admission as admissions
 from . import joining, load
 from .admission import Admission
 from .advert import MAX_HELD, TTL_S, AdvertBook, AdvertContent, AdvertRefused, AdvertWriter
+from .belonging import Belonging
+from .entrance import Entrance
 from .gossip import ADVERTS, NEWS
-from .invite import Invite, InviteError
+from .invite import Invite
 from .links import Host, Links
-from .lookup import FindBlocks, answer_lookup, ask_all
+from .lookup import FindBlocks, ask_all
 from .neighbourhood import Neighbourhood, leads_to
 from .peer import Peer, PeerView
 from .peer_provider import PeerProvider
@@ -49,15 +48,11 @@ from .peerbook import PeerBook
 from .recruit import WANTED
 from .relaying import MEMBER_WITHIN_S, Relaying, relays_in
 from .resumption import RESUME, Resumption
-from .roster import RosterRefused
+from .service import PeerService
 from .serving import GENERATE, AnswerForPeer, serve_generate
 
 log = logging.getLogger("shoal.swarm")
 
-DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4642", "/ip4/0.0.0.0/tcp/0")  # the second when the first is taken
-JOIN_S = 15.0
-MAX_INVITE_ADDRESSES = 4  # so that it fits on a screen as a QR code
-ROSTER_S = 5.0
 ADVERT_GAP_S = 0.5
 REGAIN_S = 2.0  # for another way to a peer whose relay was lost in the middle of an answer
 
@@ -73,10 +68,6 @@ class SwarmConfig(Protocol):
     def peers(self) -> Sequence[str]: ...
     @property
     def key(self) -> str | None: ...
-
-
-class JoinFailed(ValueError):
-    """A swarm could not be joined. The message says why and what to do."""
 
 
 class Swarm:
@@ -120,11 +111,18 @@ class Swarm:
         self._news = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._links = Links(host, self.me, self, limits or SessionLimits())
-        self._opened = bool(config.listen)
         self.admission = admission or Admission(config.name, self.me)
         self._around = Neighbourhood(self.me, self._links, self, wanted=neighbours)
         self._gossip = self._around.gossip
         self._relaying = relaying
+        self._entrance = Entrance(
+            host,
+            self,
+            key=config.key,
+            opened=bool(config.listen),
+            announced=relaying.announced if relaying is not None else host.addresses,
+        )
+        self._belonging = Belonging(host, self._links, self)
         self._resumption = Resumption()
         self._somebody = trio.Event()  # replaced when somebody has come or gone
 
@@ -143,11 +141,11 @@ class Swarm:
         ):
             self._nursery = nursery
             self._links.start(nursery)
-            self.admission.on_change = self._roster_changed
+            self.admission.on_change = self._belonging.roster_changed
             for entry in self.admission.roster.revoked if self.admission.roster is not None else ():
                 self._host.bar(entry.peer)
             for text in self._config.peers:
-                await self._seek_configured(text)
+                await self._entrance.seek_configured(text)
             if self._book is not None:
                 for remembered in (await self._book.known(self.name))[: self._neighbours]:
                     self.seek(remembered.peer, remembered.addresses)
@@ -167,90 +165,28 @@ class Swarm:
         self._nursery = None
         await self._links.stop("the node is stopping", drain_s)
 
-    async def _seek_configured(self, text: str) -> None:
-        try:
-            invite = Invite.parse(text)
-            if invite.swarm is not None and invite.swarm != self.name:
-                raise InviteError(f"it leads to the swarm {invite.swarm!r}; set swarm.name to that")
-        except InviteError as error:
-            log.warning("a peer of the configuration cannot be used: %s", error)
-        else:
-            await self._seek_all(invite)
-
     # -- joining -----------------------------------------------------------------------------------------------
 
     async def join(self, invite: Invite | str) -> PeerId:
-        """Join a swarm: the peer that is connected first. JoinFailed (a ValueError) when none is within 15 s.
-
-        The peers of the invite are looked for even after a failure, as long as the node runs. An invite to another
-        swarm makes this node leave the one it is in.
-        """
-        if isinstance(invite, str):
-            invite = Invite.parse(invite)
-        if self._nursery is None:
-            raise JoinFailed("the node is stopping")
-        if invite.key is not None and invite.key.hex() != (self._config.key or "").lower():
-            raise JoinFailed(
-                "the swarm is private and its key takes effect at a start: stop this node, run `shoal join INVITE`, "
-                "then `shoal run`"
-            )
-        if self.me in invite.peers and len(invite.peers) == 1:
-            raise JoinFailed("this invite is this node's own; use it on another machine")
-        if invite.swarm is not None and invite.swarm != self.name:
-            await self._move(invite.swarm)
-        if invite.ticket is not None and invite.owner == self.admission.owner:
-            self.admission.ticket = list(invite.ticket)
-        sought = await self._seek_all(invite)
-        arrived: list[PeerId] = []
-        with trio.move_on_after(JOIN_S):
-            async with trio.open_nursery() as nursery:
-
-                async def wait_for(peer: Peer) -> None:
-                    while not await self._is_in(peer):
-                        await peer.changed.wait()
-                    arrived.append(peer.id)
-                    nursery.cancel_scope.cancel()
-
-                for peer in sought:
-                    nursery.start_soon(wait_for, peer)
-        if not arrived:
-            problems = "; ".join(f"{peer.provider.name}: {peer.problem or 'no answer'}" for peer in sought)
-            raise JoinFailed(f"no node of the invite could be reached ({problems}); is it running, and the port open?")
-        return arrived[0]
-
-    async def _is_in(self, peer: Peer) -> bool:
-        """Whether there is a session with the peer that both sides have accepted: a refusal may still be on its way."""
-        session = peer.session
-        if session is None or not session.usable:
-            return False
-        try:
-            peer.rtt_s = await session.ping(ROSTER_S)
-            while peer.id in self.admission.pending and session.usable:
-                await session.ping(ROSTER_S)
-        except (SessionLost, trio.TooSlowError):
-            return False
-        return session.usable and self.admission.admits(peer.id)
+        """Join a swarm: the peer that is connected first. JoinFailed (a ValueError) when none is within 15 s."""
+        return await self._entrance.join(invite)
 
     def invite(self) -> str:
-        """The line that another machine needs to join. InviteError when this node listens nowhere.
+        """The line that another machine needs to join. InviteError when this node listens nowhere."""
+        return self._entrance.invite()
 
-        Addresses of this machine only are left out when there are others. With a private swarm's key it is a secret.
-        """
-        told = self._relaying.announced() if self._relaying is not None else self._host.addresses()
-        told = [address for address in told if not addresses.is_local_multiaddr(address)] or told
-        if not told:
-            raise InviteError("this node does not listen for peers; set swarm.listen in the configuration")
-        key = bytes.fromhex(self._config.key) if self._config.key else None
-        ticket = self.admission.ticket_to_pass_on()
-        return Invite(
-            swarm=self.name,
-            addrs=tuple(told[:MAX_INVITE_ADDRESSES]),
-            key=key,
-            owner=self.admission.owner,
-            ticket=(ticket[0], ticket[1]) if ticket is not None else None,
-        ).text
+    @property
+    def open(self) -> bool:
+        """Whether it takes part: from its start until it drains."""
+        return self._nursery is not None
 
-    async def _move(self, name: str) -> None:
+    def spawn(self, task: Callable[..., Awaitable[object]], *arguments: Any) -> None:
+        """Run a task beside the others, as long as this node takes part."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *arguments)
+
+    async def move(self, name: str) -> None:
+        """Leave this swarm for another, with no member in common."""
         log.info("leaving one swarm for another", extra={"left": self.name, "swarm": name})
         self.name = name
         self._writer, self._adverts = AdvertWriter(self._identity, name), AdvertBook(name, heard=self._heard)
@@ -258,39 +194,11 @@ class Swarm:
         await self._links.leave_all("moved to another swarm")
         self.notify()
 
-    async def _seek_all(self, invite: Invite) -> list[Peer]:
-        """Dial the peers of an invite, and never give up."""
-        await self._open_up(invite.addrs)
-        found = []
-        for peer_id, addrs in invite.peers.items():
-            if peer_id != self.me:
-                peer = self.seek(peer_id, addrs)
-                peer.configured = True
-                found.append(peer)
-        return found
-
     def seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer:
         peer = self.peer(peer_id)
         peer.learn(tuple(addrs))
         self._links.seek(peer)
         return peer
-
-    async def _open_up(self, addrs: Sequence[str]) -> None:
-        """A node whose owner joins a swarm beyond the machine listens beyond it, unless the configuration says where.
-
-        Only what the owner says counts for this: a peer's advert does not open a port here.
-        """
-        if self._opened or all(addresses.is_local_multiaddr(address) for address in addrs):
-            return
-        self._opened = True
-        for address in DEFAULT_LISTEN:
-            try:
-                await self._host.listen(address)
-            except ListenFailed as error:
-                log.info("%s", error)
-            else:
-                log.info("listening for peers beyond this machine", extra={"listen": address})
-                return
 
     # -- what there is -----------------------------------------------------------------------------------------
 
@@ -424,29 +332,18 @@ class Swarm:
         return peer
 
     def service(self, peer_id: PeerId) -> Service:
-        return _Service(self, peer_id)
+        return PeerService(self, peer_id, lambda requests: self._find_blocks(requests))
 
     def greet(self, peer: Peer, session: Session) -> None:
         if peer.id in self.admission.pending:
-            if self._nursery is not None:
-                self._nursery.start_soon(self._settle, peer, session)
+            self.spawn(self._belonging.settle, peer, session)
             return
         self._tell(peer, session)
         self._gossip.greet(session)
         self.admission.welcome(peer.id)
         hello = session.remote_hello
         if hello is not None and self.admission.number_in(hello.papers) > self.admission.number:
-            self._fetch_roster(session)
-
-    async def _settle(self, peer: Peer, session: Session) -> None:
-        """Read the newer roster of a peer that this node knows no right of, and let it in or put it out."""
-        await self._pull_roster(session)
-        self.admission.pending.discard(peer.id)
-        if self.admission.admits(peer.id):
-            self.greet(peer, session)
-            self.notify()
-        else:
-            self._links.expel(peer, admissions.STRANGER, bar=False)
+            self._belonging.fetch_roster(session)
 
     def book(self) -> AdvertBook:
         return self._adverts
@@ -519,7 +416,7 @@ class Swarm:
             return
         peer.told, peer.told_on = self._issue, session
 
-    def _take_advert(self, session: Session, wire: Any) -> None:
+    def take_advert(self, session: Session, wire: Any) -> None:
         peer = self.peer(session.remote_peer)
         try:
             advert = self._adverts.take(wire, brought_by=peer.id)
@@ -528,8 +425,7 @@ class Swarm:
             return
         peer.learn(tuple(address for address in advert.addresses if leads_to(address, peer.id)))
         peer.last_good = time.time()
-        if self._nursery is not None:
-            self._nursery.start_soon(self._remember, peer)
+        self.spawn(self._remember, peer)
         self._gossip.spread(peer.id, peer.id)
         self.notify()
 
@@ -545,12 +441,12 @@ class Swarm:
         if peer.met:
             self.seek(peer.id, peer.addresses)
 
-    def _take_note(self, session: Session, name: str, data: Any) -> None:
+    def take_note(self, session: Session, name: str, data: Any) -> None:
         if name == NEWS:
             self._gossip.on_news(session, data)
         elif name == admissions.NOTE:
             if isinstance(data, int) and data > self.admission.number:
-                self._fetch_roster(session)
+                self._belonging.fetch_roster(session)
         elif name == load.NOTE:
             self._around.take_digest(self.peer(session.remote_peer), data)
 
@@ -564,39 +460,9 @@ class Swarm:
         """The owner, the members and who was put out, for `shoal swarm members`."""
         return self.admission.view() | {"figures": self.stats()}
 
-    def _fetch_roster(self, session: Session) -> None:
-        if self._nursery is not None and not self.admission.open:
-            self._nursery.start_soon(self._pull_roster, session)
-
-    async def _pull_roster(self, session: Session) -> None:
-        try:
-            with trio.fail_after(ROSTER_S):
-                self.admission.take(await session.request(admissions.CALL))
-        except (CallError, SessionLost, trio.TooSlowError):
-            return
-        except RosterRefused as refused:
-            log.warning("a roster is refused: %s", refused, extra={"peer": session.remote_peer})
-
-    def _roster_changed(self) -> None:
-        """Put out who does not belong any more, and tell the others at once."""
-        roster = self.admission.roster
-        for member in roster.members if roster is not None else ():
-            self._host.unbar(member.peer)
-        for peer in self._links.peers.values():
-            if self.admission.admits(peer.id) or peer.id in self.admission.pending:
-                continue
-            if peer.sessions or (peer.seeking and self.admission.is_revoked(peer.id)):
-                log.info("a peer does not belong any more", extra={"peer": peer.id})
-                self._adverts.forget(peer.id)
-                self._links.expel(peer, admissions.REVOKED, bar=self.admission.is_revoked(peer.id))
-        for session in self._links.sessions():
-            if self.admission.admits(session.remote_peer):
-                session.send_note(admissions.NOTE, self.admission.number)
-        self.notify()
-
     # -- what peers ask ------------------------------------------------------------------------------------------
 
-    async def _answer_call(self, call: IncomingCall, method: str, params: Any, peer: PeerId) -> Any:
+    async def answer_call(self, call: IncomingCall, method: str, params: Any, peer: PeerId) -> Any:
         if not self.admission.admits(peer):
             raise CallError(ErrorKind.AUTH, admissions.STRANGER)
         if method == admissions.CALL:
@@ -628,30 +494,6 @@ async def _plain_errors() -> AsyncIterator[None]:
         if len(group.exceptions) > 1:
             raise
         raise group.exceptions[0] from group.exceptions[0].__cause__
-
-
-class _Service:
-    """A session's way into the swarm."""
-
-    def __init__(self, swarm: Swarm, peer: PeerId) -> None:
-        self._swarm, self._peer = swarm, peer
-
-    async def on_call(self, call: IncomingCall, method: str, params: Any) -> Any:
-        return await self._swarm._answer_call(call, method, params, self._peer)
-
-    def on_hello(self, session: Session, hello: Hello) -> None:
-        self._swarm.admission.check(self._peer, hello.papers)
-
-    def on_advert(self, session: Session, body: Any) -> None:
-        self._swarm._take_advert(session, body)
-
-    def on_note(self, session: Session, name: str, data: Any) -> None:
-        self._swarm._take_note(session, name, data)
-
-    async def on_lookup(self, session: Session, body: Any) -> Any:
-        if not self._swarm.admission.may(self._peer, "cache"):
-            raise CallError("not_allowed", "the swarm's owner has not given this node the right to read answers")
-        return await answer_lookup(body, self._swarm._find_blocks)
 
 
 _random = random.SystemRandom()

@@ -267,7 +267,7 @@ async def test_a_move_to_another_swarm_takes_nothing_along(autojump_clock: trio.
     async with a_row(2) as (seat, nodes), announcing(seat):
         seat.discovery.answered(REQUESTS[0])
         await trio.sleep(5)
-        await nodes[0].swarm._move("elsewhere")
+        await nodes[0].swarm.move("elsewhere")
         assert seat.dht.moves == [protocol_of("elsewhere", None)]
         assert seat.discovery.stats()["announced"] == {"models": 0, "answers": 0}
 
