@@ -119,6 +119,7 @@ class Discovery:
         self._withdrawn: list[bytes] = []
         self._missed: OrderedDict[str, float] = OrderedDict()
         self._stirred, self._met, self._spoke = trio.Event(), trio.Event(), trio.Event()
+        self._grown = trio.Event()  # a neighbour is new
         self.found = {"model": 0, "answer": 0}
         self.missed = {"model": 0, "answer": 0}
 
@@ -154,7 +155,10 @@ class Discovery:
             self._missed.clear()
         spoke, self._spoke = self._spoke, trio.Event()
         spoke.set()
+        known = self._dht.known()
         for peer, told in self._swarm.neighbours().items():
+            if peer not in known:
+                self._grown.set()
             self._dht.meet(peer, told)
             self._dht.release(peer)
             self._met.set()
@@ -221,13 +225,19 @@ class Discovery:
                 self._answers[key] = now
 
     async def _refresh(self) -> None:
-        """Know who is near this node, and be known; now and then. In a small swarm there is nobody to look for."""
+        """Know who is near this node, and be known; now and then, and sooner when there are new neighbours.
+
+        In a small swarm there is nobody to look for.
+        """
         while True:
             if not self._swarm.knows_everyone():
                 await self._dht.refresh()
                 await self._dht.refresh(_random.randbytes(32))
                 await self._dht.publish_self(2 * self._limits.refresh_s + self._limits.model_ttl_s)
-            await trio.sleep(self._limits.refresh_s * _random.uniform(0.8, 1.2))
+            self._grown = trio.Event()
+            with trio.move_on_after(self._limits.refresh_s * _random.uniform(0.8, 1.2)):
+                await trio.sleep(self._limits.refresh_s / 10)
+                await self._grown.wait()
 
     # -- finding -----------------------------------------------------------------------------------------------
 

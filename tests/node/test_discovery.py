@@ -263,6 +263,19 @@ async def test_answers_are_announced_again_before_they_expire_unless_they_were_e
         assert sorted(keys(seat, since)) == [(answer_key(REQUESTS[0]), 600.0), (answer_key(REQUESTS[1]), 0.0)]
 
 
+async def test_who_is_near_is_looked_for_again_soon_after_a_new_neighbour_has_come(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with a_row(3) as (seat, nodes), announcing(seat):
+        await trio.sleep(10)
+        assert seat.dht.refreshed == 2  # near this node, and near a random place
+        await trio.sleep(100)
+        assert seat.dht.refreshed == 2
+        await nodes[2].swarm.join(nodes[0].swarm.invite())
+        await trio.sleep(5)
+        assert seat.dht.refreshed == 4
+
+
 async def test_a_move_to_another_swarm_takes_nothing_along(autojump_clock: trio.testing.MockClock) -> None:
     async with a_row(2) as (seat, nodes), announcing(seat):
         seat.discovery.answered(REQUESTS[0])
