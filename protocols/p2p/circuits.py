@@ -66,12 +66,19 @@ class Circuits:
 
     # -- dialling ------------------------------------------------------------------------------------------------
 
-    async def dial(self, relay: PeerId, relay_addresses: Sequence[str], peer: PeerId) -> Any:
-        """A connection with `peer` through `relay`. CircuitRefused, RelayLied, StreamLost; DialFailed for the relay."""
+    async def dial(
+        self, relay: PeerId, relay_addresses: Sequence[str], peer: PeerId, *, after: trio.Event | None = None
+    ) -> Any:
+        """A connection with `peer` through `relay`. CircuitRefused, RelayLied, StreamLost; DialFailed for the relay.
+
+        after: set when the peer may be called; the connection to the relay is made before.
+        """
         if self._is_distrusted(relay, peer):
             raise CircuitRefused("this relay has led to another node than it said; it is not asked for ten minutes")
         made, connection = await self._reach(relay, relay_addresses), None
         try:
+            if after is not None:
+                await after.wait()
             stream = await self._host.open_stream(relay, HOP, relayed=False)
             try:
                 await self._call(stream, peer)

@@ -3,14 +3,16 @@
     await Dial(host.network, host.circuits, host.limits, peer_id, addresses).run(nursery)
 
 What belongs here: which address is tried when, and what is told of those that failed. Direct addresses begin at once;
-circuits (".../p2p-circuit/p2p/PEER") a little later, beside them. The first connection that stands ends the wait. If it
-runs through a relay, direct addresses that have not failed yet go on being tried in the background: when one works, its
-connection is there beside the relayed one, and who has streams on that moves them (node/swarm/links.py).
+circuits (".../p2p-circuit/p2p/PEER") a little later, beside them, when their relays are connected already. The first
+connection that stands ends the wait. If it runs through a relay, direct addresses that have not failed yet go on being
+tried in the background: when one works, its connection is there beside the relayed one, and who has streams on that
+moves them (node/swarm/links.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -40,6 +42,7 @@ class Dial:
         self._late: Callable[[], None] = lambda: None
         self._settled = trio.Event()  # a connection stands, or nothing is left to try
         self._directs_over = trio.Event()
+        self._may_call = trio.Event()  # through relays
         self._direct: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
         self._through: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
         for address in self._told:
@@ -58,7 +61,8 @@ class Dial:
             self._direct.append((address, lambda: self._network.dial_one(parsed, self._peer)))
             return
         relay, at = addresses.parse_circuit(address, self._peer_id)
-        self._through.append((address, lambda: self._circuits.dial(PeerId(relay), [at], self._peer_id)))
+        dial = partial(self._circuits.dial, PeerId(relay), [at], self._peer_id, after=self._may_call)
+        self._through.append((address, dial))
 
     async def run(self, nursery: trio.Nursery, *, late: Callable[[], None]) -> None:
         """Until a connection stands, or DialFailed. Attempts that may outlast this run in `nursery`; `late` is called
@@ -94,10 +98,13 @@ class Dial:
 
     async def _try_circuits(self, scope: trio.CancelScope) -> None:
         with scope:
-            if self._direct:
-                with trio.move_on_after(self._limits.circuit_lag_s):
-                    await self._directs_over.wait()
-            await self._in_turn(self._through, scope.cancel)
+            async with trio.open_nursery() as nursery:
+                if self._through:
+                    nursery.start_soon(self._in_turn, self._through, scope.cancel)
+                if self._direct:
+                    with trio.move_on_after(self._limits.circuit_lag_s):
+                        await self._directs_over.wait()
+                self._may_call.set()
 
     async def _in_turn(
         self, targets: Sequence[tuple[str, Callable[[], Awaitable[Any]]]], won: Callable[[], object]
