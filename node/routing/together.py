@@ -135,14 +135,20 @@ class Part:
             together.here[self._cid] = here = mine
         if here is not mine:
             return await self._beside(here)
-        leader = await together.leader_of(self._cid, self._lost)
+        if self.settled.is_set():  # whom it followed is lost: who asks for it now waits for what comes of that
+            self.settled = trio.Event()
         candidate = self.following = None
-        if leader is not None and leader != together.me and self._may_follow(leader):
+        for _ in range(MAX_JOINS):
+            leader = await together.leader_of(self._cid, self._lost)
+            if leader is None or leader == together.me or not self._may_follow(leader):
+                break
             self._lost.add(leader)
             if (provider := together.others.joined(leader, self._cid)) is not None:
                 model = self.ask.request.model
                 candidate = Candidate(provider=provider, name=provider.name, model=model, peer=leader, joins=True)
                 self.following = leader
+                break
+            # It is gone from here, and the owner has not noticed yet: somebody else leads from now on.
         self.leads = candidate is None
         together.counts["led" if self.leads else "followed"] += 1
         self.settled.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 import trio
 from shoal.node.routing.ask import CacheControl
@@ -160,6 +162,51 @@ def _one(candidate: Candidate):  # type: ignore[no-untyped-def]
     from .fakes_router import Listed
 
     return Listed(candidate)
+
+
+async def test_who_comes_after_the_leader_was_lost_and_before_its_owner_has_noticed_makes_no_answer_of_its_own(
+    autojump_clock: Clock,
+) -> None:
+    providers = scripted("Co", Pause(1), "ld.", STOP)
+    async with swarm_of(*providers) as (nodes, routers):
+        key = routers[0]._cache.key(QUESTION) if routers[0]._cache is not None else None
+        assert key is not None
+        gone = routers.pop(0)
+        nodes.gone.add(named(gone))
+        owner = nodes.routers[owner_of(key.cid, [named(router) for router in routers])]
+        assert owner.together is not None
+        leader = owner.together.leader
+
+        def unaware(cid: bytes, asker: PeerId, lost: Collection[PeerId] = ()) -> PeerId:
+            return named(gone) if named(gone) not in lost else leader(cid, asker, lost)
+
+        owner.together.leader = unaware  # type: ignore[method-assign]
+        told = await all_at_once(routers, 20)
+    assert {t.text for t in told} == {"Cold."}
+    assert generations(providers) == 1
+
+
+async def test_who_is_told_of_a_new_leader_before_that_one_knows_waits_a_moment_for_it(autojump_clock: Clock) -> None:
+    """After a loss: the owner's word reaches a third node sooner than the one that leads from now on."""
+    providers = scripted("Co", Pause(3), "ld.", STOP, count=4)
+    request = GenerateRequest.of("What is the opposite of hot?", temperature=0.0, model="m1")
+    async with swarm_of(*[_one(Candidate(provider=p, name="own", model="m1")) for p in providers]) as (nodes, routers):
+        told: list[Told] = []
+
+        async def one(router: Router) -> None:
+            told.append(await hear(router, router.ask(request)))
+
+        async with trio.open_nursery() as nursery:
+            for router in routers:
+                nursery.start_soon(one, router)
+            await trio.sleep(1)
+            victim = routers[leading(routers, providers)]
+            for router in routers:
+                assert router.together is not None
+                router.together.others.slow_word = 0.1  # type: ignore[attr-defined]
+            nodes.lose(named(victim))
+    assert {t.text for t in told} == {"Cold."}
+    assert generations(providers) == 2
 
 
 async def test_a_leader_whose_provider_fails_is_followed_by_the_next_node(autojump_clock: Clock) -> None:
