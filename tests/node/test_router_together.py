@@ -186,10 +186,13 @@ async def test_who_comes_after_the_leader_was_lost_and_before_its_owner_has_noti
     assert generations(providers) == 1
 
 
-async def test_who_is_told_of_a_new_leader_before_that_one_knows_waits_a_moment_for_it(autojump_clock: Clock) -> None:
+@pytest.mark.parametrize("n", range(8))
+async def test_who_is_told_of_a_new_leader_before_that_one_knows_waits_a_moment_for_it(
+    autojump_clock: Clock, n: int
+) -> None:
     """After a loss: the owner's word reaches a third node sooner than the one that leads from now on."""
     providers = scripted("Co", Pause(3), "ld.", STOP, count=4)
-    request = GenerateRequest.of("What is the opposite of hot?", temperature=0.0, model="m1")
+    request = GenerateRequest.of(f"Question {n}", temperature=0.0, model="m1")
     async with swarm_of(*[_one(Candidate(provider=p, name="own", model="m1")) for p in providers]) as (nodes, routers):
         told: list[Told] = []
 
