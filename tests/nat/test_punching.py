@@ -78,7 +78,7 @@ async def test_where_a_port_can_be_foretold_the_nodes_go_direct(lab: Lab, kinds:
         began = time.monotonic()
         answer = await ask(a, "four five six")
         assert (answer.text, answer.error) == ("ECHO<four five six>", ""), "the relay's death costs nothing"
-        assert answer.times[0] - began < 0.5
+        assert answer.times[0] - began < 1.4, "no silence was waited for, which takes 1.5 s"
         assert (await peer_of(a, b))["via"] == "direct"
 
 
