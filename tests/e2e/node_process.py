@@ -20,6 +20,10 @@ RPC = ("--rpc", "127.0.0.1:0")
 VENDORS = ("ANTHROPIC_", "CLAUDE_", "CODEX_", "COPILOT_", "GEMINI_", "GH_", "GITHUB_", "GOOGLE_", "OPENAI_", "OPENR")
 
 
+UNMEASURED = "\n[node]\nmeasure_after_s = 0\n"
+"""Twenty nodes that measure the memory of one machine at the same time say nothing of it, and disturb each other."""
+
+
 def environment() -> dict[str, str]:
     """This process's environment without what would let a node of the tests reach a real vendor."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith((*VENDORS, "SHOAL_LLM_"))}
@@ -40,7 +44,7 @@ class NodeProcess:
         data_dir.mkdir(parents=True, exist_ok=True)
         self.data_dir = data_dir
         self.log = (data_dir / "stderr.log").open("ab")
-        (data_dir / "node.toml").write_text(config)
+        (data_dir / "node.toml").write_text(config if "[node]" in config else config + UNMEASURED)
         began = time.monotonic()
         self.process = subprocess.Popen(
             [
