@@ -8,6 +8,7 @@ print(answer.provider, answer.cache, answer.response_cid)
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,8 @@ class Answer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         flight = self.flight
+        if flight.pilot is not None:
+            self._router._ground(flight, self._ask)
         if self._watch is not None:
             self._watch.stop()
         flight.leave()
@@ -121,7 +124,9 @@ class Answer:
             return pending
         flight, start = self.flight, self._next
         whole = self._ask.whole
-        if not flight.ended and (whole or len(flight.events) <= start):
+        if flight.pilot is not None:
+            await self._fly(flight, flight.pilot)
+        elif not flight.ended and (whole or len(flight.events) <= start):
             await self._wait(flight, start, within, whole)
         if whole and flight.failure is not None:
             raise flight.failure.again()
@@ -132,6 +137,18 @@ class Answer:
         elif flight.failure is not None:
             raise flight.failure.again()
         return events
+
+    async def _fly(self, flight: Flight, pilot: Callable[[], Awaitable[None]]) -> None:
+        """Make the answer here; returns at its end."""
+        flight.pilot = None
+        await pilot()
+        if flight.failure is not None and trio.current_time() >= self._ask.deadline:
+            raise self._late(flight)
+
+    @staticmethod
+    def _late(flight: Flight) -> NoAnswer:
+        message = "The request's time is spent; give it more or ask for less text."
+        return NoAnswer(ErrorKind.DEADLINE, message, flight.route)
 
     async def _wait(self, flight: Flight, index: int, within: float | None, whole: bool) -> None:
         """Returns when there is an event at `index`, or the end; `whole`: at the end."""
@@ -149,9 +166,7 @@ class Answer:
             if trio.current_time() >= due:
                 if due < self._ask.deadline:
                     raise TimeoutError
-                raise NoAnswer(
-                    ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.", flight.route
-                )
+                raise self._late(flight)
 
     def __aiter__(self) -> Answer:
         return self

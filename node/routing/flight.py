@@ -6,7 +6,7 @@ who joins late gets the text so far and then the live stream. When the last one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 
 import trio
 
@@ -35,6 +35,8 @@ class Flight:
         self.failure: NoAnswer | None = None
         self.readers = 0
         self.left = trio.Event()  # the writer has gone
+        self.alone = False  # its only reader, who waits for the end, is its writer
+        self.pilot: Callable[[], Awaitable[None]] | None = None  # writes it, when that reader asks it to
 
         self.provider: str | None = None
         self.model: str | None = None
@@ -64,7 +66,7 @@ class Flight:
 
         Never while somebody waits for the end: the whole answer is gathered for him, and its size has a limit.
         """
-        return len(self.events) - self._front >= self._read_ahead and not self._at_end
+        return len(self.events) - self._front >= self._read_ahead and not self._at_end and not self.alone
 
     async def room(self) -> None:
         """Returns when the fastest reader has caught up enough."""
@@ -73,7 +75,8 @@ class Flight:
 
     def take_back(self) -> bool:
         """Forgets what was written, when every reader waits for the end and nobody has read a word; whether so."""
-        if self._front or len(self._at_end) < self.readers or not self.events or self.ended:
+        read_along = len(self._at_end) < self.readers and not self.alone
+        if self._front or read_along or not self.events or self.ended:
             return False
         self.events.clear()
         return True

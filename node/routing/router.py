@@ -27,7 +27,7 @@ from ...cache.record import SignedRecord
 from ...protocols.peer_id import Identity, PeerId
 from ...providers.base import ErrorKind, GenerateRequest
 from .alarm import Alarms
-from .answer import Answer
+from .answer import CLEANUP_S, Answer
 from .ask import Ask
 from .attempt import Attempt
 from .beyond import Beyond, Find, Tiers
@@ -108,6 +108,7 @@ class Router:
         if others is not None and cache is not None and self._me is not None and self.limits.join_wait_s > 0:
             self.together = Together(self._me, others, self.limits, cache.trusts)
         self._nursery: trio.Nursery | None = None
+        self._alone: set[Flight] = set()  # those that fly in their callers' tasks
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -120,6 +121,8 @@ class Router:
             finally:
                 self._nursery = None
                 nursery.cancel_scope.cancel()
+                for flight in self._alone:
+                    flight.scope.cancel()
 
     @property
     def in_flight(self) -> int:
@@ -317,13 +320,33 @@ class Router:
         if (why_not := self._shares.why_not(ask.party, self.limits.max_in_flight)) is not None:
             raise NoAnswer(ErrorKind.OVERLOADED, why_not, code="node_full", retry_after=1.0)
         flight = Flight(ask.deadline, read_ahead=self.limits.read_ahead_events)
+        flight.alone = ask.whole and shared is None
         flight.cache = "miss" if key is not None else "bypass"
         flight.public = ask.cache_control.publish != "none"
         if shared is not None:
             self.flights.add(shared, flight)
         self._shares.take(ask.party)
-        self._nursery.start_soon(self._fly, flight, ask, key, shared)
+        if flight.alone:
+            flight.pilot = functools.partial(self._fly_alone, flight, ask, key)
+        else:
+            self._nursery.start_soon(self._fly, flight, ask, key, shared)
         return flight
+
+    async def _fly_alone(self, flight: Flight, ask: Ask, key: Key | None) -> None:
+        """The same in the task of the only caller that it can have: who is cancelled then takes it along."""
+        flight.scope.deadline = ask.deadline + CLEANUP_S
+        self._alone.add(flight)
+        try:
+            await self._fly(flight, ask, key, None)
+        finally:
+            self._alone.discard(flight)
+
+    def _ground(self, flight: Flight, ask: Ask) -> None:
+        """Its caller has left before it began."""
+        flight.pilot = None
+        flight.fail(stopped())
+        flight.left.set()
+        self._shares.give_back(ask.party)
 
     async def _fly(self, flight: Flight, ask: Ask, key: Key | None, shared: Hashable | None) -> None:
         """A flight's task: whatever happens in it, the flight ends, and only the flight."""
