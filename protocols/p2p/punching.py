@@ -45,7 +45,7 @@ OTHER_SIDE_S = 1.5  # after which the side that has called begins, when the call
 HEAD_START_S = 0.05  # that the client's SYN gets, beyond half a round trip
 REDIAL_S = 0.25  # after a SYN that was refused: the other side's may not have left yet
 AGAIN_SOON_S = 30.0  # after the first tries in vain; doubled with each round, up to the limit
-ALIVE_S = 1.5  # for an answer on a direct connection beside which a relayed one has come up
+ALIVE_S = 5.0  # for an answer on a direct connection beside which a relayed one has come up; a busy node is not dead
 CHECK_S = 1.0  # between two looks at whether a relayed connection is still in use
 SERVED_PER_MINUTE = 12  # tries that a peer may begin
 
