@@ -9,9 +9,9 @@ import pytest
 import trio
 from shoal.node.swarm import links
 from shoal.node.swarm.advert import AdvertWriter
+from shoal.node.swarm.entrance import JoinFailed
 from shoal.node.swarm.invite import Invite
 from shoal.node.swarm.peerbook import PeerBook
-from shoal.node.swarm.entrance import JoinFailed
 from shoal.protocols.session import SessionLost
 from shoal.providers.base import GenerateRequest, ProviderError
 

@@ -11,9 +11,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from shoal.node.swarm.admission import Admission
+from shoal.node.swarm.entrance import JoinFailed
 from shoal.node.swarm.invite import Invite
 from shoal.node.swarm.roster import ROLES, Owner, RosterRefused, read_roster, read_ticket
-from shoal.node.swarm.entrance import JoinFailed
 from shoal.protocols.peer_id import Identity
 from shoal.protocols.session import ProtocolError
 from shoal.providers.base import GenerateRequest, ProviderError
