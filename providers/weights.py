@@ -10,6 +10,7 @@ Only safetensors and GGUF are ever loaded: a pickle is a program. Nothing here i
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import json
 import os
@@ -194,6 +195,20 @@ def choose(name_or_path: str, store: Path) -> WeightsDir:
     fresh.write_text(str(found.path) if is_path(name_or_path) and found.path.parent != store else found.name)
     fresh.replace(store / CHOICE)
     return found
+
+
+FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "*.jinja"),
+    *("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json", "*.gguf"),
+)
+"""What a model consists of; anything else stays where it is."""
+PROGRAMS = ("*.py", "*.so", "*.bin", "*.pt", "*.pkl")
+
+
+def belongs(file: str) -> bool:
+    """Whether a file of this name is part of a model."""
+    name = file.lower()
+    return any(fnmatch.fnmatch(name, p) for p in FILES) and not any(fnmatch.fnmatch(name, p) for p in PROGRAMS)
 
 
 def is_current(found: WeightsDir) -> bool:

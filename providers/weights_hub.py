@@ -11,7 +11,6 @@ are the hub's own variables; HF_HUB_OFFLINE switches it off.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import hashlib
 import os
 import ssl
@@ -26,16 +25,11 @@ import msgspec
 import truststore
 from msgspec import Struct
 
-from .weights import WeightsRefused
+from .weights import WeightsRefused, belongs
 
 Progress = Callable[[str, int, int], None]
 
 ENDPOINT = "https://huggingface.co"
-WANTED = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "*.jinja"),
-    *("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"),
-)
-UNWANTED = ("*.bin", "*.pt", "*.pkl", "*.py")
 SILENCE_S = 60.0
 """Seconds without a byte after which the hub counts as gone."""
 LISTING_BYTES = 16 * 1024 * 1024
@@ -107,9 +101,7 @@ def _wanted(name: str, listing: _Listing) -> list[tuple[str, int, str]]:
     found = []
     for file in listing.siblings:
         plain = file.rfilename
-        if "/" in plain or "\\" in plain or plain.startswith(".") or not any(fnmatch.fnmatch(plain, w) for w in WANTED):
-            continue
-        if any(fnmatch.fnmatch(plain, pattern) for pattern in UNWANTED):
+        if "/" in plain or "\\" in plain or plain.startswith(".") or not belongs(plain) or plain.endswith(".gguf"):
             continue
         if file.lfs is not None:
             found.append((plain, file.lfs.size, f"sha256:{file.lfs.sha256}"))

@@ -43,15 +43,15 @@ CONVERTER = ("torch", "transformers", "safetensors", "gguf")
 
 
 def install(name_or_path: str, store: Path, progress: Progress = lambda stage, done, total: None) -> Path:
-    """Bring the weights of a known name, a GGUF file or a hub id into the store; a folder is only checked.
+    """Bring the weights of a known name, a GGUF file, a folder of safetensors or a hub id into the store.
 
-    Returns the folder. Does nothing when they are there and whole. Weights that an older version installed are made
-    anew, or kept when they cannot be. Raises WeightsError with a line for the terminal.
+    Returns the folder there. Does nothing when they are there and whole. Weights that an older version installed are
+    made anew, or kept when they cannot be. Raises WeightsError with a line for the terminal.
     """
     name = weights.canonical(name_or_path)
     path = Path(name_or_path).expanduser().absolute()
     if weights.is_path(name_or_path) and path.suffix.lower() != ".gguf":
-        return weights.resolve(name_or_path, store).path
+        return _install_folder(name, weights.resolve(name_or_path, store).path, store, progress)
     folder = weights.folder_of(name, store)
     if (there := _there(name_or_path, store)) is not None and weights.is_current(there):
         return there.path
@@ -72,6 +72,49 @@ def install(name_or_path: str, store: Path, progress: Progress = lambda stage, d
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return weights.resolve(name_or_path, store).path
+
+
+def _install_folder(name: str, source: Path, store: Path, progress: Progress) -> Path:
+    """The files of a folder that has been checked, linked into the store: they take no room, and may go elsewhere."""
+    folder = weights.folder_of(name, store)
+    if source.resolve() == folder.resolve():
+        return folder
+    _make_folder(store)
+    with _lock(store / f".{folder.name}.lock", progress):
+        if folder.exists() and _source_of(folder) != str(source):
+            raise WeightsRefused(
+                f"a model called {name} is installed already; `shoal models remove {name}` first, or rename the folder"
+            )
+        fresh = Path(tempfile.mkdtemp(prefix=f".new-{folder.name}-", dir=store))
+        try:
+            if source.stat().st_dev != fresh.stat().st_dev:
+                _need_space(fresh, sum(file.stat().st_size for file in source.iterdir() if file.is_file()))
+            (fresh / "model").mkdir()
+            for file in sorted(source.iterdir()):
+                if file.is_file() and weights.belongs(file.name):
+                    _link(file, fresh / "model")
+            weights.check_folder(name, fresh / "model")
+            _write_manifest(fresh / "model", name, str(source), "")
+            _put_in_place(fresh / "model", folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _source_of(folder: Path) -> str:
+    """Where an installed model came from; empty when that cannot be read."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest).source
+    except (OSError, msgspec.DecodeError):
+        return ""
+
+
+def _link(file: Path, folder: Path) -> None:
+    """The file in another folder, too: without a copy where the file system can."""
+    try:
+        os.link(file.resolve(), folder / file.name)
+    except OSError:
+        shutil.copyfile(file, folder / file.name)
 
 
 def _there(name_or_path: str, store: Path) -> weights.WeightsDir | None:
@@ -144,10 +187,7 @@ def _make_model(gguf: Path, folder: Path, progress: Progress) -> None:
         except WeightsRefused:  # a kind of model that only llama.cpp knows
             shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
-    try:
-        os.link(gguf, folder / gguf.name)  # takes no room; the file may be deleted where it came from
-    except OSError:
-        shutil.copyfile(gguf, folder / gguf.name)
+    _link(gguf, folder)
 
 
 # -- the steps -------------------------------------------------------------------------------------------------

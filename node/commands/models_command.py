@@ -17,7 +17,7 @@ from .output import console, print_json, print_json_line, print_table, print_tex
 
 EXAMPLES = """\
 shoal models add smollm2             a small model, no account needed (93 MB)
-shoal models add ./my-model.gguf
+shoal models add ./my-model.gguf     or a folder, or OWNER/NAME of the hub
 shoal models use my-model            what requests get that name no model
 shoal models list"""
 
@@ -94,7 +94,10 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 @click.argument("model")
 @common
 def add(model: str, as_json: bool, data_dir: Path | None) -> None:
-    """Install MODEL: a known name, a GGUF file, or a hub id (owner/name). What is there already stays."""
+    """Install MODEL: a known name, a GGUF file, a folder of safetensors, or a hub id (owner/name).
+
+    What is there already stays. A folder's files are linked, so that they take no more room.
+    """
     from ...providers.weights import WeightsError, canonical, install, resolve
 
     store = store_of(data_dir)

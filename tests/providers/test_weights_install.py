@@ -253,3 +253,32 @@ def test_the_converter_says_how_it_is_called() -> None:
     )
     assert done.returncode == 2
     assert "usage" in done.stderr
+
+
+# -- a folder ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_linked_into_the_store_and_is_on_offer_from_there(tmp_path: Path) -> None:
+    source, store = tmp_path / "Mine-1B", tmp_path / "store"
+    model_folder(source)
+    (source / "evil.py").write_text("raise SystemExit")
+    (source / "README.md").write_text("hello")
+    folder = weights.install(str(source), store)
+    assert folder == store / "Mine-1B"
+    assert [each.name for each in weights.installed(store)] == ["Mine-1B"]
+    assert not (folder / "evil.py").exists()
+    assert (folder / "model.safetensors").stat().st_ino == (source / "model.safetensors").stat().st_ino
+    mode = (source / "model.safetensors").stat().st_mode
+    assert weights.install(str(source), store) == folder
+    assert weights.remove("Mine-1B", store)
+    assert (source / "model.safetensors").stat().st_mode == mode
+    assert not weights.installed(store)
+
+
+def test_a_folder_does_not_take_the_name_of_another_model(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for place in ("one", "two"):
+        model_folder(tmp_path / place / "mine")
+    weights.install(str(tmp_path / "one" / "mine"), store)
+    with pytest.raises(WeightsRefused, match="models remove mine"):
+        weights.install(str(tmp_path / "two" / "mine"), store)
