@@ -59,6 +59,7 @@ Take = Callable[[PeerId, Message], bool]
 IDLE_STREAM_S = 20.0  # an unused stream of ours is closed after
 IDLE_CONNECTION_S = 30.0  # a connection that only a search needed is closed after
 TIDY_S = 10.0
+MUTE_S = 600.0  # a peer that does not speak the protocol is asked again after
 PACE = 0.8  # of the rate at which peers answer is asked of one
 AT_ONCE = 16  # announcements that one peer gets before its answers are read
 
@@ -110,6 +111,7 @@ class Dht:
         self._idle: dict[PeerId, _Line] = {}
         self._opened: dict[PeerId, float] = {}  # connections that a search opened -> last used
         self._paces: dict[PeerId, Bucket] = {}
+        self._mute: dict[PeerId, float] = {}  # peers that take no part -> until when they are left alone (trio time)
         self._dials = trio.CapacityLimiter(self.limits.dials)
         self._server = (
             KadServer(host, self.table, self.records, self.limits, self.counters, admits=admits, clock=clock)
@@ -157,6 +159,8 @@ class Dht:
                         await self._host.disconnect(peer)
             for peer in [peer for peer in self._paces if not self._host.is_connected(peer)]:
                 del self._paces[peer]
+            for peer in [peer for peer, until in self._mute.items() if now >= until]:
+                del self._mute[peer]
             if self._server is not None:
                 self._server.tidy()
 
@@ -164,7 +168,7 @@ class Dht:
 
     def meet(self, peer: PeerId, told: Sequence[str] = ()) -> None:
         """A peer is connected, or was heard of from somebody trusted; told: addresses to dial it at."""
-        if self._admits(peer):
+        if self._admits(peer) and trio.current_time() >= self._mute.get(peer, 0.0):
             self.table.add(peer, tuple(told)[:MAX_TOLD_ADDRESSES])
 
     def release(self, peer: PeerId) -> None:
@@ -276,7 +280,7 @@ class Dht:
             except P2pError as error:
                 log.debug("no answer of %s: %s", peer, error)
                 search.lost(peer)
-                if not self._host.is_connected(peer) or isinstance(error, ProtocolRefused):
+                if not self._host.is_connected(peer):
                     self.table.remove(peer)
             else:
                 closer = self._closer(answer)
@@ -389,7 +393,12 @@ class Dht:
                 if used is not None:
                     with contextlib.suppress(P2pError):  # the peer may have closed it; a new one tells
                         return await self._on(used, peer, questions, silent)
-                stream = await self._host.open_stream(peer, self.protocol)
+                try:
+                    stream = await self._host.open_stream(peer, self.protocol)
+                except ProtocolRefused:
+                    self._mute[peer] = trio.current_time() + MUTE_S
+                    self.table.remove(peer)
+                    raise
                 return await self._on(_Line(stream, self.limits.answer_s), peer, questions, silent)
         except trio.TooSlowError:
             raise StreamLost(f"{peer} did not answer in time") from None

@@ -134,6 +134,17 @@ async def test_a_connection_that_only_a_search_needed_is_closed(monkeypatch: pyt
                 await trio.sleep(0.02)
 
 
+async def test_a_peer_that_takes_no_part_is_asked_once_and_then_left_alone() -> None:
+    async with a_line(2) as (one, other), DhtNode(serve=False).running() as silent:
+        await one.knows(silent)
+        await other.dht.provide([(KEY, 600.0)])
+        for _ in range(3):
+            one.dht.meet(silent.id, silent.host.addresses())
+            assert list(await one.providers()) == [other.id]
+        assert silent.id not in one.dht.table
+        assert one.dht.counters.asked <= 5
+
+
 async def test_questions_of_one_node_share_a_stream() -> None:
     async with a_line(2) as (one, other):
         for _ in range(5):
