@@ -220,7 +220,7 @@ class RouterSection(Section, frozen=True):
     ] = 250
     join_near_ms: Annotated[
         int, said("Peers that always take longer (milliseconds) are asked for that once a minute only.", ge=0, le=5_000)
-    ] = 50
+    ] = 100
     join_first_s: Annotated[
         float, said("Seconds that a peer's generation which was joined may be silent before it says anything.", gt=0)
     ] = 15.0

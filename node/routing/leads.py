@@ -18,13 +18,15 @@ MAX_LEADS = 4096
 """Keys in the book; the oldest go first."""
 LEAD_S = 300.0
 """Seconds that an entry holds. It outlives the generation: who comes a moment later gets the answer from its maker."""
-AGAIN_S = 5.0
-"""Seconds that an owner who did not answer in time is not asked."""
+MISSES, AGAIN_S = 2, 5.0
+"""An owner who did not answer in time so often in a row is not asked for some seconds. Not at the first time: who
+leaves him out names another owner for his keys than everybody else does."""
 AVOID_S = 600.0
 """Seconds that a node which led and said nothing is neither followed nor asked: it may do so on purpose."""
 FAR_S = 60.0
 """Seconds that an owner who is too far away is not asked."""
-SAMPLES, ENOUGH = 8, 4
+SAMPLES = 16
+"""Answers that all have to be late before an owner counts as far away: a busy moment does not make him so."""
 
 
 def owner_of(cid: bytes, members: Iterable[PeerId]) -> PeerId:
@@ -70,6 +72,7 @@ class Nearness:
         self._near_s = near_s
         self._took: dict[PeerId, deque[float]] = {}
         self._not_before: dict[PeerId, float] = {}
+        self._misses: dict[PeerId, int] = {}
 
     def asked(self, peer: PeerId, now: float) -> bool:
         """Whether to ask this one at `now`."""
@@ -82,12 +85,15 @@ class Nearness:
             took = self._took[peer] = deque(maxlen=SAMPLES)
         took.append(took_s)
         self._not_before.pop(peer, None)
-        if len(took) >= ENOUGH and min(took) > self._near_s:
+        self._misses.pop(peer, None)
+        if len(took) == SAMPLES and min(took) > self._near_s:
             self._not_before[peer] = now + FAR_S
 
     def missed(self, peer: PeerId, now: float) -> None:
         self._forget()
-        self._not_before[peer] = now + AGAIN_S
+        self._misses[peer] = self._misses.get(peer, 0) + 1
+        if self._misses[peer] >= MISSES:
+            self._not_before[peer] = now + AGAIN_S
 
     def avoid(self, peer: PeerId, now: float) -> None:
         self._forget()
@@ -95,6 +101,7 @@ class Nearness:
 
     def _forget(self) -> None:
         """Peers come and go."""
-        for table in (self._took, self._not_before):
-            if len(table) >= MAX_LEADS:
-                table.clear()
+        if max(len(self._took), len(self._not_before), len(self._misses)) >= MAX_LEADS:
+            self._took.clear()
+            self._not_before.clear()
+            self._misses.clear()

@@ -37,7 +37,7 @@ class RoutingLimits(Struct, frozen=True, kw_only=True):
     """Seconds that such a look-up may hold the first attempt back."""
     join_wait_s: float = 0.25
     """Seconds for asking who else in the swarm generates an answer that can be kept; 0: nobody is asked or told."""
-    join_near_s: float = 0.05
+    join_near_s: float = 0.1
     """Owners of keys whose last answers all took longer (seconds) are asked once a minute only."""
     join_first_s: float = 15.0
     """Seconds that a generation which was joined may be silent before it says anything."""

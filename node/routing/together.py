@@ -82,20 +82,24 @@ class Together:
     async def leader_of(self, cid: bytes, lost: Collection[PeerId]) -> PeerId | None:
         """Who leads, by the word of the key's owner; None when he cannot be asked in time."""
         silent: set[PeerId] = set()
-        with trio.move_on_after(self.wait_s):
-            while len(silent) < 2:
-                now = trio.current_time()
-                near = [p for p in self.others.members() if p not in silent and self.near.asked(p, now)]
-                owner = owner_of(cid, (self.me, *near))
-                if owner == self.me:
-                    return self.leader(cid, self.me, lost)
-                silent.add(owner)
-                self.near.missed(owner, now)  # until it has answered
+        deadline = trio.current_time() + self.wait_s
+        while len(silent) < 2:
+            now = trio.current_time()
+            near = [p for p in self.others.members() if p not in silent and self.near.asked(p, now)]
+            owner = owner_of(cid, (self.me, *near))
+            if owner == self.me:
+                return self.leader(cid, self.me, lost)
+            told = None
+            with trio.CancelScope(deadline=deadline):
                 told = await self.others.lead(owner, cid, lost)
-                if told is not None:
-                    now, asked_at = trio.current_time(), now
-                    self.near.answered(owner, now - asked_at, now)
-                    return told
+            then = trio.current_time()
+            if told is not None:
+                self.near.answered(owner, then - now, then)
+                return told
+            self.near.missed(owner, then)
+            if then >= deadline:
+                break
+            silent.add(owner)
         self.counts["missed"] += 1
         return None
 

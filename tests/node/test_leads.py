@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.node.routing.leads import AGAIN_S, ENOUGH, FAR_S, LEAD_S, MAX_LEADS, Leads, Nearness, owner_of
+from shoal.node.routing.leads import AGAIN_S, FAR_S, LEAD_S, MAX_LEADS, SAMPLES, Leads, Nearness, owner_of
 from shoal.protocols.peer_id import Identity, PeerId
 
 PEERS = [Identity.from_seed(bytes([n]) * 32).peer_id for n in range(1, 8)]
@@ -70,15 +70,22 @@ def test_who_is_silent_is_left_alone_for_a_moment() -> None:
     near = Nearness(0.05)
     assert near.asked(A, 0.0)
     near.missed(A, 0.0)
+    assert near.asked(A, 0.0), "once is nothing"
+    near.missed(A, 0.0)
     assert not near.asked(A, AGAIN_S - 0.1)
     assert near.asked(B, 0.0)
+    assert near.asked(A, AGAIN_S)
+    near.missed(A, AGAIN_S)
+    assert not near.asked(A, AGAIN_S)
+    near.answered(A, 0.01, AGAIN_S)
+    near.missed(A, AGAIN_S)
     assert near.asked(A, AGAIN_S)
 
 
 @pytest.mark.parametrize(("best", "asked"), [(0.04, True), (0.06, False)])
 def test_who_is_always_too_far_away_is_asked_once_a_minute(best: float, asked: bool) -> None:
     near = Nearness(0.05)
-    for took in (*[0.2] * (ENOUGH - 1), best):
+    for took in (*[0.2] * (SAMPLES - 1), best):
         near.answered(A, took, 0.0)
     assert near.asked(A, 1.0) is asked
     assert near.asked(A, FAR_S)
