@@ -122,7 +122,7 @@ async def test_a_caller_who_leaves_frees_the_local_models_slot_and_its_computing
                 while await in_thread(running, node):
                     await trio.sleep(0.005)
             assert time.monotonic() - caller.left_at < GONE_S * LOADED
-            with trio.fail_after(3):  # a step under way ends first; on a busy machine that takes a moment
+            with trio.fail_after(12):  # a step under way ends first, and what drafts is made once
                 used, last = 1.0, sum(worker.cpu_times()[:2])
                 while used > 0.03:
                     await trio.sleep(0.5)
