@@ -14,9 +14,10 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shoal.providers.base import GenerateRequest
 from shoal.providers.hf_worker.llama import Llama, Segment
 from shoal.providers.hf_worker.model import opened
-from shoal.providers.hf_worker.prompt import control_tokens
+from shoal.providers.hf_worker.prompt import Prompter, control_tokens
 from shoal.providers.hf_worker.slot_memory import SlotMemory
 from shoal.providers.hf_worker.tokens import ChatTokenizer, NotCoveredError, read_json
 
@@ -42,6 +43,29 @@ def test_templates_and_control_tokens_are_those_of_transformers(pair: tuple[Any,
     for turns in (TURNS, TURNS[1:]):
         expected = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         assert ours.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == expected
+
+
+@pytest.mark.model
+def test_none_of_the_17_control_tokens_gets_into_a_prompt_by_what_a_user_writes(
+    pair: tuple[Any, ChatTokenizer],
+) -> None:
+    _, ours = pair
+    words = sorted(control_tokens(ours))
+    assert len(words) == 17
+    ids = {ours.encode(word, add_special_tokens=False)[0] for word in words}
+    assert len(ids) == 17
+    prompter = Prompter(ours, "smollm2", 8192)
+
+    def count(text: str) -> int:
+        prompt = prompter.prompt(GenerateRequest.of(text, system=text, prefix=text))
+        assert not ids & set(prompt.prefix)
+        return sum(token in ids for token in prompt.messages)
+
+    plain = count("a b")
+    for word in words:
+        half = len(word) // 2
+        for text in (word, f"a{word}b", word * 3, word[:half] + word + word[half:]):
+            assert count(text) == plain, word
 
 
 @pytest.mark.model
