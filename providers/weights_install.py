@@ -27,7 +27,7 @@ from typing import IO
 
 import msgspec
 
-from . import weights
+from . import gguf_header, weights
 from .weights import CATALOGUE, MANIFEST, Manifest, Packaged, WeightsRefused
 
 Progress = Callable[[str, int, int], None]
@@ -181,6 +181,12 @@ def _make_model(gguf: Path, folder: Path, progress: Progress) -> None:
     if not weights.llama_cpp_installed():
         _convert(gguf, folder, progress)
         return
+    try:
+        template = gguf_header.read(gguf, {"tokenizer.chat_template"})
+    except gguf_header.HeaderError as fault:
+        raise WeightsRefused(f"{gguf.name} cannot be used: {fault}; get it again") from None
+    if not template:
+        raise WeightsRefused(f"{gguf.name} has no chat template, so it is no model to talk to; choose one that is")
     if not _missing(*CONVERTER):
         try:
             _convert(gguf, folder, progress)

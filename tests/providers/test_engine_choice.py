@@ -12,7 +12,7 @@ from shoal.providers.base import ProviderError
 from shoal.providers.hf_worker.link import worker_environ
 from shoal.providers.local_hf import Settings, engine_of
 
-from .test_gguf_header import WHOLE
+from .test_gguf_header import WHOLE, gguf, text
 
 FOLDER = Path("/models/m")
 BOTH = weights.WeightsDir("m", FOLDER, 2048, 1000, 500, gguf=FOLDER / "m.gguf")
@@ -104,6 +104,24 @@ def test_a_gguf_that_torch_cannot_take_is_kept_for_llama_cpp(installed: set[str]
     assert (found.context_length, found.plain, found.gguf) == (8192, False, folder / "mine.gguf")
     assert [each.name for each in weights.installed(store)] == ["mine"]
     assert weights.choose("mine", store).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (gguf(("general.architecture", 8, text("llama"))), "no chat template"),
+        (WHOLE[:60], "cut short"),
+        (b"GGUF" + bytes(4), "GGUF version 0"),
+    ],
+)
+def test_a_gguf_that_nobody_could_talk_to_is_refused_when_it_is_added(
+    installed: set[str], tmp_path: Path, data: bytes, says: str
+) -> None:
+    installed.clear()
+    installed.add("llama_cpp")
+    (tmp_path / "mine.gguf").write_bytes(data)
+    with pytest.raises(weights.WeightsRefused, match=says):
+        weights.install(str(tmp_path / "mine.gguf"), tmp_path / "store")
 
 
 def test_without_the_extra_a_gguf_needs_the_converter(installed: set[str], tmp_path: Path) -> None:
