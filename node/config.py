@@ -217,7 +217,7 @@ class RouterSection(Section, frozen=True):
             ge=0,
             le=5_000,
         ),
-    ] = 250
+    ] = 400
     join_near_ms: Annotated[
         int, said("Peers that always take longer (milliseconds) are asked for that once a minute only.", ge=0, le=5_000)
     ] = 100

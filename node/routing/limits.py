@@ -35,7 +35,7 @@ class RoutingLimits(Struct, frozen=True, kw_only=True):
     """Seconds for a look-up in the caches of other nodes, beside the first attempt; 0: none."""
     swarm_head_start_s: float = 0.0
     """Seconds that such a look-up may hold the first attempt back."""
-    join_wait_s: float = 0.25
+    join_wait_s: float = 0.4
     """Seconds for asking who else in the swarm generates an answer that can be kept; 0: nobody is asked or told."""
     join_near_s: float = 0.1
     """Owners of keys whose last answers all took longer (seconds) are asked once a minute only."""
