@@ -25,7 +25,7 @@ import trio
 from shoal.protocols.http.client import Client
 
 from tests.chaos.caller import Outcome, ask
-from tests.chaos.nodes import Mortal
+from tests.chaos.nodes import Mortal, status
 from tests.e2e.fixtures import NO_MODEL, fast
 from tests.e2e.node_process import NodeProcess
 from tests.providers.fake_upstream import FakeUpstream
@@ -131,6 +131,8 @@ async def run(folder: Path, rounds: int, seed: int = 1, lending: int = 0) -> boo
                     held = False
                     print(f"round {number}: {dict(crowd.kinds)}, {cost} generations; {'killed' if kills else ''}")
                     print({outcome.error for outcome in crowd.outcomes if outcome.error})
+                    parts = [status(node.node)["requests"]["shared"] for node in nodes if node.node is not None]
+                    print("led, followed and missed since the start:", parts)
                 for node in nodes:
                     if node.node is None:
                         await node.start()
