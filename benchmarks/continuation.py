@@ -23,7 +23,7 @@ from .local_prompts import questions
 from .table import show
 
 CUTS = int(os.environ.get("BENCH_CUTS", "1000"))
-CUT_TOKENS = 40
+CUT_TOKENS = 32
 TOGETHER = 8
 """Answers on their way at the same time: their company must not change them either."""
 
