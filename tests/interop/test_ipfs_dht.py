@@ -32,6 +32,14 @@ def at(node: Kubo | Helia) -> str:
     return f"{node.addresses[0]}/p2p/{node.peer_id}"
 
 
+async def enters(helia: Helia, middle: Kubo) -> None:
+    """Connect, and wait until Helia has found out that the other speaks the DHT's protocol."""
+    await helia.do("connect", address=at(middle))
+    with trio.fail_after(20):
+        while not await helia.do("known"):
+            await trio.sleep(0.02)
+
+
 class Shoal:
     """Host, bitswap, and the IPFS DHT, put together as a node does it."""
 
@@ -91,7 +99,7 @@ async def test_helia_finds_and_fetches_an_answer_that_a_node_has_announced(tmp_p
         a_shoal(middle) as shoal,
     ):
         await shoal.announce(signed.cid, signed.block)
-        await fetcher.do("connect", address=at(middle))
+        await enters(fetcher, middle)
         assert shoal.id not in await fetcher.do("peers")
         began = trio.current_time()
         with trio.fail_after(30):
@@ -123,7 +131,7 @@ async def test_what_nobody_has_announced_is_not_found_by_anybody(tmp_path: pathl
         a_helia(tmp_path, LAN) as fetcher,
         a_shoal(middle) as shoal,
     ):
-        await fetcher.do("connect", address=at(middle))
+        await enters(fetcher, middle)
         shoal.blocks[kept.cid] = kept.block
         with pytest.raises(AssertionError, match=r"Abort|Timeout|LoadBlock|NotFound"):
             await fetcher.do("get", cid=kept.cid_text, timeout_ms=3000)
@@ -138,7 +146,7 @@ async def test_a_whole_node_announces_its_answers_and_finds_those_of_others(tmp_
         a_kubo(tmp_path / "a", "dhtserver") as middle,
         a_helia(tmp_path, LAN) as helia,
     ):
-        await helia.do("connect", address=at(middle))
+        await enters(helia, middle)
         said = await helia.do("add", hex=theirs.block.hex(), codec=0x71)
         assert said == theirs.cid_text
         await helia.do("provide", cid=said)

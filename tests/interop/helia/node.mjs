@@ -54,6 +54,7 @@ const operations = {
     return cid.toString()
   },
   provide: async c => { await libp2p.contentRouting.provide(CID.parse(c.cid), { signal: AbortSignal.timeout(15000) }); return true },
+  known: async () => libp2p.services.dht.routingTable.size,
   peers: async () => libp2p.getPeers().map(String),
   get: async c => {
     const signal = AbortSignal.timeout(c.timeout_ms ?? 10000)
