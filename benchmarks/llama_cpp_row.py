@@ -4,7 +4,8 @@
 
 Both run in the environment that scripts/install_llama_cpp.sh builds. "llama.cpp" is the library alone: batches into
 `llama_decode`, the likeliest token taken, nothing else; "ours" is the provider over its worker, as a node has it.
-They take turns within one run, each counts with its best round: quote the ratio, as times differ with the load.
+Decoding is timed from the first token to the last. They take turns within one run, and each counts with its best
+round: quote the ratio, as times differ with the load.
 """
 
 from __future__ import annotations
@@ -91,6 +92,33 @@ class Own:
         return len(tokens) / (time.perf_counter() - began)
 
 
+async def paced(provider: Any, streams: int) -> float:
+    """Tokens a second of all streams together, from the first token of any of them to the last of all."""
+    import trio
+    from shoal.providers.base import GenerateRequest, TextDelta, Usage
+
+    from .local_model import STORY
+
+    firsts: list[float] = []
+    tokens: list[int] = []
+
+    async def one() -> None:
+        asked = GenerateRequest.of(STORY, max_tokens=TOKENS + 1, temperature=0.0)
+        first = 0.0
+        async with provider.generate(asked) as events:
+            async for event in events:
+                if isinstance(event, TextDelta) and not first:
+                    first = trio.current_time()
+                elif isinstance(event, Usage):
+                    tokens.append(event.completion_tokens)
+        firsts.append(first)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(streams):
+            nursery.start_soon(one)
+    return (sum(tokens) - streams) / (trio.current_time() - min(firsts))
+
+
 async def measure(expected: list[str] | None) -> dict[str, Any]:
     import psutil
     from shoal.providers import weights
@@ -101,7 +129,7 @@ async def measure(expected: list[str] | None) -> dict[str, Any]:
     from shoal.providers.settings import BuildContext
 
     from .local import questions
-    from .local_model import LONG_PROMPT, STORY, cancelled, consume, memory_mb, streams
+    from .local_model import LONG_PROMPT, STORY, cancelled, consume, memory_mb
 
     store = weights.models_dir(os.environ)
     gguf = weights.resolve("smollm2", store).gguf
@@ -127,7 +155,7 @@ async def measure(expected: list[str] | None) -> dict[str, Any]:
         prompt = prompter.prompt(GenerateRequest.of(STORY)).messages
         for at in range(ROUNDS):
             for count in STREAMS:
-                best(ours["decode"], str(count), (await streams(provider, worker, count))[0])
+                best(ours["decode"], str(count), await paced(provider, count))
                 best(own["decode"], str(count), library.decode(prompt, count))
             text = f"{at} " + "word " * (PREFILL - len(prompter.prompt(GenerateRequest.of(f"{at} ")).messages))
             usage, first = await consume(provider, text, 1)
