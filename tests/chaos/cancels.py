@@ -27,7 +27,7 @@ from tests.e2e.node_process import NodeProcess
 from tests.providers.fake_tools import script
 
 AT_ONCE = 10
-LEAVES_S = 0.15
+LEAVES_S = 0.4
 GONE_S = 1.0
 SETTLE_S = 3.0
 TREE = """
