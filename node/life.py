@@ -104,6 +104,7 @@ class Life:
             lend=self.sharing.lend,
             rated=daemon.rates.rated,
             discover=self.dht.discover,
+            gathering=self.seat.gathering,
         )
         self.router = Router(
             self.source,

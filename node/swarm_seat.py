@@ -82,6 +82,10 @@ async def _beside(task: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
         nursery.cancel_scope.cancel()
 
 
+GATHERING_S = 4.0
+"""Seconds after the start in which peers are still expected to come up."""
+
+
 class PublicBlocks:
     """The block source of bitswap over the cache's public blocks."""
 
@@ -123,6 +127,7 @@ class SwarmSeat:
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
         self._blocks = PublicBlocks(public_block)
         self._on_change = on_change
+        self._since = trio.current_time()
         self.on_reach: Callable[[], None] = lambda: None
         self.generations: Generations | None = None
         self.host: Host | None = None
@@ -259,6 +264,12 @@ class SwarmSeat:
     def candidates_for(self, model: str | None) -> Sequence[Provider]:
         """The connected peers that offer the model (None: any)."""
         return self.swarm.candidates_for(model) if self.swarm is not None else ()
+
+    def gathering(self) -> bool:
+        """Whether this node has just come up, and peers that it knows of have not said yet what they offer."""
+        if trio.current_time() - self._since > GATHERING_S:
+            return False
+        return self.swarm is None or any(view.told_at is None for view in self.swarm.peers())
 
     def anybody(self) -> bool:
         """Whether any other node is connected."""

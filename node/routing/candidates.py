@@ -40,6 +40,8 @@ FIRST_LOOK_S = 1.5
 """Seconds that the start waits for the first findings; who is slower is known later."""
 PROBE_S = 6.0
 """Seconds that a provider's probe may take."""
+GATHER_STEP_S = 0.05
+"""Seconds between two looks whether a peer has said what it offers."""
 REFRESH_GAP_S = 1.0
 """Requests that nobody can answer cause at most one round of probes in this time (seconds)."""
 
@@ -90,7 +92,8 @@ class NodeCandidates:
     order: names in the order to try, PEERS among them; those not named follow in the registry's order, PEERS last.
     provider: the only one to ask when the caller names none. model: the one to ask for when the caller names none.
     forward: whether peers are candidates at all. routes: what stands behind model names. on_change: called when a
-    round of probes finds something new. discover: connects to nodes that offer a model, if there are any. rated: adds
+    round of probes finds something new. gathering: whether the node has just come up, and peers that it knows have
+    still to say what they offer. discover: connects to nodes that offer a model, if there are any. rated: adds
     what was measured of a provider's models to what its probe found.
     """
 
@@ -108,10 +111,11 @@ class NodeCandidates:
         lend: Lend | None = None,
         rated: Callable[[str, Status], Status] = lambda name, status: status,
         discover: Callable[[str], Awaitable[object]] | None = None,
+        gathering: Callable[[], bool] = lambda: False,
     ) -> None:
         self._registry, self._swarm = registry, swarm if forward else None
         self._rated = rated
-        self._lend, self._discover = lend, discover
+        self._lend, self._discover, self._gathering = lend, discover, gathering
         self._order = tuple(canonical(name) for name in order)
         self._provider = canonical(provider) if provider is not None else None
         self._model, self._on_change = model, on_change
@@ -161,8 +165,10 @@ class NodeCandidates:
         known, at the same time.
         """
         async with trio.open_nursery() as nursery:
-            if request is not None and ask is not None and request.model is not None and ask.hops >= 1:
-                nursery.start_soon(self._look_farther, request.model, request.provider)
+            if request is not None and ask is not None and ask.hops >= 1:
+                if request.model is not None:
+                    nursery.start_soon(self._look_farther, request.model, request.provider)
+                nursery.start_soon(self._await_peers, request.model)
             if trio.current_time() - self._last_round >= REFRESH_GAP_S:
                 with trio.move_on_after(FIRST_LOOK_S):
                     await self._round()
@@ -171,6 +177,12 @@ class NodeCandidates:
         pin = self._pin(provider) if provider is not None else self._provider
         if self._swarm is not None and self._discover is not None and (pin is None or pin == PEERS):
             await self._discover(model)
+
+    async def _await_peers(self, model: str | None) -> None:
+        """A node that has just come up waits for its peers to say what they offer before it says that nobody does."""
+        with trio.move_on_after(FIRST_LOOK_S):
+            while self._swarm is not None and self._gathering() and not self._swarm.candidates_for(model):  # noqa: ASYNC110
+                await trio.sleep(GATHER_STEP_S)
 
     async def _round(self) -> None:
         async with self._rounds:

@@ -135,6 +135,35 @@ async def test_a_provider_registered_a_moment_ago_may_be_tried_before_its_first_
         assert names(found, model="m5") == [], "a round of probes was just now"
 
 
+async def test_a_node_that_has_just_come_up_waits_for_its_peers(autojump_clock: trio.testing.MockClock) -> None:
+    peers, told = SomePeers(), trio.Event()
+    peers.providers, there = [], peers.providers
+    asked = GenerateRequest.of("Hot?", model="m9")
+    ask = Ask(request=asked, asked=asked)
+
+    async def comes_up() -> None:
+        await trio.sleep(0.3)
+        peers.providers = there
+        told.set()
+
+    async with source(swarm=peers, gathering=lambda: not told.is_set()) as found, trio.open_nursery() as nursery:
+        nursery.start_soon(comes_up)
+        await found.refresh(asked, ask)
+        assert len(found.candidates(asked, ask)) == 2
+
+
+async def test_it_does_not_wait_for_ever_or_for_peers_that_it_may_not_ask(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    asked = GenerateRequest.of("Hot?", model="unknown")
+    async with source(swarm=SomePeers(), gathering=lambda: True) as found:
+        start = trio.current_time()
+        await found.refresh(asked, Ask(request=asked, asked=asked, hops=0))
+        assert trio.current_time() - start < 0.1
+        await found.refresh(asked, Ask(request=asked, asked=asked))
+        assert 1.0 < trio.current_time() - start < 2.0
+
+
 async def test_a_refresh_finds_what_has_come_up(autojump_clock: trio.testing.MockClock) -> None:
     provider = unready("a", "no server")
     async with source(provider) as found:
