@@ -77,7 +77,9 @@ class LeanEngine:
 
     kv_tokens: positions kept for all sequences together, running and ended; a sequence for which there is no room
     waits, unless it would be the only one. drafter: makes the model that drafts; called in a thread of its own once
-    the first token is out. ends: tokens that end an answer, behind which nothing is drafted.
+    the first token is out. ends: tokens that end an answer, behind which nothing is drafted. prompt_threads: threads
+    for a pass of many rows, which all cores serve, where waking them for each matrix of a few rows may cost more than
+    they compute; 0: as many as for every pass.
     """
 
     verifies = True
@@ -89,8 +91,10 @@ class LeanEngine:
         kv_tokens: int = 16384,
         drafter: Callable[[], Llama] | None = None,
         ends: frozenset[int] = frozenset(),
+        prompt_threads: int = 0,
     ) -> None:
         self._model, self._kv_tokens, self._ends = model, kv_tokens, ends
+        self._prompt_threads = prompt_threads
         self._drafter: Llama | None = None
         self.preparing: threading.Thread | None = None
         """Makes the drafting model; it may be joined."""
@@ -200,7 +204,15 @@ class LeanEngine:
         """Logits of some rows; afterwards the pieces are in their slots."""
         segments = [Segment(row.slot.memory.values, len(row.slot.tokens), len(piece)) for row, piece in pieces]
         tokens = [token for _, piece in pieces for token in piece]
-        logits = self._model(tokens, segments, wanted, check)
+        threads = torch.get_num_threads()
+        wide = len(tokens) >= FEW_ROWS and self._prompt_threads > threads
+        if wide:
+            torch.set_num_threads(self._prompt_threads)
+        try:
+            logits = self._model(tokens, segments, wanted, check)
+        finally:
+            if wide:
+                torch.set_num_threads(threads)
         for row, piece in pieces:
             row.slot.tokens += piece
         return logits

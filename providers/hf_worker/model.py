@@ -133,6 +133,7 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
             kv_tokens=wanted.kv_tokens,
             drafter=drafting if drafts and form == "float16" else None,
             ends=frozenset(closing),
+            prompt_threads=0 if wanted.threads else usable_cores(),
         ),
         prompter=Prompter(tokenizer, wanted.name, positions),
         decode=tokenizer.decode,

@@ -418,3 +418,25 @@ def test_what_is_not_covered_is_left_to_transformers(change: dict[str, Any], rea
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES}
     assert covers(config) == ""
     assert reason in covers(config | change)
+
+
+def test_a_prompt_is_computed_with_more_threads_than_single_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("llama")
+    engine = LeanEngine(lean(model), prompt_threads=2)
+    used, threads = [], torch.get_num_threads()
+    forward = Llama.__call__
+
+    def watched(self: Llama, tokens: list[int], *more: Any) -> torch.Tensor:
+        used.append((len(tokens), torch.get_num_threads()))
+        return forward(self, tokens, *more)
+
+    monkeypatch.setattr(Llama, "__call__", watched)
+    torch.set_num_threads(1)
+    try:
+        engine.add(greedy(0, prompt(100), 2))
+        answer = [token for _ in range(2) for _, token in engine.step(never)]
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert used == [(100, 2), (1, 1)]
+    assert answer == alone(model, greedy(0, prompt(100), 2))
