@@ -26,7 +26,7 @@ LOOK_EVERY_S = 5.0
 MEMBER_WITHIN_S = 1.0  # a reservation may come a moment before the hello that shows who asks
 DOUBT_S = 300.0
 URGENT_RETRY_S = 0.5  # between two dials of a relay that this node has a place behind, or had
-URGENT_DIAL_S = 2.0  # for one of these dials; each fourth may take as long as any
+URGENT_DIAL_S = 1.0  # for one of these dials; each fourth may take as long as any
 
 
 class Places(Protocol):
