@@ -73,6 +73,7 @@ swarm: $(READY) ## N real nodes find each other and idle: join, spread, memory, 
 
 bench: $(READY) model ## the figures, in tables, beside LiteLLM's proxy (installed into build/litellm, 740 MB)
 	@./scripts/install_litellm.sh
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt libipld==3.5.0 dag-cbor==0.3.3
 	@$(PYTHON) -m benchmarks
 
 bench-local: $(READY) model ## the local model beside transformers and llama.cpp: speed, memory, answers; 1,000 continuations
