@@ -51,7 +51,7 @@ def _environ() -> dict[str, str]:
     from shoal.providers.hf_worker.link import SPINS
 
     kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    return {"GOMP_SPINCOUNT": SPINS, **kept, "SHOAL_MODELS_DIR": str(BUILT / "models")}
+    return {"GOMP_SPINCOUNT": SPINS["llama_cpp"], **kept, "SHOAL_MODELS_DIR": str(BUILT / "models")}
 
 
 # -- in that environment -----------------------------------------------------------------------------------------

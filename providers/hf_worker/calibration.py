@@ -32,7 +32,8 @@ def counts(cores: int) -> list[int]:
 def key(model: str, dtype: str, torch_version: str, cores: int) -> str:
     """What the best number of threads depends on."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return f"{model} {dtype} torch {torch_version} cores {cores} of {','.join(map(str, allowed))}"
+    waiting = os.environ.get("OMP_WAIT_POLICY") or f"{os.environ.get('GOMP_SPINCOUNT', 'no')} spins"
+    return f"{model} {dtype} torch {torch_version} cores {cores} of {','.join(map(str, allowed))}, {waiting}"
 
 
 def known(file: Path, of: str) -> int | None:
