@@ -1,7 +1,8 @@
 """The interface behind which tokens are computed. The server knows requests and text; an engine knows neither.
 
 An engine is driven from one thread: `add` and `remove` change what is computed, `step` computes one piece of it.
-`lean_engine.py` serves the Llama family on a CPU, `slots.py` every model of transformers on every device.
+`lean_engine.py` serves the Llama family on a CPU, `llama_cpp_engine.py` a GGUF, `slots.py` every model of transformers
+on every device. The first two are small files on `batch.py`, which keeps the books.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class Sequence:
     room: int
     sampler: Sampler
     draft: list[int] = field(default_factory=list)
+
+
+class Interrupted(Exception):
+    """What was being computed is given up: nobody wants it any more."""
 
 
 class Engine(Protocol):

@@ -25,10 +25,6 @@ TRIAL_ROWS = 8
 ROPES = ("default", "linear", "llama3")
 
 
-class Interrupted(Exception):
-    """The pass was given up between two layers."""
-
-
 class Segment(NamedTuple):
     """Rows that continue one sequence. memory: `SlotMemory.values`; start: tokens in it; rows: how many come."""
 

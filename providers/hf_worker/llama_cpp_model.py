@@ -16,8 +16,9 @@ import numpy as np
 
 from .chat_template import AddedToken, compiled
 from .cores import usable_cores
+from .engine import Interrupted
 from .frames import Load
-from .llama_cpp_engine import Interrupted, LlamaCppEngine, Piece
+from .llama_cpp_engine import LlamaCppEngine, Piece
 from .loaded import LoadError, Model, no_template
 from .plain_sampling import Logits, PlainSampler
 from .prompt import Prompter

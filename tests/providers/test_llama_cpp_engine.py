@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal.providers.hf_worker.engine import Sequence
-from shoal.providers.hf_worker.llama_cpp_engine import CHUNK_TOKENS, Interrupted, LlamaCppEngine, Piece
+from shoal.providers.hf_worker.batch import CHUNK_TOKENS
+from shoal.providers.hf_worker.engine import Interrupted, Sequence
+from shoal.providers.hf_worker.llama_cpp_engine import LlamaCppEngine, Piece
 from shoal.providers.hf_worker.plain_sampling import Logits, PlainSampler
 
 WORDS = 50
