@@ -1,9 +1,11 @@
 """What a GGUF file says of itself: the key-value pairs at its beginning. Reads no tensor, and never the whole file.
 
 Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little endian. All of it is untrusted: the
-lengths in it are checked against the file before anything is read.
+lengths in it are checked against the file before anything is read, and `check` looks at all that a library would
+believe, before one gets the file: names, counts, shapes, and that each tensor lies within the file.
 
     facts = read(Path("model.gguf"), {"general.architecture", "llama.context_length"})
+    check(Path("model.gguf"))           # raises HeaderError
 """
 
 from __future__ import annotations
@@ -19,8 +21,52 @@ MAX_KEY_BYTES = 65_535
 MAX_TEXT_BYTES = 1024 * 1024
 """Of a value that is returned; a longer one is cut."""
 
+MAX_ITEMS = 4_000_000
+"""Entries of one list: a tokenizer's words and merges are some hundred thousand."""
+MAX_TENSORS = 65_536
+MAX_NAME_BYTES, MAX_DIMENSIONS = 64, 4
+"""Of a tensor, as in ggml."""
+MAX_ALIGNMENT = 1 << 20
+
 _FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _ARRAY = 8, 9
+_BLOCKS = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    9: (32, 36),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    20: (32, 18),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    29: (256, 56),
+    30: (1, 2),
+    34: (256, 54),
+    35: (256, 66),
+    39: (32, 17),
+}
+"""Kind of a tensor -> (values of a block, bytes of a block): ggml.h, `enum ggml_type`, and ggml-common.h."""
+_KINDS = 256
+"""A kind above is none; one below that is not listed is newer than this file, and whoever loads it knows its size."""
 
 Value = str | int | float | bool
 
@@ -44,17 +90,25 @@ def context_length(path: Path) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
+def check(path: Path) -> None:
+    """Everything before the tensors' data, and where that would lie. Raises HeaderError, or OSError."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        _Reader(file, size).check()
+
+
 class _Reader:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
+        self._tensors = 0
 
-    def pairs(self, wanted: Set[str]) -> dict[str, Value]:
+    def pairs(self, wanted: Set[str], *, whole: bool = False) -> dict[str, Value]:
         if self._take(4) != MAGIC:
             raise HeaderError("it is not a GGUF file")
         version = self._number("<I")
         if version not in (2, 3):
             raise HeaderError(f"it is GGUF version {version}, and 2 and 3 are known")
-        self._number("<Q")  # tensors
+        self._tensors = self._number("<Q")
         count = self._number("<Q")
         if count > MAX_PAIRS:
             raise HeaderError(f"it announces {count} facts about itself")
@@ -64,9 +118,46 @@ class _Reader:
             value = self._value(self._number("<I"), keep=key in wanted)
             if value is not None:
                 found[key] = value
-            if len(found) == len(wanted):
+            if len(found) == len(wanted) and not whole:
                 break
         return found
+
+    def check(self) -> None:
+        alignment = self.pairs({"general.alignment"}, whole=True).get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+            raise HeaderError(f"it aligns its tensors to {alignment} bytes")
+        if not 0 < self._tensors <= MAX_TENSORS:
+            raise HeaderError(f"it announces {self._tensors} tensors")
+        ends, names = 0, set[str]()
+        for _ in range(self._tensors):
+            length = self._number("<Q")
+            if length >= MAX_NAME_BYTES:
+                raise HeaderError(f"it has a tensor whose name is {length} bytes long")
+            name = self._take(length).decode(errors="replace")
+            if name in names:
+                raise HeaderError(f"it has two tensors called {name!r}")
+            names.add(name)
+            ends = max(ends, self._tensor(name, alignment))
+        begin = -(-self._file.tell() // alignment) * alignment
+        if begin + ends > self._size:
+            raise HeaderError(f"it is cut short: {self._size} of {begin + ends} bytes are there")
+
+    def _tensor(self, name: str, alignment: int) -> int:
+        """Where a tensor's data ends, in bytes after the first one's beginning."""
+        count = self._number("<I")
+        if not 0 < count <= MAX_DIMENSIONS:
+            raise HeaderError(f"its tensor {name!r} has {count} dimensions")
+        shape = [self._number("<Q") for _ in range(count)]
+        kind, offset = self._number("<I"), self._number("<Q")
+        if kind >= _KINDS:
+            raise HeaderError(f"its tensor {name!r} is of the unknown kind {kind}")
+        values, size = _BLOCKS.get(kind, (1, 0))
+        elements = 1
+        for length in shape:
+            elements *= length
+        if not elements or elements > 1 << 48 or shape[0] % values or offset % alignment:
+            raise HeaderError(f"its tensor {name!r} has a shape or a place that it cannot have")
+        return offset + elements // values * size
 
     def _value(self, kind: int, *, keep: bool) -> Value | None:
         if kind in _FORMATS:
@@ -79,6 +170,8 @@ class _Reader:
             return None
         if kind == _ARRAY:
             inner, count = self._number("<I"), self._number("<Q")
+            if count > MAX_ITEMS and count <= self._size:
+                raise HeaderError(f"it has a list of {count} entries")
             if inner in _FORMATS:
                 self._skip(count * struct.calcsize(_FORMATS[inner]))
                 return None

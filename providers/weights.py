@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
-import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +21,7 @@ import msgspec
 import platformdirs
 from msgspec import Struct
 
-from . import gguf_header
+from . import gguf_header, model_files
 
 DEFAULT = "smollm2"
 ENCODER = "minilm"
@@ -32,7 +30,6 @@ CHOICE = ".chosen"
 DRAFT = "draft.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 class WeightsError(Exception):
@@ -190,6 +187,7 @@ def choose(name_or_path: str, store: Path) -> WeightsDir:
     found = resolve(name_or_path, store)
     if found.encoder:
         raise WeightsRefused(f"{found.name} makes embeddings and writes no text; choose another (`shoal models list`)")
+    check_tokenizer(found.path)
     store.mkdir(parents=True, exist_ok=True)
     fresh = store / f"{CHOICE}.new"
     fresh.write_text(str(found.path) if is_path(name_or_path) and found.path.parent != store else found.name)
@@ -258,23 +256,31 @@ def _installed(name: str, store: Path, add: str) -> WeightsDir:
 def check_folder(name: str, folder: Path) -> WeightsDir:
     """A folder with whole safetensors and a configuration. Raises WeightsRefused that names what is wrong."""
     try:
-        files = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+        return _checked(name, folder)
+    except model_files.Unfit as fault:
+        raise WeightsRefused(str(fault)) from None
     except OSError as fault:
         raise WeightsRefused(f"the folder {folder} cannot be read ({fault.strerror})") from None
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises WeightsRefused for a tokenizer that no library could read."""
+    try:
+        model_files.check_tokenizer(folder)
+    except model_files.Unfit as fault:
+        raise WeightsRefused(str(fault)) from None
+
+
+def _checked(name: str, folder: Path) -> WeightsDir:
+    files = model_files.entries(folder)
     weights = [file for file in files if file.endswith(".safetensors")]
-    pickles = [file for file in files if file.endswith(_PICKLES)]
-    if pickles:
-        remedy = "delete it" if weights else "convert it to safetensors, or choose a model that has them"
-        raise WeightsRefused(
-            f"the folder {folder} holds a pickle ({pickles[0]}), and loading one runs what its author wrote; {remedy}"
-        )
     gguf = next((folder / file for file in files if file.lower().endswith(".gguf")), None)
     if not weights and gguf is not None:
         return _check_gguf(name, folder, gguf)
     if not weights:
         raise WeightsRefused(f"the folder {folder} holds no safetensors; it must hold *.safetensors and config.json")
     for file in weights:
-        _check_safetensors(folder / file)
+        model_files.check_safetensors(folder / file)
     config = _config(folder)
     size = sum(_size(folder / file) for file in files)
     encoder = config.get("model_type") == "bert"
@@ -320,34 +326,10 @@ def _memory(folder: Path, weights: list[str], config: dict[str, Any]) -> int:
     return WORKER_BYTES + (2 if halves else 1) * plain
 
 
-def _check_safetensors(path: Path) -> None:
-    """The header is whole and the file is as long as the header says (format: 8 bytes of length, JSON, tensors)."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= 100_000_000:  # the format's own limit
-                raise ValueError("no header")
-            header: dict[str, Any] = json.loads(file.read(length))
-            ends = [int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__"]
-            whole = 8 + length + max(ends, default=0)
-            there = path.stat().st_size
-    except OSError as fault:
-        raise WeightsRefused(f"{path} cannot be read ({fault.strerror})") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise WeightsRefused(f"{path} is not a safetensors file; get it again") from None
-    if there != whole:
-        kind = "truncated" if there < whole else "too long"
-        raise WeightsRefused(f"{path} is {kind} ({there} of {whole} bytes); get it again")
-
-
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict):
+    if not (folder / "config.json").is_file():
         raise WeightsRefused(f"the folder {folder} lacks a readable config.json; get the model again")
-    return config
+    return model_files.read_json(folder / "config.json", model_files.MAX_CONFIG_BYTES)
 
 
 def _context_length(config: dict[str, Any]) -> int:

