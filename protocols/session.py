@@ -1,7 +1,7 @@
 """The session: many calls at once over one long-lived byte stream between two nodes.
 
 What belongs here: the life of a session (hello, heartbeat, goodbye), its one reader and one writer, and who gets
-which frame. Frames are framing.py's, a call's own state is call.py's; docs/protocol.md is the whole in prose.
+which frame. Frames are framing.py's, the table of calls is calls.py's; docs/protocol.md is the whole in prose.
 
 Only the reader awaits `stream.read` and only the writer awaits `stream.write`, and both are cancelled only at the
 end, so cancelling a caller or a handler can never tear a frame or lose bytes (py-libp2p's streams survive neither).
@@ -19,16 +19,16 @@ frame never blocks, so cancel, end and error leave even inside a cancelled scope
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
 import trio
 
-from .call import IncomingCall, Opening, OutgoingCall, Room
-from .call_errors import CallError, PeerSilent, SessionLost, error_body, failure_of, read_error, where
+from .call import IncomingCall, OutgoingCall
+from .call_errors import CallError, PeerSilent, SessionLost, where
+from .calls import Calls
 from .framing import (
     ACCEPT,
     ADVERT,
@@ -42,13 +42,11 @@ from .framing import (
     GOAWAY,
     HELLO,
     LOOKUP,
-    MAX_CALL_ID,
     NOTE,
     PART,
     PING,
     PONG,
     WHOLE_BODY_BYTES,
-    Assembly,
     FrameParser,
     ProtocolError,
     encode_body,
@@ -100,15 +98,16 @@ class Session:
         self.frames_in = self.bytes_in = 0
         self._stream, self._service = stream, service
         self._outbox = Outbox(stream, limits)
-        self._mine: dict[int, OutgoingCall] = {}
-        self._theirs: dict[int, IncomingCall] = {}
-        self._opening: dict[int, Opening] = {}  # calls of theirs whose params are still coming
-        self._lookups = 0  # among theirs
-        self._my_next, self._their_last = (1, 0) if initiator else (2, -1)
         self._closing: str | None = None
-        self._room = Room(limits.assembly_bytes)
-        self._call_over = trio.lowlevel.ParkingLot()
         self._heartbeat = Heartbeat(limits)
+        self._calls = Calls(
+            self._outbox,
+            limits,
+            initiator=initiator,
+            on_call=service.on_call,
+            on_lookup=lambda body: service.on_lookup(self, body),
+            on_busy=self._heartbeat.wake,
+        )
         self._greeted = trio.Event()
         self._ended = trio.Event()
         self._pings: dict[int, trio.Event] = {}
@@ -134,7 +133,7 @@ class Session:
 
     @property
     def calls_in_flight(self) -> int:
-        return len(self._mine) + len(self._theirs)
+        return len(self._calls)
 
     @property
     def usable(self) -> bool:
@@ -153,14 +152,12 @@ class Session:
 
     # -- calls and other things to ask ---------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def call(self, method: str, params: Any = None) -> AsyncIterator[OutgoingCall]:
+    def call(self, method: str, params: Any = None) -> AbstractAsyncContextManager[OutgoingCall]:
         """Call the peer. Leaving the context before the end cancels the call there.
 
-        Raises CallError (also "too_large" for the params) and SessionLost, on entry or while iterating.
+        Raises SessionLost, here or while iterating, and CallError (also "too_large" for the params).
         """
-        async with self._open(CALL, END, [method, params]) as call:
-            yield call
+        return self._open(CALL, END, [method, params])
 
     async def request(self, method: str, params: Any = None) -> Any:
         """Call, and give the result; items on the way are dropped."""
@@ -173,28 +170,10 @@ class Session:
             async with self._open(LOOKUP, FOUND, body) as call:
                 return await call.finished()
 
-    @asynccontextmanager
-    async def _open(self, kind: int, reply_kind: int, body: Any) -> AsyncIterator[OutgoingCall]:
+    def _open(self, kind: int, reply_kind: int, body: Any) -> AbstractAsyncContextManager[OutgoingCall]:
         if not self.usable:
             raise SessionLost(str(self.lost or self.leaving or self._closing or "no hello yet"))
-        payload = encode_body(body)
-        self._outbox.check_size(payload)
-        # From here to the first frame in `put` nothing waits: call ids must leave in order.
-        await self._outbox.room(bulk=len(payload) > WHOLE_BODY_BYTES)
-        call = OutgoingCall(self._outbox, self._my_next, self._room, reply_kind)
-        self._my_next += 2
-        self._mark_busy()
-        self._mine[call.id] = call
-        try:
-            await call.put(kind, payload, flush=True)
-            yield call
-        finally:
-            if not call.done and not self.lost:
-                self._outbox.queue(frame(CANCEL, call.id), True)
-            call.finish(CallError("cancelled", "the caller has left"))
-            call.discard()
-            del self._mine[call.id]
-            self._call_over.unpark_all()
+        return self._calls.begin(kind, reply_kind, body)
 
     def send_advert(self, body: Any) -> None:
         """Queue an advert; dropped silently when the session is over. ValueError when it is over 64 KiB."""
@@ -234,11 +213,11 @@ class Session:
         if self._scope is None or self.lost:
             return
         if self._closing is None:
-            self._closing = reason
+            self._closing, self._calls.closing = reason, True
             self._outbox.queue(frame(GOAWAY, 0, reason[:MAX_REASON_CHARS]), True)
         with trio.move_on_after(drain_s):
             while self.calls_in_flight and not self.lost:
-                await self._call_over.park()
+                await self._calls.one_is_over()
         with trio.move_on_after(FAREWELL_S):
             await self._outbox.flushed()
         self._end(SessionLost(f"closed here: {reason}"))
@@ -271,27 +250,22 @@ class Session:
 
     def _show_life(self) -> None:
         """Who has so much to read that a ping waits behind it says a word unasked, or would be taken for dead."""
-        if self._is_busy() and trio.current_time() - self._outbox.quiet_since >= self.limits.busy_ping_s:
+        if self._calls.busy and trio.current_time() - self._outbox.quiet_since >= self.limits.busy_ping_s:
             self._outbox.queue(frame(PONG, 0), True)
 
     def _dispatch(self, nursery: trio.Nursery, kind: int, call_id: int, body: Any, size: int) -> None:
         if self.remote_hello is None:
             self._greet(kind, body)
         elif kind in (DELTA, END, ACCEPT, ERROR, FOUND):
-            if (mine := self._mine.get(call_id)) is not None:
-                self._on_reply(mine, kind, body, size)
-            else:
-                self._check_gone(call_id, mine=True)
+            self._calls.on_reply(kind, call_id, body, size)
         elif kind in (CALL, LOOKUP):
-            self._check_new(call_id)
-            if self._admit(kind, call_id):
-                self._start(nursery, kind, call_id, body)
+            self._calls.on_begin(nursery, kind, call_id, body)
         elif kind == CANCEL:
-            self._on_cancel(call_id)
+            self._calls.on_cancel(call_id)
         elif kind == CREDIT:
-            self._on_credit(call_id, body)
+            self._calls.on_credit(call_id, body)
         elif kind == PART:
-            self._on_part(nursery, call_id, body, size)
+            self._calls.on_part(nursery, call_id, body, size)
         elif kind == PING:
             self._outbox.queue(frame(PONG, call_id), True)
         elif kind == PONG:
@@ -328,82 +302,6 @@ class Session:
         self.remote_hello = hello
         self._greeted.set()
 
-    def _check_new(self, call_id: int) -> None:
-        if call_id <= self._their_last or (call_id - self._their_last) % 2:
-            raise ProtocolError(f"call id {call_id} is not a new one")
-        self._their_last = call_id
-
-    def _check_gone(self, call_id: int, *, mine: bool) -> None:
-        """A frame for a call that is over has crossed its end; for one that never was, the peer is wrong."""
-        if mine and call_id % 2 == self._my_next % 2:
-            known = 0 < call_id < self._my_next
-        else:
-            known = not mine and call_id % 2 == self._their_last % 2 and 0 < call_id <= self._their_last
-        if not known:
-            raise ProtocolError(f"a frame for call {call_id}, which never was")
-
-    def _on_reply(self, call: OutgoingCall, kind: int, body: Any, size: int) -> None:
-        if kind == ERROR:
-            call.finish(read_error(body))
-        elif kind == call.reply_kind:
-            call.on_end(body)
-        elif call.reply_kind == END and kind == DELTA:
-            call.on_delta(body, size)
-        elif call.reply_kind == END and kind == ACCEPT:
-            call.on_accept(body)
-        else:
-            raise ProtocolError("an answer to a call where a look-up was asked, or the other way round")
-
-    def _on_cancel(self, call_id: int) -> None:
-        if call := self._theirs.get(call_id):
-            call.cancelled_by_peer = True
-            call.finish(CallError("cancelled", "the caller has left"))
-            call.scope.cancel()
-        elif opening := self._opening.pop(call_id, None):
-            self._room.give_back(opening.assembly.total)
-        else:
-            self._check_gone(call_id, mine=False)
-
-    def _on_credit(self, call_id: int, body: Any) -> None:
-        if not isinstance(body, int) or not 0 < body <= MAX_CALL_ID:
-            raise ProtocolError("malformed credit")
-        if call := self._mine.get(call_id) or self._theirs.get(call_id):
-            call.grant(body)
-        else:
-            self._check_gone(call_id, mine=call_id % 2 == self._my_next % 2)
-
-    def _on_part(self, nursery: trio.Nursery, call_id: int, body: Any, size: int) -> None:
-        if call_id % 2 == self._my_next % 2:
-            if (call := self._mine.get(call_id)) is None:
-                self._check_gone(call_id, mine=True)
-                return
-            try:
-                call.on_part(body, size, self.limits.max_body_bytes)
-            except CallError as error:
-                call.finish(error)
-                self._outbox.queue(frame(CANCEL, call_id), True)
-        elif call_id > self._their_last:
-            assembly = Assembly.begin(body)
-            if assembly.kind not in (CALL, LOOKUP):
-                raise ProtocolError("a part of a body for a call that never was")
-            self._check_new(call_id)
-            if assembly.total > self.limits.max_body_bytes:
-                self._refuse(call_id, "too_large", f"{assembly.total} bytes; the limit is {self.limits.max_body_bytes}")
-            elif self._admit(assembly.kind, call_id):
-                if self._room.try_take(assembly.total):
-                    self._mark_busy()
-                    opening = self._opening[call_id] = Opening(self._outbox, call_id, assembly)
-                    opening.on_part(body, size)
-                else:
-                    self._refuse(call_id, "busy", "too many large bodies on their way; try again")
-        elif opened := self._opening.get(call_id):
-            if opened.on_part(body, size):
-                del self._opening[call_id]
-                self._room.give_back(opened.assembly.total)
-                self._start(nursery, opened.assembly.kind, call_id, opened.assembly.body())
-        else:
-            self._check_gone(call_id, mine=False)
-
     def _on_note(self, body: Any, size: int) -> None:
         if self._note_bucket.take(1, self.last_rx):
             raise ProtocolError(f"more than {self.limits.notes_per_s:g} notes a second")
@@ -424,70 +322,12 @@ class Session:
     def _on_goaway(self, body: Any) -> None:
         self.leaving = body[:MAX_REASON_CHARS] if isinstance(body, str) else "no reason given"
 
-    # -- serving -------------------------------------------------------------------------------------------------
-
-    def _admit(self, kind: int, call_id: int) -> bool:
-        if self._closing is not None:
-            self._refuse(call_id, "busy", "this node is shutting down")
-        elif kind == CALL and len(self._theirs) - self._lookups + len(self._opening) >= self.limits.max_calls:
-            self._refuse(call_id, "busy", f"{self.limits.max_calls} calls are open already")
-        elif kind == LOOKUP and self._lookups >= self.limits.max_lookups:
-            self._refuse(call_id, "busy", f"{self.limits.max_lookups} look-ups are open already")
-        else:
-            return True
-        return False
-
-    def _refuse(self, call_id: int, code: str, message: str) -> None:
-        self._outbox.queue(frame(ERROR, call_id, [code, message, None]), True)
-
-    def _start(self, nursery: trio.Nursery, kind: int, call_id: int, body: Any) -> None:
-        method, params = "", body
-        if kind == CALL:
-            if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], str)):
-                raise ProtocolError("a malformed call: expected [method, params]")
-            method, params = body
-        else:
-            self._lookups += 1
-        self._mark_busy()
-        call = self._theirs[call_id] = IncomingCall(self._outbox, call_id)
-        nursery.start_soon(self._serve, call, kind, method, params)
-
-    async def _serve(self, call: IncomingCall, kind: int, method: str, params: Any) -> None:
-        failure: CallError | None = None
-        try:
-            with call.scope:
-                try:
-                    if kind == CALL:
-                        result = await self._service.on_call(call, method, params)
-                        await call.put(END, encode_body(result), flush=True)
-                    else:
-                        result = await self._service.on_lookup(self, params)
-                        await call.put(FOUND, encode_body(result), flush=True)
-                except Exception as error:
-                    failure = failure_of(error, method or "lookup")
-        finally:
-            call.finish()
-            del self._theirs[call.id]
-            self._lookups -= kind == LOOKUP
-            self._call_over.unpark_all()
-            if failure and not call.cancelled_by_peer and not self.lost:
-                self._outbox.queue(frame(ERROR, call.id, error_body(failure)), True)
-
     # -- life ----------------------------------------------------------------------------------------------------
-
-    def _mark_busy(self) -> None:
-        if not self._is_busy():
-            self._heartbeat.wake()
-
-    def _is_busy(self) -> bool:
-        return bool(self._mine or self._theirs or self._opening)
 
     def _check_busy(self) -> bool:
         """For the heartbeat. ProtocolError when the params of a call are on their way for too long."""
-        since = min((opening.since for opening in self._opening.values()), default=math.inf)
-        if trio.current_time() - since > self.limits.body_timeout_s:
-            raise ProtocolError(f"the params of a call did not come within {self.limits.body_timeout_s:.0f} s")
-        return self._is_busy()
+        self._calls.check_opening()
+        return self._calls.busy
 
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Live until the stream ends, the peer falls silent or breaks a rule, `goodbye`, or cancellation.
@@ -540,11 +380,9 @@ class Session:
         """The session is over for everyone who waits for it. The first reason stays."""
         if self.lost is None:
             self.lost = reason
-            for call in [*self._mine.values(), *self._theirs.values()]:
-                call.finish(SessionLost(str(reason)))
+            self._calls.end(reason)
             for answered in self._pings.values():
                 answered.set()
             self._outbox.close(reason)
-            self._call_over.unpark_all()
         if self._scope is not None:
             self._scope.cancel()

@@ -136,7 +136,7 @@ async def test_large_bodies_pass_in_params_items_and_results(size, method):
         async with alice.call(method, body) as call:
             items = [item async for item in call]
         assert (items == [body]) if method == "echo_item" else (call.result == body)
-        assert alice._room.free == bob._room.free == alice.limits.assembly_bytes
+        assert alice._calls._room.free == bob._calls._room.free == alice.limits.assembly_bytes
 
 
 async def test_a_large_body_does_not_hold_up_another_call():
@@ -196,7 +196,7 @@ async def test_more_large_bodies_than_there_is_room_for_wait_for_each_other():
             async with trio.open_nursery() as nursery:
                 for _ in range(8):
                     nursery.start_soon(ask, alice)
-        assert alice._room.free == 1_000_000
+        assert alice._calls._room.free == 1_000_000
 
 
 async def test_a_reader_who_pauses_stops_the_producer_and_nobody_else():
@@ -218,12 +218,12 @@ async def test_cancelling_a_call_while_its_params_are_on_their_way_leaves_nothin
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(alice.request, "echo", b"x" * 7_000_000)
-                    while not bob._opening:
+                    while not bob._calls.opening:
                         await trio.lowlevel.checkpoint()
                     scope.cancel()
         assert await alice.request("echo", 1) == 1
-        assert not bob._opening
-        assert bob._room.free == 8_000_000
+        assert not bob._calls.opening
+        assert bob._calls._room.free == 8_000_000
 
 
 async def test_a_lookup_is_answered_small_or_large():
@@ -237,7 +237,7 @@ async def test_a_lookup_has_a_deadline(autojump_clock):
         with pytest.raises(trio.TooSlowError):
             await alice.lookup("never", timeout=0.2)
         await alice.ping()
-        assert bob._lookups == 0
+        assert bob._calls._lookups == 0
 
 
 async def test_one_call_too_many_is_refused_as_busy():

@@ -185,7 +185,7 @@ async def test_a_peer_that_overdraws_its_credit_with_half_open_calls_is_dropped(
         await peer.say(PART, 5, [CALL, 200_001, b"x"])
         assert (await peer.hear(ERROR))[2][0] == "too_large"
         assert bob.lost is None
-        assert bob._room.free == 50_000
+        assert bob._calls._room.free == 50_000
 
 
 async def test_a_send_that_was_cancelled_half_way_ends_the_call_with_an_error(autojump_clock):
