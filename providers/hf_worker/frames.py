@@ -40,6 +40,8 @@ class Load(Struct, frozen=True, array_like=True, tag="load"):
     """What computes: torch, or llama_cpp, for which `path` is a GGUF file."""
     calibrated: str = ""
     """The file that keeps how many threads were best; empty: all usable cores, without trials."""
+    template_s: float = 2.0
+    """Seconds that the model's chat template gets for a request."""
 
 
 class Generate(Struct, frozen=True, array_like=True, tag="generate"):

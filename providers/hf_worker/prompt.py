@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..base import ErrorKind, GenerateRequest, Message
+from .bounds import TEMPLATE_S, OutOfBoundsError, bounded
 
 
 class PromptRefused(Exception):
@@ -58,10 +59,14 @@ def control_tokens(tokenizer: Any) -> set[str]:
 
 
 class Prompter:
-    """Makes prompts for one model. name and context_length (tokens) are for the messages of refusals."""
+    """Makes prompts for one model. name and context_length (tokens) are for the messages of refusals.
 
-    def __init__(self, tokenizer: Any, name: str, context_length: int) -> None:
+    template_s: seconds that the model's chat template gets.
+    """
+
+    def __init__(self, tokenizer: Any, name: str, context_length: int, *, template_s: float = TEMPLATE_S) -> None:
         self._tokenizer, self._name, self.context_length = tokenizer, name, context_length
+        self._template_s = template_s
         self._neutralise = Neutraliser(control_tokens(tokenizer))
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
 
@@ -72,7 +77,13 @@ class Prompter:
             self._too_long(f"{characters} characters")
         turns = [self._turn(message) for message in request.messages]
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            with bounded(self._template_s):
+                text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (OutOfBoundsError, MemoryError):
+            raise PromptRefused(
+                ErrorKind.UPSTREAM,
+                f"the chat template of {self._name} takes more than its bounds (template_s) allow; use another model",
+            ) from None
         except Exception as fault:  # a template is a program that came with the model; its complaint may quote the text
             raise PromptRefused(
                 ErrorKind.BAD_REQUEST,
