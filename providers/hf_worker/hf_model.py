@@ -54,7 +54,7 @@ def _describe(wanted: Load, model: Any, tokenizer: Any, engine: Engine, dtype: s
     return Model(
         name=wanted.name,
         engine=engine,
-        prompter=Prompter(tokenizer, wanted.name, context_length),
+        prompter=Prompter(tokenizer, wanted.name, context_length, template_s=wanted.template_s),
         decode=decode,
         ends=frozenset(ends),
         temperature=float(defaults.temperature or 1.0) if sampled else 0.0,

@@ -135,7 +135,7 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
             ends=frozenset(closing),
             prompt_threads=0 if wanted.threads else usable_cores(),
         ),
-        prompter=Prompter(tokenizer, wanted.name, positions),
+        prompter=Prompter(tokenizer, wanted.name, positions, template_s=wanted.template_s),
         decode=tokenizer.decode,
         ends=frozenset(closing),
         temperature=float(defaults.get("temperature") or 1.0) if sampled else 0.0,
