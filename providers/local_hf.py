@@ -27,7 +27,7 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from . import weights
+from . import gguf_header, weights
 from .base import (
     Capabilities,
     ErrorKind,
@@ -91,6 +91,8 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     kv_tokens: int = 16384
     """Positions kept in memory for all running requests together (46 kB each for SmolLM2 in fp32)."""
     load_s: float = 300.0
+    template_s: float = 2.0
+    """Seconds that the model's chat template, a program of its author, may take for a request."""
     """Seconds that loading may take."""
     hang_s: float = 60.0
     """Seconds of silence while requests run after which the worker is killed."""
@@ -234,6 +236,8 @@ class LocalHf(Provider):
     async def _prepare(self, found: weights.WeightsDir) -> WorkerLink:
         """The link to a worker that is about to start."""
         settings = self._settings
+        if engine == "llama_cpp" and found.gguf is not None:
+            await trio.to_thread.run_sync(_check_gguf, found.gguf)
         engine = engine_of(settings, found)
         load = frames.Load(
             name=found.name,
@@ -244,6 +248,7 @@ class LocalHf(Provider):
             kv_tokens=settings.kv_tokens,
             embeds=found.encoder,
             engine=engine,
+            template_s=settings.template_s,
             calibrated=str(self._models_dir / CALIBRATED),
         )
         environ = worker_environ(self._environ, settings.threads, engine)
@@ -294,6 +299,16 @@ def not_offered(request: GenerateRequest) -> str:
         return f"max_tokens is {request.max_tokens}; an answer needs at least 1"
     top = request.extra.get("top_logprobs")
     if top is not None and (type(top) is not int or not 0 <= top <= MOST_LOGPROBS):
+def _check_gguf(file: Path) -> None:
+    """What llama.cpp would believe of a file is compared with the file first. Raises ProviderError."""
+    try:
+        gguf_header.check(file)
+    except gguf_header.HeaderError as fault:
+        raise ProviderError(ErrorKind.UNAVAILABLE, f"{file.name} cannot be loaded: {fault}; get it again") from None
+    except OSError as fault:
+        raise ProviderError(ErrorKind.UNAVAILABLE, f"{file.name} cannot be read ({fault.strerror})") from None
+
+
         return f"top_logprobs is a whole number from 0 to {MOST_LOGPROBS}"
     if top and not request.extra.get("logprobs"):
         return "top_logprobs needs logprobs: true beside it"
@@ -332,7 +347,7 @@ def build(name: str, settings: Settings, context: BuildContext) -> LocalHf:
     for key in ("threads", "idle_unload_s", "memory_mb"):
         if getattr(settings, key) < 0:
             raise SettingsError(key, "is below 0", "write 0 or more")
-    for key in ("max_concurrent", "max_tokens", "kv_tokens", "load_s", "hang_s"):
+    for key in ("max_concurrent", "max_tokens", "kv_tokens", "load_s", "template_s", "hang_s"):
         if getattr(settings, key) <= 0:
             raise SettingsError(key, "is not above 0", "write a positive number, or leave it out")
     models_dir = weights.models_dir(context.environ, settings.models_dir)
