@@ -91,9 +91,9 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     kv_tokens: int = 16384
     """Positions kept in memory for all running requests together (46 kB each for SmolLM2 in fp32)."""
     load_s: float = 300.0
+    """Seconds that loading may take."""
     template_s: float = 2.0
     """Seconds that the model's chat template, a program of its author, may take for a request."""
-    """Seconds that loading may take."""
     hang_s: float = 60.0
     """Seconds of silence while requests run after which the worker is killed."""
     idle_unload_s: float = 900.0
@@ -236,9 +236,9 @@ class LocalHf(Provider):
     async def _prepare(self, found: weights.WeightsDir) -> WorkerLink:
         """The link to a worker that is about to start."""
         settings = self._settings
+        engine = engine_of(settings, found)
         if engine == "llama_cpp" and found.gguf is not None:
             await trio.to_thread.run_sync(_check_gguf, found.gguf)
-        engine = engine_of(settings, found)
         load = frames.Load(
             name=found.name,
             path=str(found.gguf if engine == "llama_cpp" else found.path),
@@ -248,8 +248,8 @@ class LocalHf(Provider):
             kv_tokens=settings.kv_tokens,
             embeds=found.encoder,
             engine=engine,
-            template_s=settings.template_s,
             calibrated=str(self._models_dir / CALIBRATED),
+            template_s=settings.template_s,
         )
         environ = worker_environ(self._environ, settings.threads, engine)
         return WorkerLink(
@@ -299,6 +299,12 @@ def not_offered(request: GenerateRequest) -> str:
         return f"max_tokens is {request.max_tokens}; an answer needs at least 1"
     top = request.extra.get("top_logprobs")
     if top is not None and (type(top) is not int or not 0 <= top <= MOST_LOGPROBS):
+        return f"top_logprobs is a whole number from 0 to {MOST_LOGPROBS}"
+    if top and not request.extra.get("logprobs"):
+        return "top_logprobs needs logprobs: true beside it"
+    return ""
+
+
 def _check_gguf(file: Path) -> None:
     """What llama.cpp would believe of a file is compared with the file first. Raises ProviderError."""
     try:
@@ -307,12 +313,6 @@ def _check_gguf(file: Path) -> None:
         raise ProviderError(ErrorKind.UNAVAILABLE, f"{file.name} cannot be loaded: {fault}; get it again") from None
     except OSError as fault:
         raise ProviderError(ErrorKind.UNAVAILABLE, f"{file.name} cannot be read ({fault.strerror})") from None
-
-
-        return f"top_logprobs is a whole number from 0 to {MOST_LOGPROBS}"
-    if top and not request.extra.get("logprobs"):
-        return "top_logprobs needs logprobs: true beside it"
-    return ""
 
 
 def engine_of(settings: Settings, found: weights.WeightsDir) -> Literal["torch", "llama_cpp"]:
