@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .config_file import Loaded
 
@@ -41,6 +42,16 @@ def check_routes(loaded: Loaded, registry: Registry) -> None:
         if all(found):
             reasons = "; ".join(dict.fromkeys(reason for reason in found if reason))
             raise loaded.blame(f"routes.{name}", f"can never be served: {reasons}")
+
+
+def models_store(tables: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str]) -> Path:
+    """Where the local model's weights lie: `models_dir` of its table, else the variable, else the user's cache."""
+    from ..providers.registry import canonical
+    from ..providers.weights import models_dir
+
+    table = next((table for name, table in tables.items() if canonical(name) == "local_hf"), {})
+    setting = table.get("models_dir")
+    return models_dir(environ, setting if isinstance(setting, str) else None)
 
 
 def table_name(loaded_providers: Mapping[str, object], name: str) -> str:

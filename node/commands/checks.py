@@ -72,7 +72,7 @@ def of_machine(config: Path | None, data_dir: Path | None) -> Iterator[Finding]:
     yield from _swarm(loaded)
     if loaded.config.ipfs.kubo_api is not None:
         yield _kubo(loaded.config.ipfs.kubo_api)
-    yield _local_model()
+    yield _local_model(loaded)
     yield _machine(loaded.data_dir)
     yield from _engines(loaded, data_dir)
 
@@ -154,6 +154,8 @@ def _swarm(loaded: Loaded) -> Iterator[Finding]:
         problem = _cannot_bind(parts[2], int(parts[4]))
         if problem is not None:
             yield fault("swarm port", f"{address}: {problem}", "choose another in swarm.listen")
+    if running:
+        return  # and says itself which swarm it is in
     if section.key is not None:
         yield ok("swarm", f"{section.name}, private")
     else:
@@ -180,16 +182,18 @@ def _kubo(address: str) -> Finding:
         return note("Kubo", f"{address} does not answer", "start it (`ipfs daemon`), or unset ipfs.kubo_api")
 
 
-def _local_model() -> Finding:
+def _local_model(loaded: Loaded) -> Finding:
     if importlib.util.find_spec("torch") is None and importlib.util.find_spec("llama_cpp") is None:
         return note(
             "local model", "torch is not installed", "pip install 'shoal[local]', then `shoal models add smollm2`"
         )
-    from ...providers.weights import installed, models_dir
+    from ...providers.weights import installed
+    from ..provider_tables import models_store
 
-    there = [model.name for model in installed(models_dir(os.environ, None))]
+    store = models_store(loaded.config.providers, os.environ)
+    there = [model.name for model in installed(store)]
     if not there:
-        return note("local model", "no weights are installed", "`shoal models add smollm2`")
+        return note("local model", f"no weights are installed in {store}", "`shoal models add smollm2`")
     return ok("local model", ", ".join(there[:5]))
 
 
@@ -245,6 +249,7 @@ def _peers(swarm: dict[str, Any], peers: list[dict[str, Any]]) -> Iterator[Findi
     if not swarm.get("up"):
         yield note("swarm", "not up yet", "ask again in a moment")
         return
+    yield ok("swarm", f"{swarm.get('name')}{', private' if swarm.get('private') else ''}")
     near = [peer for peer in peers if peer.get("connected")]
     local = all(addresses.is_local_multiaddr(address) for address in swarm.get("addresses") or ())
     if not peers:

@@ -36,6 +36,8 @@ def command(shell: str | None, as_json: bool, data_dir: Path | None) -> None:
         script = template % kind(cli, {}, "shoal", "_SHOAL_COMPLETE").source_vars()
     else:
         script = kind(cli, {}, "shoal", "_SHOAL_COMPLETE").source()
+    # click's script for fish ends what is said of a command at its first comma.
+    script = script.replace('(string split "," $completion)', '(string split -m 1 "," $completion)')
     if as_json:
         print_json({"shell": shell, "script": script})
     else:

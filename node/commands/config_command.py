@@ -79,6 +79,9 @@ def init(file: Path | None, example: str | None, force: bool, as_json: bool, dat
     from .failures import CommandError
 
     names = {name.removesuffix(".toml"): name for name in FILES}
+    if example == "help":
+        print_json({"examples": list(names)}) if as_json else print_text("".join(f"{name}\n" for name in names))
+        return
     if example is not None and example not in names:
         raise CommandError(f"the examples are: {', '.join(names)}", ExitCode.USAGE)
     text = reference_file() if example is None else example_file(names[example])

@@ -21,8 +21,9 @@ def offer_first_model(loaded: Loaded) -> None:
     Nothing is said once the node has an identity, where a model is installed, or where none could be used.
     """
     from ...providers.registry import canonical
-    from ...providers.weights import CATALOGUE, DEFAULT, installed, llama_cpp_installed, models_dir
+    from ...providers.weights import CATALOGUE, DEFAULT, installed, llama_cpp_installed
     from .. import paths
+    from ..provider_tables import models_store
 
     if paths.identity_file(loaded.data_dir).exists():
         return
@@ -30,8 +31,7 @@ def offer_first_model(loaded: Loaded) -> None:
     table = next((table for name, table in tables.items() if canonical(name) == "local_hf"), {})
     if table.get("enabled") is False or table.get("model"):
         return
-    setting = table.get("models_dir")
-    store = models_dir(os.environ, setting if isinstance(setting, str) else None)
+    store = models_store(tables, os.environ)
     if installed(store):
         return
     packaged = CATALOGUE[DEFAULT]

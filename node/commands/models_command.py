@@ -38,14 +38,10 @@ def command() -> None:
 
 def store_of(data_dir: Path | None) -> Path:
     """Where the models lie, by configuration and environment."""
-    from ...providers.registry import canonical
-    from ...providers.weights import models_dir
     from ..config_file import load_config
+    from ..provider_tables import models_store
 
-    tables = load_config(data_dir=data_dir).config.providers
-    table = next((table for name, table in tables.items() if canonical(name) == "local_hf"), {})
-    setting = table.get("models_dir")
-    return models_dir(os.environ, setting if isinstance(setting, str) else None)
+    return models_store(load_config(data_dir=data_dir).config.providers, os.environ)
 
 
 @command.command("list", examples="shoal models list --json")

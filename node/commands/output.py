@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -54,21 +56,58 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """Rows under their headings, or a sentence when there are none. Values are plain text, never markup."""
-    from rich.table import Table
-    from rich.text import Text
+    """Rows under their headings, or a sentence when there are none. One line a row where it is no terminal."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    lines = table_lines(columns, rows, width, colours=in_colour(sys.stdout))
+    print_text("".join(f"{line}\n" for line in lines or [empty]))
 
-    rows = list(rows)
-    out = console()
-    if not rows:
-        out.print(Text(empty))
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(without_controls(str(value))) for value in row))
-    out.print(table)
+
+def table_lines(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], width: int | None, *, colours: bool = False
+) -> list[str]:
+    """A table for `width` cells (None: as wide as it is), in plain text; nothing when there are no rows.
+
+    Where a row does not fit, columns without a value go, and then the widest come below the row, named: a value is
+    never squeezed into a strip of letters, and an id or an address stays whole.
+    """
+    from rich.cells import cell_len
+
+    cells = [[without_controls(str(value)).replace("\n", " ").replace("\t", " ") for value in row] for row in rows]
+    if not cells:
+        return []
+    widths = [max(cell_len(row[n]) for row in [columns, *cells]) for n in range(len(columns))]
+    beside, below = _split(widths, [any(row[n] for row in cells) for n in range(len(columns))], width)
+    bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if colours else ("", "", "")
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(row[n] + " " * (widths[n] - cell_len(row[n])) for n in beside).rstrip()
+
+    label = max((len(columns[n]) for n in below), default=0)
+    lines = [f"{bold}{line(columns)}{plain}"]
+    for row in cells:
+        lines.append(line(row))
+        for n in below:
+            room = max(20, (width or 0) - label - 4)
+            told = textwrap.wrap(row[n], room, break_long_words=False, break_on_hyphens=False)
+            names = [columns[n], *[""] * len(told)]
+            lines += [f"  {dim}{name:<{label}}{plain}  {part}" for name, part in zip(names, told, strict=False)]
+    return lines
+
+
+def _split(widths: Sequence[int], filled: Sequence[bool], width: int | None) -> tuple[list[int], list[int]]:
+    """Which columns stand beside one another in `width` cells, and which come below. The first always stays."""
+    beside, below = list(range(len(widths))), list[int]()
+
+    def fits() -> bool:
+        return width is None or sum(widths[n] + 2 for n in beside) - 2 <= width
+
+    if not fits():
+        beside = [n for n in beside if n == 0 or filled[n]]
+    while not fits() and len(beside) > 1:
+        widest = max(beside[1:], key=lambda n: widths[n])
+        beside.remove(widest)
+        below.append(widest)
+    return beside, sorted(below)
 
 
 def print_facts(facts: Iterable[tuple[str, Any]], end: str = "\n") -> None:

@@ -9,7 +9,7 @@ import click
 
 from .cli import Command, common, trio_run
 from .figures import machine, speed
-from .output import duration, print_json, print_table, without_controls
+from .output import duration, print_json, print_table, table_lines
 
 COLUMNS = ("peer", "state", "rtt", "models", "load", "hardware", "has had", "note")
 EMPTY = "no peers; get an invite from another node and run `shoal join INVITE`"
@@ -43,24 +43,18 @@ async def keep_showing(data_dir: Path | None) -> None:
     from .output import console
 
     async with connect(data_dir) as node:
-        with Live(console=console(), auto_refresh=False, transient=False) as live:
+        out = console()
+        with Live(console=out, auto_refresh=False, transient=False) as live:
             while True:
                 found = await node.get("/shoal/v1/peers")
-                live.update(table([row(peer) for peer in found.get("peers", ())]), refresh=True)
+                live.update(table([row(peer) for peer in found.get("peers", ())], out.width), refresh=True)
                 await trio.sleep(WATCH_S)
 
 
-def table(rows: list[tuple[str, ...]]) -> Any:
-    from rich import box
-    from rich.table import Table
+def table(rows: list[tuple[str, ...]], width: int) -> Any:
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD)
-    for column in COLUMNS:
-        made.add_column(column, overflow="fold")  # an id that is cut off is good for nothing
-    for cells in rows:
-        made.add_row(*(Text(without_controls(cell)) for cell in cells))
-    return made if rows else Text(EMPTY)
+    return Text.from_ansi("\n".join(table_lines(COLUMNS, rows, width, colours=True)) or EMPTY)
 
 
 def load(told: dict[str, Any]) -> str:

@@ -69,11 +69,17 @@ def unit(config: Path | None, data_dir: Path | None) -> str:
     from ..config_file import load_config
 
     load_config(config, data_dir=data_dir)
+    config, data_dir = (
+        given or (Path(os.environ[name]) if os.environ.get(name) else None)
+        for given, name in ((config, "SHOAL_CONFIG"), (data_dir, "SHOAL_DATA_DIR"))
+    )
     words = [str(_shoal()), "run"]
     if config is not None:
         words += ["--config", str(config.expanduser().absolute())]
     if data_dir is not None:
         words += ["--data-dir", str(data_dir.expanduser().absolute())]
+    if any(not character.isprintable() for word in words for character in word):
+        raise CommandError("a path with a line break or control character cannot go into a unit", ExitCode.USAGE)
     path = ":".join(dict.fromkeys(os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")))
     return UNIT.format(
         command=" ".join(quoted(word) for word in words),
@@ -88,6 +94,20 @@ def quoted(word: str) -> str:
     if word and not any(character in word for character in " \t\"';"):
         return word
     return '"' + word.replace('"', '\\"') + '"'
+
+
+def write_unit(file: Path, text: str) -> bool:
+    """The unit in its place, whole or not at all. Whether there was another one before."""
+    from ..paths import reason, write_private
+
+    try:
+        before = file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
+        if before != text:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_private(file, text.encode(), replace=True)
+    except OSError as error:
+        raise CommandError(f"{file}: cannot be written: {reason(error)}", ExitCode.NO_ANSWER) from None
+    return before is not None and before != text
 
 
 def _shoal() -> Path:
@@ -106,10 +126,13 @@ def systemctl(*arguments: str) -> str | None:
     program = shutil.which("systemctl")
     if program is None:
         return "systemctl is not here"
+    from .waiting import waiting
+
     try:
-        done = subprocess.run(  # noqa: S603  (a fixed program and fixed words)
-            [program, "--user", *arguments], capture_output=True, text=True, timeout=60, check=False
-        )
+        with waiting(f"systemctl {arguments[0]}"):
+            done = subprocess.run(  # noqa: S603  (a fixed program and fixed words)
+                [program, "--user", *arguments], capture_output=True, text=True, timeout=60, check=False
+            )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if done.returncode == 0:
@@ -129,11 +152,12 @@ def install(config: Path | None, no_start: bool, only_print: bool, as_json: bool
         print_text(text)
         return
     file = unit_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    changed = write_unit(file, text)
     problem = None
     if not no_start:
         problem = systemctl("daemon-reload") or systemctl("enable", "--now", NAME)
+        if problem is None and changed:  # what ran before would run on as it was
+            problem = systemctl("restart", NAME)
     if as_json:
         print_json({"unit": str(file), "started": not no_start and problem is None, "problem": problem})
         return
@@ -160,7 +184,11 @@ def uninstall(as_json: bool, data_dir: Path | None) -> None:
     there = file.exists()
     if there:
         systemctl("disable", "--now", NAME)
-        file.unlink()
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            message = f"{file}: cannot be removed: {(error.strerror or str(error)).lower()}"
+            raise CommandError(message, ExitCode.NO_ANSWER) from None
         systemctl("daemon-reload")
     if as_json:
         print_json({"unit": str(file), "removed": there})

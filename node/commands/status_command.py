@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 import click
 
 from .cli import Command, common
+from .exit_codes import ExitCode
+from .failures import CommandError
 from .figures import machine, speed, when
-from .output import duration, print_facts, print_json, print_json_line, print_text, size
+from .output import duration, print_facts, print_json, print_json_line, print_text, size, without_controls
 from .reachable import in_a_line
 
 
@@ -45,18 +49,42 @@ def command(watch: bool, every: float, as_json: bool, data_dir: Path | None) -> 
 
 
 def watching(look: Callable[[], dict[str, Any]], every: float, *, as_json: bool) -> None:
-    """The same again and again: in place on a terminal, one after the other elsewhere."""
+    """The same again and again: in place on a terminal, one after the other elsewhere.
+
+    A node that goes away meanwhile is waited for.
+    """
     clear = sys.stdout.isatty() and not as_json
+    found: dict[str, Any] = {}
     while True:
-        found = look()
+        gone = ""
+        try:
+            found = look()
+        except CommandError as error:
+            if not found or error.code is not ExitCode.NO_NODE:
+                raise
+            gone = error.message
         if as_json:
-            print_json_line(found)
-        else:
-            # From the top left; the rest of each line and of the screen is cleared after it was written: no flicker.
-            print_text("\x1b[H" if clear else "")
-            print_facts(facts(found), end="\x1b[K\n" if clear else "\n")
-            print_text("\x1b[J" if clear else "\n")
+            if not gone:
+                print_json_line(found)
+        elif clear:
+            print_text(in_place(list(facts(found)), gone))
+        elif not gone:
+            print_facts(facts(found))
+            print_text("\n")
         time.sleep(every)
+
+
+def in_place(rows: list[tuple[str, Any]], gone: str) -> str:
+    """A screen of facts, from the top left. Lines are cut to the terminal, which would scroll away otherwise."""
+    width, height = shutil.get_terminal_size()
+    names = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{names}}  {' '.join(without_controls(str(value)).split())}" for name, value in rows]
+    if gone:
+        lines = [f"{gone}; waiting for it", *lines]
+    lines = lines[: max(1, height - 1)]
+    cut = (line if len(line) < width else f"{line[: width - 2]}…" for line in lines)
+    # The rest of each line and of the screen is cleared after it was written: no flicker.
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in cut) + "\x1b[J"
 
 
 def relays(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -74,6 +102,14 @@ def relays(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         nodes, lines = serves.get("reservations", 0), serves.get("circuits", 0)
         now = f"{lines} connection{'' if lines == 1 else 's'}"
         yield "relaying", f"for {nodes} node{'' if nodes == 1 else 's'}, {now} now, {carried} carried so far"
+
+
+def refusals(told: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    """Why others do not take this node, and what to do."""
+    from ..swarm.refusal import told as with_advice
+
+    for reason, count in Counter(told.values()).items():
+        yield "turned away", f"by {count} peer{'' if count == 1 else 's'}: {with_advice(reason)}"
 
 
 def dhts(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -101,6 +137,7 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     private = "private, " if swarm.get("private") else ""
     peers = swarm.get("peers", 0)
     yield "swarm", f"{swarm.get('name')} ({private}{peers} {'peer' if peers == 1 else 'peers'} connected{state})"
+    yield from refusals((swarm.get("counts") or {}).get("refused_by") or {})
     for address in swarm.get("addresses") or ():
         yield "listening", address
     yield from relays(swarm.get("relays") or {})

@@ -13,6 +13,8 @@ import click
 from .cli import Command, common, trio_run
 from .output import console, print_json
 
+RETRY_S = 1.0
+
 
 @click.command(cls=Command, examples="shoal top\nshoal top --once\nshoal top --json | jq .requests.live")
 @click.option("--once", is_flag=True, help="Print the state now, and end.")
@@ -47,22 +49,32 @@ async def print_once(data_dir: Path | None, as_json: bool) -> None:
 
 
 async def watch(data_dir: Path | None) -> None:
-    """Redraw with each piece of news, until q is pressed."""
+    """Redraw with each piece of news, until q is pressed. A node that goes away meanwhile is waited for."""
     import trio
     from rich.live import Live
+    from rich.text import Text
 
     from .client import connect
+    from .failures import CommandError, only
     from .feed import follow
-    from .top_screen import screen
+    from .top_screen import WARN, screen
 
-    out = console()
-    async with connect(data_dir) as node, trio.open_nursery() as nursery:
+    out, shown = console(), False
+    async with trio.open_nursery() as nursery:
         nursery.start_soon(_quit_on_q, nursery.cancel_scope)
         with Live(console=out, screen=True, auto_refresh=False) as live:
-            async with contextlib.aclosing(follow(node)) as states:
-                async for sections in states:
-                    live.update(screen(sections, out.width, out.height), refresh=True)
-        nursery.cancel_scope.cancel()
+            while True:
+                try:
+                    async with connect(data_dir) as node, contextlib.aclosing(follow(node)) as states:
+                        async for sections in states:
+                            shown = True
+                            live.update(screen(sections, out.width, out.height), refresh=True)
+                except (CommandError, ExceptionGroup) as error:
+                    known = only(error)
+                    if not shown or not isinstance(known, CommandError):
+                        raise
+                    live.update(Text(f"{known}; waiting for it, q ends", WARN), refresh=True)
+                await trio.sleep(RETRY_S)
 
 
 async def _quit_on_q(scope: Any) -> None:

@@ -14,6 +14,8 @@ from .output import duration, size, without_controls
 
 DIM, GOOD, WARN, BAD, LIVE = "bright_black", "green", "yellow", "red", "cyan"
 CACHED = ("memory", "disk", "swarm", "dht", "ipfs")
+NARROW = 70
+"""Columns below which the lesser of them go."""
 ABOUT_ROWS = 12
 """Lines that are not requests, peers or providers: headings, blanks, the cache."""
 
@@ -30,19 +32,20 @@ def screen(sections: dict[str, Any], width: int, height: int) -> RenderableType:
     parts: list[RenderableType] = [_head(node, requests, peers, width), Text()]
     parts += [_title("Requests"), _requests(rows, width), Text()]
     parts += [_title("Peers", len(peers) - for_peers), _peers(peers[:for_peers], width), Text()]
-    parts += [_title("Providers", len(providers) - for_providers), _providers(providers[:for_providers]), Text()]
-    parts += [_title("Cache"), _cache(sections["cache"])]
+    parts += [_title("Providers", len(providers) - for_providers), _providers(providers[:for_providers], width), Text()]
+    parts += [_title("Cache"), _cache(sections["cache"], width)]
     return Group(*parts)
 
 
-def _head(node: dict[str, Any], requests: dict[str, Any], peers: list[dict[str, Any]], width: int) -> Table:
+def _head(node: dict[str, Any], requests: dict[str, Any], peers: list[dict[str, Any]], width: int) -> RenderableType:
     swarm = node.get("swarm") or {}
     counts = requests.get("by_cache") or {}
     answers = sum(counts.values())
     cached = sum(counts.get(tier, 0) for tier in CACHED)
     near = sum(bool(peer.get("connected")) for peer in peers)
     left = Text.assemble(("Shoal ", "bold"), (str(node.get("version", "")), DIM), "  ", plain(swarm.get("name", "")))
-    left.append(f"  up {duration(float(node.get('uptime_s') or 0))}", DIM)
+    if width >= NARROW:
+        left.append(f"  up {duration(float(node.get('uptime_s') or 0))}", DIM)
     right = Text()
     for number, word in (
         (str(near), "peer" if near == 1 else "peers"),
@@ -53,6 +56,10 @@ def _head(node: dict[str, Any], requests: dict[str, Any], peers: list[dict[str, 
         right.append("   " if right else "")
         right.append(number, "bold")
         right.append(f" {word}", DIM)
+    if width < NARROW:
+        left.truncate(max(12, width), overflow="ellipsis")
+        right.truncate(width, overflow="ellipsis")
+        return Group(left, right)
     head = Table.grid(expand=True)
     head.add_column(no_wrap=True)
     head.add_column(no_wrap=True, justify="right")
@@ -75,7 +82,10 @@ def _grid(*columns: dict[str, Any]) -> Table:
 
 
 def _requests(rows: Iterable[dict[str, Any]], width: int) -> RenderableType:
+    narrow = width < NARROW
     grid = _grid({"width": 8}, {"ratio": 3}, {"ratio": 4}, {"justify": "right"}, {"justify": "right", "width": 11})
+    if narrow:
+        grid = _grid({"ratio": 4}, {"ratio": 3}, {"justify": "right", "width": 11})
     empty = True
     for row in rows:
         empty = False
@@ -89,7 +99,8 @@ def _requests(rows: Iterable[dict[str, Any]], width: int) -> RenderableType:
         ended = Text(took) if live or ok else plain(row["state"].replace("_", " "), BAD)
         if row["state"] == "cancelled":
             ended = Text("caller left", DIM)
-        grid.add_row(when, model, _route(row), speed, ended)
+        cells = (model, _route(row), ended) if narrow else (when, model, _route(row), speed, ended)
+        grid.add_row(*cells)
     return Text("nothing asked yet", DIM) if empty else grid
 
 
@@ -110,7 +121,10 @@ def _route(row: dict[str, Any]) -> Text:
 def _peers(rows: list[dict[str, Any]], width: int) -> RenderableType:
     if not rows:
         return Text("none yet; `shoal status` shows the invite that another machine needs", DIM)
+    narrow = width < NARROW
     grid = _grid({"width": 8}, {"ratio": 3}, {"ratio": 3}, {"justify": "right"}, {"justify": "right", "width": 11})
+    if narrow:
+        grid = _grid({"width": 8}, {"ratio": 1}, {"justify": "right", "width": 9})
     for peer in rows:
         near = bool(peer.get("connected"))
         running = (peer.get("load") or {}).get("running") or peer.get("calls") or 0
@@ -119,20 +133,20 @@ def _peers(rows: list[dict[str, Any]], width: int) -> RenderableType:
         offer = ", ".join(names) or ("shares nothing" if near else str(peer.get("problem") or "away"))
         rtt = duration(peer["rtt_s"]) if isinstance(peer.get("rtt_s"), int | float) else ""
         state = f"{running} running" if running else "" if near else "away"
-        grid.add_row(
-            dot.append_text(plain(str(peer.get("peer", ""))[-6:])),
-            plain(offer, "" if names else DIM),
-            plain(machine(peer.get("hardware") or {}), DIM),
-            Text(rtt, DIM),
-            Text(state, LIVE if running else DIM),
-        )
+        who, what = dot.append_text(plain(str(peer.get("peer", ""))[-6:])), plain(offer, "" if names else DIM)
+        doing = Text(state, LIVE if running else DIM)
+        if narrow:
+            grid.add_row(who, what, doing)
+        else:
+            grid.add_row(who, what, plain(machine(peer.get("hardware") or {}), DIM), Text(rtt, DIM), doing)
     return grid
 
 
-def _providers(rows: list[dict[str, Any]]) -> RenderableType:
+def _providers(rows: list[dict[str, Any]], width: int) -> RenderableType:
     if not rows:
         return Text("none; `shoal providers` says what could be set up", DIM)
-    grid = _grid({"ratio": 2}, {"width": 9}, {"ratio": 5})
+    narrow = width < NARROW
+    grid = _grid({"ratio": 3}, {"ratio": 4}) if narrow else _grid({"ratio": 2}, {"width": 9}, {"ratio": 5})
     for row in rows:
         waits = row.get("waits") or []
         colour = (WARN if waits else GOOD) if row["ready"] else BAD
@@ -140,11 +154,13 @@ def _providers(rows: list[dict[str, Any]]) -> RenderableType:
         held = ", ".join(f"{w['kind'].replace('_', ' ')}, again in {w['until_s']} s" for w in waits[:2])
         about = held or names if row["ready"] else row["reason"]
         state = "resting" if waits else "ready" if row["ready"] else "not ready"
-        grid.add_row(Text("● ", colour).append_text(plain(row["name"])), Text(state, DIM), plain(about, DIM))
+        name = Text("● ", colour).append_text(plain(row["name"]))
+        cells = (name, plain(about, DIM)) if narrow else (name, Text(state, DIM), plain(about, DIM))
+        grid.add_row(*cells)
     return grid
 
 
-def _cache(cache: dict[str, Any]) -> Text:
+def _cache(cache: dict[str, Any], width: int) -> Text:
     if not cache.get("enabled"):
         return Text("off", DIM)
     hits, text = cache.get("hits") or {}, Text()
@@ -155,9 +171,11 @@ def _cache(cache: dict[str, Any]) -> Text:
         if about := cache.get(tier):
             text.append(f"   {tier} ", DIM)
             text.append(f"{about['answers']} in {size(about['bytes'])}")
-            text.append(f" of {size(about['max_bytes'])}", DIM)
+            if width >= NARROW:
+                text.append(f" of {size(about['max_bytes'])}", DIM)
     if refused := sum((cache.get("refused") or {}).values()):
         text.append(f"   {refused} refused", WARN)
+    text.no_wrap, text.overflow = True, "ellipsis"
     return text
 
 

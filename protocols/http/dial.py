@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 
 import trio
@@ -95,5 +97,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message})"
     if isinstance(error, OSError):
+        if error.errno is not None and not isinstance(error, ssl.SSLError | socket.gaierror):
+            return os.strerror(error.errno)  # trio puts "Error connecting to (...)" before it
         return error.strerror or str(error)
     return str(error) or type(error).__name__

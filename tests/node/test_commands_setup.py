@@ -64,6 +64,11 @@ def test_a_file_that_is_there_is_kept_unless_forced(tmp_path: Path) -> None:
     assert file.read_text() != "# mine\n"
 
 
+def test_the_examples_can_be_listed() -> None:
+    done = run("config", "init", "--example", "help")
+    assert (done.returncode, done.stdout.split()) == (0, [name.removesuffix(".toml") for name in EXAMPLES])
+
+
 def test_without_a_name_it_goes_where_run_looks(tmp_path: Path) -> None:
     made = run("config", "init", XDG_CONFIG_HOME=str(tmp_path))
     assert (tmp_path / "shoal" / "config.toml").exists(), made.stderr
@@ -100,6 +105,28 @@ def test_the_service_is_written_enabled_started_and_removed_again(tmp_path: Path
     assert run("service", "uninstall", **environ).returncode == 0
     assert not unit.exists()
     assert "--user disable --now shoal.service" in (tmp_path / "calls").read_text()
+
+
+def test_installing_again_restarts_only_what_has_changed(tmp_path: Path) -> None:
+    environ = systemd(tmp_path, "exit 0") | {"SHOAL_DATA_DIR": str(tmp_path / "data")}
+    for _ in range(2):
+        assert run("service", "install", **environ).returncode == 0
+    assert "restart" not in (tmp_path / "calls").read_text()
+    assert "SHOAL" not in (unit := tmp_path / "config" / "systemd" / "user" / "shoal.service").read_text()
+    assert f"--data-dir {tmp_path / 'data'}" in unit.read_text()  # as this shell would have run it
+    config = tmp_path / "other.toml"
+    config.write_text("")
+    assert run("service", "install", "--config", str(config), **environ).returncode == 0
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == "--user restart shoal.service"
+    assert run("service", "uninstall", **environ).returncode == 0
+    again = run("service", "uninstall", **environ)
+    assert (again.returncode, again.stdout) == (0, "there is no service\n")
+
+
+def test_a_path_that_could_write_lines_into_the_unit_is_refused(tmp_path: Path) -> None:
+    done = run("service", "install", "--data-dir", str(tmp_path / "a\nExecStartPre=x"), **systemd(tmp_path, "exit 0"))
+    assert done.returncode == 2
+    assert not (tmp_path / "config").exists()
 
 
 def test_where_systemd_says_no_the_words_are_shown_with_what_to_type(tmp_path: Path) -> None:
@@ -171,6 +198,39 @@ def test_bash_completes_commands_and_options() -> None:
     assert done.stdout.splitlines() == ["config", "--max-tokens"]
 
 
+def test_zsh_completes_commands(tmp_path: Path) -> None:
+    zsh = shutil.which("zsh")
+    if zsh is None:
+        pytest.skip("zsh is not installed")
+    (tmp_path / "_shoal").write_text(run("completion", "zsh").stdout)
+    # Keys of a person: a zsh in a terminal of its own, which says what stands on the line after a Tab.
+    script = f"""
+zmodload zsh/zpty
+zpty z {zsh} -f -i
+zpty -w z 'path=({Path(SHOAL).parent} $path); fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u -D'
+zpty -w z 'PS1=; print LOADED'
+zpty -r -m z before '*LOADED*LOADED*'
+zpty -w -n z $'shoal comp\\t'
+zpty -r -m z line '*completion*' && print COMPLETED
+"""
+    done = subprocess.run([zsh, "-f", "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    assert "COMPLETED" in done.stdout, done
+
+
+def test_fish_completes_commands_and_says_all_that_is_said_of_them(tmp_path: Path) -> None:
+    fish = shutil.which("fish")
+    if fish is None:
+        pytest.skip("fish is not installed")
+    (tmp_path / "shoal.fish").write_text(run("completion", "fish").stdout)
+    ask = f'source {tmp_path}/shoal.fish; complete -C "shoal conf"; complete -C "shoal ask --max"'
+    environ = os.environ | {"PATH": f"{Path(SHOAL).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run([fish, "-c", ask], capture_output=True, text=True, check=False, timeout=30, env=environ)
+    assert done.stdout.splitlines() == [
+        "config\tBegin, check or show the configuration.",
+        "--max-tokens\tTokens of the answer at most.",
+    ], done
+
+
 # -- doctor ----------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +263,12 @@ def test_a_key_that_others_can_read_is_a_fault(tmp_path: Path) -> None:
     assert "identity" not in told(tmp_path)
     paths.identity_file(tmp_path).chmod(0o644)
     assert told(tmp_path)["identity"].remedy == f"chmod 600 {paths.identity_file(tmp_path)}"
+
+
+def test_models_are_looked_for_where_the_configuration_says(tmp_path: Path) -> None:
+    store = tmp_path / "weights"
+    found = told(tmp_path, f'[providers.local_hf]\nmodels_dir = "{store}"\n')
+    assert str(store) in found["local model"].text
 
 
 def test_a_kubo_that_is_away_is_noted(tmp_path: Path) -> None:

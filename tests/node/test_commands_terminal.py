@@ -1,0 +1,124 @@
+"""What commands do with the terminal that they are given: narrow, wide, none, closed, and Ctrl-C at any time."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+from shoal.node import commands
+from shoal.node.commands.output import table_lines
+from shoal.node.commands.status_command import in_place
+from shoal.node.commands.top_screen import screen
+
+from .fake_node import SHOAL
+from .test_commands_live import sections
+
+PEER = "12D3KooWEgoFCizaDDfLe6ovB2FbPkUjVECdXmRWEqXnZ6LURa4n"
+COLUMNS = ("peer", "state", "models", "note")
+ROWS = [(PEER, "connected", "qwen3-30b-a3b, llama-3.1-8b", ""), ("short", "away", "", "")]
+
+
+def test_a_table_that_fits_is_a_table() -> None:
+    assert table_lines(("a", "b"), [("1", "2"), ("longer", "")], 80) == ["a       b", "1       2", "longer"]
+
+
+def test_what_does_not_fit_comes_below_its_row_with_its_name() -> None:
+    assert table_lines(COLUMNS, ROWS, 70) == [
+        "peer                                                  state",
+        f"{PEER}  connected",
+        "  models  qwen3-30b-a3b, llama-3.1-8b",
+        "short                                                 away",
+    ]
+
+
+def test_on_forty_columns_an_id_is_still_whole() -> None:
+    lines = table_lines(COLUMNS, ROWS, 40)
+    assert lines[:3] == ["peer", PEER, "  state   connected"]
+
+
+def test_where_nobody_looks_each_row_is_a_line() -> None:
+    lines = table_lines(COLUMNS, [(PEER, "away", "m" * 300, "why\nnot")], None)
+    assert len(lines) == 2
+    assert lines[1].endswith("why not")
+
+
+@given(
+    st.lists(st.lists(st.text(st.characters(codec="utf-8"), max_size=30), min_size=4, max_size=4), max_size=5),
+    st.integers(1, 200),
+)
+def test_a_table_shows_every_value_whatever_the_width(rows: list[list[str]], width: int) -> None:
+    lines = table_lines(COLUMNS, rows, width)
+    assert bool(lines) == bool(rows)
+    shown = "".join("".join(lines).split())
+    for row in rows:
+        for value in row:
+            for word in "".join(c if c.isprintable() else " " for c in value if c in "\n\t" or c.isprintable()).split():
+                assert word in shown
+
+
+def test_a_screen_of_facts_is_cut_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("LINES", "6")
+    rows: list[tuple[str, Any]] = [(f"name{n}", "x" * n * 20) for n in range(9)]
+    drawn = in_place(rows, "")
+    assert drawn.count("\n") == 5
+    assert all(len(line.removeprefix("\x1b[H").removesuffix("\x1b[K")) < 40 for line in drawn.splitlines()[:5])
+    assert in_place(rows, "no node is running here").startswith("\x1b[Hno node is running here")
+
+
+@pytest.mark.parametrize("width", [20, 40, 69, 70, 200])
+def test_top_fits_every_width_and_shows_who_answers(width: int) -> None:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(screen(sections(), width, 40))
+    lines = capture.get().splitlines()
+    assert max(cell_len(line) for line in lines) <= width
+    if width >= 40:
+        assert any("smollm2" in line and "fast" in line for line in lines)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_fault(closed: str, tmp_path: Path) -> None:
+    for arguments in ("config show", "completion bash", "status", "models list"):
+        line = f'"{SHOAL}" {arguments} --data-dir "{tmp_path}" {closed}'
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=30)
+        assert done.returncode == (4 if arguments == "status" else 0), done
+        assert "fault" not in done.stderr
+
+
+def test_a_full_disk_is_said_in_words() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([SHOAL, "-h"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "shoal: the output: no space left on device\n")
+
+
+def test_ctrl_c_while_modules_are_loaded_ends_it_as_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "shoal.node.commands.cli", raising=False)
+    load = builtins.__import__
+
+    def interrupted(name: str, *args: Any, **options: Any) -> Any:
+        if name == "click":
+            raise KeyboardInterrupt
+        return load(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == 130
+
+
+def test_without_a_home_the_users_own_is_found() -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "HOME"}
+    done = subprocess.run(
+        [SHOAL, "config", "show"], env=environ, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
