@@ -35,6 +35,7 @@ from .base import (
     ProviderError,
     Status,
 )
+from .batches import Batches
 from .credential import Credential
 from .embedding import Embeddings, EmbedRequest
 from .faults import SettingsError
@@ -403,7 +404,7 @@ class _Generating:
             await self._provider.gate.__aexit__(kind, error, trace)
 
 
-class _Events:
+class _Events(Batches):
     """The events of one response. Reads only as the caller takes them, so a slow caller slows the upstream down."""
 
     def __init__(self, response: Response, answer: ChatAnswer, dropped: tuple[str, ...], *, whole: bool) -> None:
@@ -425,10 +426,12 @@ class _Events:
         return self._ready.popleft()
 
     def ready(self) -> list[Event]:
-        """What else came with the event that was taken last: no more waits for it (`Generation` takes it at once)."""
-        events = list(self._ready)
-        self._ready.clear()
-        return events
+        ready, self._ready = self._ready, deque()
+        return list(ready)
+
+    @property
+    def over(self) -> bool:
+        return self._over and not self._ready
 
     async def _read(self) -> None:
         answer = self._answer
@@ -448,6 +451,8 @@ class _Events:
                 raise self._broken(error) from error
             if data:
                 self._ready.extend(answer.feed(data))
+                if answer.ended_well and self._response.whole:
+                    self._end()
             else:
                 self._end()
 

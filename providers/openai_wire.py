@@ -181,6 +181,11 @@ class ChatAnswer:
     def finished(self) -> bool:
         return self._reason is not None
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether the stream is at its end and `end` will not raise."""
+        return self.done and self.failure is None and self._reason is not None and (self._text or self._tools)
+
     def feed(self, data: bytes) -> list[Event]:
         """The events in these bytes of an event stream."""
         out: list[Event] = []

@@ -60,7 +60,7 @@ class Plan(Struct, frozen=True):
     sure: bool = True
 
 
-_FRESH = Plan(Way.FRESH)
+FRESH = Plan(Way.FRESH)
 
 
 class Diverged(ProviderError):
@@ -89,14 +89,19 @@ class Continuation:
         """Whether the caller has a part of the answer itself, so that a new attempt must go on from there."""
         return self.said.texted or self.said.tools
 
+    @property
+    def fresh(self) -> bool:
+        """Whether there is nothing to go on from, so that an attempt begins like the first one."""
+        return not self._request.prefix and not self.said.said
+
     def plan(self, *, continues: bool, model: str | None, joins: bool = False) -> Plan | str:
         """What an attempt with `model` at a provider that `continues` a prefix would do; a str says why it cannot.
 
         joins: it is a generation of the same request that is under way elsewhere, told from its beginning.
         """
         request, said = self._request, self.said
-        if not request.prefix and not said.said:
-            return _FRESH
+        if self.fresh:
+            return FRESH
         if said.tools or (said.said and request.has_tools):
             return "tools are in play, so the answer is not moved"
         so_far = request.prefix + said.text

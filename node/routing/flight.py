@@ -22,12 +22,13 @@ Reader = Hashable
 class Flight:
     """What is known of an answer while it is made: its events, who writes it, and how it ended.
 
-    deadline: the latest of its readers' deadlines. scope: cancelling it ends the generation.
+    deadline: the latest of its readers' deadlines. scope: what its writer works in, as long as it does (`stop`).
     """
 
     def __init__(self, deadline: float, *, read_ahead: int = 4096) -> None:
         self.deadline = deadline
-        self.scope = trio.CancelScope()
+        self.scope: trio.CancelScope | None = None
+        self.stopped = False  # nobody wants it any more
         self.events: list[Event] = []
         self.ended = False
         self.public = False  # whether its answer may be given to other nodes
@@ -95,6 +96,12 @@ class Flight:
             self._wake_all()
             self._wake_at_end()
 
+    def stop(self) -> None:
+        """Ends the generation, wherever it waits."""
+        self.stopped = True
+        if self.scope is not None:
+            self.scope.cancel()
+
     def when_deadline_moves(self, callback: Callable[[float], None] | None) -> None:
         """`callback(deadline)` is called when a reader with a later deadline joins."""
         self._on_later_deadline = callback
@@ -111,7 +118,7 @@ class Flight:
     def leave(self) -> None:
         self.readers -= 1
         if self.readers == 0 and not self.left.is_set():
-            self.scope.cancel()
+            self.stop()
 
     async def news(self, reader: Reader, *, at_end: bool = False) -> None:
         """Returns when there is an event more, or the end, or when `wake` was called for this reader.

@@ -7,17 +7,19 @@ nodes' caches against the first attempt. What a finished answer leaves behind (r
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import trio
 
 from ...cache.key import Key
 from ...providers.base import POLICY, Dropped, ErrorKind, Event, ProviderError, Via
+from ...providers.batches import Batches
 from ...providers.gate import PARTY
 from .alarm import Alarms, Watch
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
 from .candidate import Candidate, CandidateSource, attempt_at
-from .continuation import Continuation, Diverged, Plan, Splice, Way, prefixed
+from .continuation import FRESH, Continuation, Diverged, Plan, Splice, Way, prefixed
 from .duel import Duel
 from .fault import provider_error
 from .flight import Flight
@@ -45,6 +47,17 @@ LookUp = Callable[[Callable[[Found], None]], Awaitable[object]]
 """Calls back in the very moment that an answer has been found and verified."""
 
 
+class Means(NamedTuple):
+    """What all generations of a router work with."""
+
+    source: CandidateSource
+    health: Health
+    speed: Speed
+    alarms: Alarms
+    limits: RoutingLimits
+    recorder: Recorder | None
+
+
 class Generation:
     """Fills one flight. `look_up`, when given, asks beyond this machine and may win over the first attempt.
 
@@ -52,23 +65,11 @@ class Generation:
     """
 
     def __init__(
-        self,
-        flight: Flight,
-        ask: Ask,
-        *,
-        source: CandidateSource,
-        health: Health,
-        speed: Speed,
-        alarms: Alarms,
-        limits: RoutingLimits,
-        recorder: Recorder | None,
-        look_up: LookUp | None,
-        part: Part | None = None,
+        self, flight: Flight, ask: Ask, means: Means, look_up: LookUp | None = None, part: Part | None = None
     ) -> None:
         self._flight, self._ask = flight, ask
-        self._source, self._health, self._alarms, self._limits = source, health, alarms, limits
-        self._speed = speed
-        self._recorder, self._look_up, self._part = recorder, look_up, part
+        self._source, self._health, self._speed, self._alarms, self._limits, self._recorder = means
+        self._look_up, self._part = look_up, part
         self._answer_so_far = Continuation(ask.request)
         race = look_up is not None  # without one nothing waits for these
         self._walk_scope = trio.CancelScope() if race else _UNUSED
@@ -200,7 +201,8 @@ class Generation:
         while True:
             now = trio.current_time()
             step = walk.step(now, self._flight.deadline)
-            self._note_skipped(walk)
+            if walk.skipped:
+                self._note_skipped(walk)
             if step is None:
                 return None
             if step.at > now:
@@ -213,11 +215,15 @@ class Generation:
             return step
 
     def _plan(self, candidate: Candidate) -> Plan | str:
+        if self._answer_so_far.fresh:
+            return FRESH
         continues = candidate.continues and not self._health.rejects_prefix(candidate)
         return self._answer_so_far.plan(continues=continues, model=candidate.model, joins=candidate.joins)
 
     def _unfit(self, candidate: Candidate) -> str | None:
         """Why this candidate cannot go on from where the answer stands."""
+        if self._answer_so_far.fresh:
+            return None
         plan = self._plan(candidate)
         return plan if isinstance(plan, str) else None
 
@@ -341,16 +347,21 @@ class Generation:
         watch = self._alarms.watch(min(start + first_s, flight.deadline), limit.cancel)
         error: ProviderError | None = None
         events: object = None
+        if flight.alone:
+            flight.scope = limit  # a scope around all attempts costs as much as this one, and serves only to stop it
+            if flight.stopped:
+                limit.cancel()
+        else:
 
-        def later(deadline: float) -> None:
-            # A reader with more time has joined. Until the first event the attempt's own limit may be what counts.
-            if attempt.first_token_ms is None:
-                watch.set(min(start + first_s, deadline))
+            def later(deadline: float) -> None:
+                # A reader with more time has joined. Until the first event the attempt's own limit may be what counts.
+                if attempt.first_token_ms is None:
+                    watch.set(min(start + first_s, deadline))
 
-        flight.when_deadline_moves(later)
+            flight.when_deadline_moves(later)
         try:
             with limit:
-                request = prefixed(ask.request, plan)
+                request = ask.request if plan is FRESH else prefixed(ask.request, plan)
                 opened = candidate.open(request, ask, deadline_s=flight.deadline - start)
                 async with opened if duel is None else duel.open(opened, request, attempt) as stream:
                     events = stream
@@ -358,17 +369,17 @@ class Generation:
                     if splice is not None:
                         source = _Spliced(stream, splice, lambda: self._heard(candidate, attempt, start, watch))
                     # What came in one packet is passed on in one turn, where nobody has to look at each event.
-                    ready = getattr(stream, "ready", None) if splice is None and duel is None else None
+                    batches = stream if isinstance(stream, Batches) and splice is None and duel is None else None
                     async for event in source:
                         if duel is not None:
                             candidate, attempt = duel.over(candidate, attempt)
                         if self._won_elsewhere:
                             await trio.lowlevel.checkpoint()  # the walk is cancelled; this event was at hand already
                         passed = False
-                        for one in (event,) if ready is None else (event, *ready()):
+                        for one in (event,) if batches is None else (event, *batches.ready()):
                             if said.add(one):
                                 if attempt.first_token_ms is None:
-                                    self._first(candidate, attempt, start, trio.current_time(), stream)
+                                    self._first(candidate, attempt, start, stream)
                                 flight.put(one)
                                 passed = True
                             elif type(one) is Dropped:
@@ -379,6 +390,8 @@ class Generation:
                             watch.set(flight.deadline)
                             await flight.room()
                         if said.finish is not None:
+                            if batches is not None and batches.over:
+                                break
                             watch.set(min(trio.current_time() + AFTER_FINISH_S, flight.deadline))
                         elif passed:
                             watch.set(min(trio.current_time() + ask.idle_s, flight.deadline))
@@ -391,19 +404,23 @@ class Generation:
             error = provider_error(candidate, caught)
         finally:
             watch.stop()
-            flight.when_deadline_moves(None)
+            if flight.alone:
+                flight.scope = None
+            else:
+                flight.when_deadline_moves(None)
         if said.finish is not None:
             return events, None  # the answer is whole; how its stream was closed does not matter
         if limit.cancelled_caught:
-            error = self._too_slow(candidate, attempt)
+            error = _stopped() if flight.stopped else self._too_slow(candidate, attempt)
         if error is None:
             error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} ended its stream without an end mark")
         return events, error
 
-    def _first(self, candidate: Candidate, attempt: Attempt, start: float, now: float, stream: object) -> None:
+    def _first(self, candidate: Candidate, attempt: Attempt, start: float, stream: object) -> None:
         """The first event of an attempt has come."""
-        attempt.first_token_ms = round((now - start) * 1000, 3)
-        self._look_up_scope.cancel()
+        attempt.first_token_ms = _ms_since(start)
+        if self._look_up is not None:
+            self._look_up_scope.cancel()
         self._health.spoke(candidate)
         if candidate.peer is not None and (model := told(getattr(stream, "accepted", None), "model")) is not None:
             self._flight.model = self._answer_so_far.model = model
@@ -412,7 +429,7 @@ class Generation:
         """A provider that says again what the caller has is not silent."""
         now = trio.current_time()
         if attempt.first_token_ms is None:
-            attempt.first_token_ms = round((now - start) * 1000, 3)
+            attempt.first_token_ms = _ms_since(start)
             self._health.spoke(candidate)
         watch.set(min(now + self._ask.idle_s, self._flight.deadline))
 
@@ -435,13 +452,15 @@ class Generation:
         said, finish = whole.said, whole.said.finish
         if finish is None:
             raise RuntimeError("an answer cannot land before its Finish")
-        result = getattr(events, "result", None) if candidate.peer is not None else None
-        flight.model = finish.model or told(result, "model") or flight.model
-        flight.provider = told(result, "provider") or flight.provider
-        dropped = flight.route[-1].dropped or options_left_out(result)
-        flight.route[-1].dropped = dropped
+        attempt, result = flight.route[-1], None
+        flight.model = finish.model or flight.model
+        if candidate.peer is not None and (result := getattr(events, "result", None)) is not None:
+            flight.model = finish.model or told(result, "model") or flight.model
+            flight.provider = told(result, "provider") or flight.provider
+            attempt.dropped = attempt.dropped or options_left_out(result)
+        dropped = attempt.dropped
         # Kept under the request's key, an answer made without some of its options would pass for one made with them.
-        if (joined := getattr(events, "flight", None)) is not None:
+        if candidate.joins and (joined := getattr(events, "flight", None)) is not None:
             flight.record, flight.response_cid = joined.record, joined.response_cid
         elif self._recorder is not None and not dropped and not whole.pieced:
             hit = self._recorder.record(self._ask, candidate, said, flight.model, result)
@@ -483,6 +502,10 @@ class _Spliced:
             if not self._ready:
                 self._heard()
         return self._ready.pop()
+
+
+def _stopped() -> ProviderError:
+    return ProviderError(ErrorKind.CANCELLED, "The generation was cancelled before it ended.")
 
 
 def _broken_off(error: ProviderError) -> ProviderError:

@@ -27,14 +27,14 @@ from ...cache.record import SignedRecord
 from ...protocols.peer_id import Identity, PeerId
 from ...providers.base import ErrorKind, GenerateRequest
 from .alarm import Alarms
-from .answer import CLEANUP_S, Answer
+from .answer import Answer
 from .ask import Ask
 from .attempt import Attempt
 from .beyond import Beyond, Find, Tiers
 from .candidate import CandidateSource
 from .fault import without_text
 from .flight import Flight, Flights, stopped
-from .generation import Generation, take_found
+from .generation import Generation, LookUp, Means, take_found
 from .health import Health
 from .joined import JoinedAnswer
 from .limits import RoutingLimits
@@ -99,6 +99,7 @@ class Router:
                 raise ValueError("a router with a cache needs an identity that signs what goes into it")
             self.recorder = Recorder(cache, signer, on_record=on_record)
         self._source, self._cache = source, cache
+        self._means = Means(source, self.health, self.speed, self.alarms, self.limits, self.recorder)
         self.beyond: Tiers | None = None
         if beyond is not None and cache is not None and self.recorder is not None:
             wait_s = self.limits.swarm_wait_s
@@ -122,7 +123,7 @@ class Router:
                 self._nursery = None
                 nursery.cancel_scope.cancel()
                 for flight in self._alone:
-                    flight.scope.cancel()
+                    flight.stop()
 
     @property
     def in_flight(self) -> int:
@@ -334,10 +335,9 @@ class Router:
 
     async def _fly_alone(self, flight: Flight, ask: Ask, key: Key | None) -> None:
         """The same in the task of the only caller that it can have: who is cancelled then takes it along."""
-        flight.scope.deadline = ask.deadline + CLEANUP_S
         self._alone.add(flight)
         try:
-            await self._fly(flight, ask, key, None)
+            await self._make(flight, ask, None, None, None)
         finally:
             self._alone.discard(flight)
 
@@ -355,21 +355,17 @@ class Router:
         if key is not None and self.beyond is not None and beside and self.beyond.anybody:
             look_up = functools.partial(self.beyond.find, key, ask.request)
         part = self._part(flight, ask, key) if self.together is not None and shared is not None else None
-        generation = Generation(
-            flight,
-            ask,
-            source=self._source,
-            health=self.health,
-            speed=self.speed,
-            alarms=self.alarms,
-            limits=self.limits,
-            recorder=self.recorder,
-            look_up=look_up,
-            part=part,
-        )
+        with trio.CancelScope() as flight.scope:
+            if flight.stopped:
+                flight.scope.cancel()
+            await self._make(flight, ask, shared, look_up, part)
+
+    async def _make(
+        self, flight: Flight, ask: Ask, shared: Hashable | None, look_up: LookUp | None, part: Part | None
+    ) -> None:
+        """The making of the answer: however it ends, the flight ends with it."""
         try:
-            with flight.scope:
-                await generation.run()
+            await Generation(flight, ask, self._means, look_up, part).run()
         except Exception as error:  # a fault of ours: this answer fails, the node goes on
             _log.error("a generation failed with %s", type(error).__name__, exc_info=without_text(error))
             flight.fail(
