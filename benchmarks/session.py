@@ -36,6 +36,9 @@ class TcpStream:
     async def write(self, data: bytes) -> None:
         await self._stream.send_all(data)
 
+    async def close_write(self) -> None:
+        await self._stream.send_eof()
+
     async def reset(self) -> None:
         await self._stream.aclose()
 

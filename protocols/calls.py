@@ -88,6 +88,8 @@ class Calls:
         """The session is over."""
         for call in [*self._mine.values(), *self._theirs.values()]:
             call.finish(SessionLost(str(reason)))
+        for served in self._theirs.values():
+            served.scope.cancel()  # who asked hears nothing any more
         self._over.unpark_all()
 
     def _mark_busy(self) -> None:

@@ -23,6 +23,7 @@ class ByteStream(Protocol):
 
     async def read(self, n: int, /) -> bytes: ...  # 1 to n bytes; b"" at the end
     async def write(self, data: bytes, /) -> None: ...
+    async def close_write(self) -> None: ...  # the peer reads its end after what was written; reading goes on
     async def reset(self) -> None: ...
 
 

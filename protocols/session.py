@@ -29,6 +29,7 @@ import trio
 from .call import IncomingCall, OutgoingCall
 from .call_errors import CallError, PeerSilent, SessionLost, where
 from .calls import Calls
+from .farewell import MAX_REASON_CHARS, goaway, read_out
 from .framing import (
     ACCEPT,
     ADVERT,
@@ -66,7 +67,6 @@ __all__ = ["ByteStream", "CallError", "Hello", "IncomingCall", "OutgoingCall", "
 
 log = logging.getLogger("shoal.session")
 
-MAX_REASON_CHARS = 200
 READ_SIZE = 64 * 1024
 MAX_NOTE_BYTES = 16 * 1024
 FAREWELL_S = 1.0  # for the goaway to leave before the stream is closed
@@ -109,6 +109,7 @@ class Session:
             on_busy=self._heartbeat.wake,
         )
         self._greeted = trio.Event()
+        self._read_all = trio.Event()  # the reader has ended
         self._ended = trio.Event()
         self._pings: dict[int, trio.Event] = {}
         self._next_ping = 1
@@ -214,27 +215,50 @@ class Session:
             return
         if self._closing is None:
             self._closing, self._calls.closing = reason, True
-            self._outbox.queue(frame(GOAWAY, 0, reason[:MAX_REASON_CHARS]), True)
+            self._outbox.queue(goaway(reason), True)
         with trio.move_on_after(drain_s):
             while self.calls_in_flight and not self.lost:
                 await self._calls.one_is_over()
         with trio.move_on_after(FAREWELL_S):
             await self._outbox.flushed()
-        self._end(SessionLost(f"closed here: {reason}"))
+        await self._part(SessionLost(f"closed here: {reason}"))
         await self._ended.wait()
 
     def close(self, reason: str) -> None:
         """End the session now, without a word to the peer."""
         self._end(SessionLost(f"closed here: {reason}"))
 
+    async def _part(self, reason: Exception) -> None:
+        """The end after a goaway: over for everyone here, and the peer has a moment to hear it before the reset."""
+        self._lose(reason)
+        try:
+            with trio.move_on_after(self.limits.farewell_s):
+                await self._stream.close_write()
+                if self._read_all.is_set():
+                    await read_out(self._stream)
+                else:
+                    await self._read_all.wait()
+        except Exception as error:
+            log.debug("the stream to %s ended first: %s", short(self.remote_peer), type(error).__name__)
+        finally:
+            self._end(reason)
+
     # -- input ---------------------------------------------------------------------------------------------------
 
     async def _reader(self, nursery: trio.Nursery) -> None:
+        try:
+            await self._read(nursery)
+        finally:
+            self._read_all.set()
+
+    async def _read(self, nursery: trio.Nursery) -> None:
         parser, stream = FrameParser(), self._stream
         while True:
             data = await stream.read(READ_SIZE)
             if not data:
-                raise SessionLost(f"the peer left: {self.leaving}" if self.leaving else "the stream ended")
+                raise SessionLost("the stream ended")
+            if self.lost is not None:
+                continue  # only the end is waited for
             self._heartbeat.last_rx = now = trio.current_time()
             if self._byte_bucket.take(len(data), now):
                 raise ProtocolError(f"more than {self.limits.bytes_per_s:.0f} bytes a second")
@@ -369,14 +393,17 @@ class Session:
         except Exception as error:
             log.debug("the stream to %s failed: %s", short(self.remote_peer), where(error))
             reason = SessionLost(f"the connection failed: {getattr(error, 'reason', type(error).__name__)}")
+        if self.leaving is not None and self._greeted.is_set() and not isinstance(reason, ProtocolError | PeerSilent):
+            reason = SessionLost(f"the peer left: {self.leaving}")  # however its stream ended
         if isinstance(reason, ProtocolError) and self.lost is None:
             log.warning("dropping %s: %s", short(self.remote_peer), reason)
-            self._outbox.queue(frame(GOAWAY, 0, str(reason)[:MAX_REASON_CHARS]), True)
+            self._outbox.queue(goaway(str(reason)), True)
             with trio.move_on_after(FAREWELL_S):
                 await self._outbox.flushed()
+            await self._part(reason)
         self._end(reason)
 
-    def _end(self, reason: Exception) -> None:
+    def _lose(self, reason: Exception) -> None:
         """The session is over for everyone who waits for it. The first reason stays."""
         if self.lost is None:
             self.lost = reason
@@ -384,5 +411,9 @@ class Session:
             for answered in self._pings.values():
                 answered.set()
             self._outbox.close(reason)
+
+    def _end(self, reason: Exception) -> None:
+        """Over, and its own tasks with it."""
+        self._lose(reason)
         if self._scope is not None:
             self._scope.cancel()

@@ -35,6 +35,7 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     flush_delay_s: a delta waits at most so long for others, or until flush_bytes are queued.
     body_timeout_s: for the params of a call that come in parts, all of them; who takes longer is dropped.
     high_water_bytes: of unsent output above which producers wait.
+    farewell_s: that the peer has, after a goaway, to end its own side before the stream is reset.
     busy_ping_s: between signs of life while a call runs; idle_ping_s: else; a peer that misses `misses` is lost.
     """
 
@@ -59,6 +60,7 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     hello_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     write_timeout_s: float = 15.0
+    farewell_s: float = 0.5
 
     def __post_init__(self) -> None:
         if self.max_body_bytes > self.assembly_bytes:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import trio
 
+from ...protocols.farewell import refuse
 from ...protocols.p2p.errors import P2pError
 from ...protocols.peer_id import PeerId
 from ...protocols.session import (
@@ -29,6 +30,8 @@ from ...protocols.session import (
     SessionLimits,
     SessionLost,
 )
+from . import refusal
+from .admission import REVOKED
 from .peer import GIVE_UP_AFTER_S, STRANGER_PATIENCE_S, Backoff, Peer
 from .relaying import URGENT_DIAL_S, URGENT_RETRY_S
 
@@ -66,7 +69,14 @@ class Host(Protocol):
     async def listen(self, address: str, /) -> Any: ...
     async def connect(self, peer_id: PeerId, addrs: Sequence[str], /) -> None: ...
     async def open_stream(self, peer_id: PeerId, protocol: str, /) -> Any: ...
-    def handle(self, protocol: str, handler: Callable[[Any], Awaitable[None]], /) -> None: ...
+    def handle(
+        self,
+        protocol: str,
+        handler: Callable[[Any], Awaitable[None]],
+        /,
+        *,
+        barred: Callable[[Any], Awaitable[None]] | None = None,
+    ) -> None: ...
     async def disconnect(self, peer_id: PeerId, /) -> None: ...
     def bar(self, peer_id: PeerId, /) -> None: ...
     def unbar(self, peer_id: PeerId, /) -> None: ...
@@ -103,7 +113,7 @@ class Links:
 
     def start(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self._host.handle(PROTOCOL, self._incoming)
+        self._host.handle(PROTOCOL, self._incoming, barred=lambda stream: refuse(stream, REVOKED))
 
     async def stop(self, reason: str, drain_s: float) -> None:
         """Take nothing new and end every session. Calls in flight get `drain_s` seconds; cancelling cuts that short."""
@@ -306,8 +316,10 @@ class Links:
             return
         if known is None and len(self.peers) >= MAX_PEERS and not self._make_room():
             log.info("a peer is turned away: %d are known", MAX_PEERS, extra={"peer": stream.remote})
+            await refuse(stream, "no room for more peers")
         elif known is not None and len(known.sessions) >= MAX_SESSIONS_PER_PEER:
             log.info("a peer wants too many sessions", extra={"peer": stream.remote})
+            await refuse(stream, "too many sessions")
         else:
             await self._live(stream, stream.remote, initiator=False)
 
@@ -332,7 +344,7 @@ class Links:
         except (ProtocolError, SessionLost) as error:
             if initiator:
                 self._owner.peer(peer_id).problem = str(error)
-            log.info("no session: %s", error, extra={"peer": peer_id})
+            log.info("no session: %s", refusal.told(str(error)), extra={"peer": peer_id})
         except Exception as error:
             log.error("a session failed: %s", type(error).__name__, extra={"peer": peer_id})  # noqa: TRY400
         finally:
@@ -391,7 +403,12 @@ class Links:
                 peer.dismissed_until = trio.current_time() + DISMISSED_S
             if not others:
                 peer.problem = str(session.lost)
-                log.info("peer gone: %s", session.lost, extra={"peer": peer.id})
+                log.log(
+                    logging.WARNING if peer.refused in refusal.OUT else logging.INFO,
+                    "peer gone: %s",
+                    refusal.told(peer.problem),
+                    extra={"peer": peer.id},
+                )
                 if session.relayed and session.leaving is None:
                     peer.missed_at = trio.current_time()
                     self.nudge(peer)

@@ -16,6 +16,7 @@ from ...protocols.session import Session
 from .advert import Advert
 from .load import Digest, Standing
 from .peer_provider import PeerProvider
+from .refusal import reason_in, told
 
 FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 5.0
@@ -41,8 +42,8 @@ class PeerView(Struct, frozen=True, kw_only=True):
 
     since, last_good: Unix time in seconds. rtt_s: seconds there and back when last measured. calls: in flight, both
     ways. load, told_at: how busy it said it was, and when it said all this (Unix time in seconds, by its clock).
-    problem: why it is not connected, where that is known. via: "direct" or "relayed" while it is connected.
-    relay: the peer id of the relay between, if any.
+    problem: why it is not connected, where that is known, and what to do next. via: "direct" or "relayed" while it is
+    connected. relay: the peer id of the relay between, if any.
     """
 
     peer: PeerId
@@ -97,6 +98,7 @@ class Peer:
         self.last_good: float | None = None
         self.rtt_s: float | None = None
         self.problem_at = -math.inf  # Unix time
+        self.refused = ""  # the reason for which it has last turned this node away, since they were last connected
         self._problem = ""
         self.changed = trio.Event()  # replaced at each change of `session`
 
@@ -108,6 +110,7 @@ class Peer:
     @problem.setter
     def problem(self, text: str) -> None:
         self._problem, self.problem_at = text, time.time()
+        self.refused = reason_in(text) or self.refused
 
     @property
     def left_alone(self) -> bool:
@@ -125,7 +128,7 @@ class Peer:
     def use(self, session: Session | None) -> None:
         """Make `session` the one in use; wakes whoever waits for the change."""
         if session is not None:
-            self.met, self.problem = True, ""
+            self.met, self.problem, self.refused = True, "", ""
             self.last_good = time.time()
             self.since = self.since or self.last_good
             if self.session is None or not self.session.usable:
@@ -188,7 +191,7 @@ class Peer:
             load=self._load(advert),
             told_at=advert.created if advert is not None else None,
             addresses=self.addresses,
-            problem=(session.leaving or "") if session is not None else self.problem,
+            problem=(session.leaving or "") if session is not None else told(self.problem),
             via="" if session is None else "relayed" if session.relayed else "direct",
             relay=session.relay or "" if session is not None else "",
         )

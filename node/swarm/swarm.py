@@ -286,6 +286,7 @@ class Swarm:
             "swarm": self.name,
             "peers": connected,
             "known": len(self._adverts.all()),
+            "refused_by": {peer.id: peer.refused for peer in self._links.peers.values() if peer.refused},
             "adverts_taken": self._adverts.taken,
             "adverts_refused": dict(self._adverts.refused),
             "sessions_begun": self._links.begun,

@@ -27,6 +27,7 @@ from multiaddr import Multiaddr
 from ..peer_id import Identity, PeerId
 from . import addresses, negotiation, remedies, sockets
 from .circuits import Circuits
+from .closing import close, close_all, cut
 from .dialling import Dial, is_live
 from .errors import DialFailed, ListenFailed, NotConnected, ProtocolRefused, StreamLost
 from .limits import HostLimits
@@ -39,7 +40,7 @@ Handler = Callable[[P2pStream], Awaitable[None]]
 PeerCallback = Callable[[PeerId], None]
 ConnectionCallback = Callable[[PeerId, Any], None]
 
-CUT_AFTER_S = 0.5  # a peer that does not take our GO_AWAY in that time has its socket closed
+BARRED_S = 3.0  # that one who is barred may stay, to hear why on a stream of its own
 
 
 class Host:
@@ -64,6 +65,7 @@ class Host:
         self._listen = list(listen)
         self._psk = psk
         self._handlers: dict[str, Handler] = {}
+        self._refusals: dict[str, Handler] = {}  # what the barred get to hear
         self._on_connect: list[PeerCallback] = []
         self._on_disconnect: list[PeerCallback] = []
         self._on_connection: list[ConnectionCallback] = []
@@ -115,7 +117,7 @@ class Host:
         network.admitting = False
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
             # 0.8.1 leaves 3 file descriptors and 9 tasks a connection without this (test_p2p_host: restarts).
-            await _close_all(network.get_connections())
+            await close_all(network.get_connections())
             await self._libp2p.close()
 
     def _running(self) -> Network:
@@ -231,7 +233,7 @@ class Host:
     async def disconnect(self, peer_id: PeerId) -> None:
         """Closes every connection with the peer, within about a second even when it takes no data."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
-            await _close_all(self._running().get_connections(_id(peer_id)))
+            await close_all(self._running().get_connections(_id(peer_id)))
 
     def on_upgrade(self, callback: PeerCallback) -> None:
         """`callback(peer)` when a direct address has worked after a dial that was settled by a relay."""
@@ -240,7 +242,7 @@ class Host:
     async def disconnect_relayed(self, peer_id: PeerId) -> None:
         """Closes the connections with the peer that run through a relay."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
-            await _close_all(self.connections(peer_id, relayed=True))
+            await close_all(self.connections(peer_id, relayed=True))
 
     async def drop_dead(self, peer_id: PeerId, protocol: str, limit_s: float) -> None:
         """Closes the direct connections with the peer if none answers within `limit_s`, asked for `protocol`."""
@@ -251,18 +253,19 @@ class Host:
             return  # that is an answer
         except StreamLost:
             for connection in before:
-                await _cut(connection)
+                await cut(connection)
 
     async def disconnect_unused(self, peer_id: PeerId) -> None:
         """Closes the connections with the peer on which no stream is open."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_s):
-            await _close_all([conn for conn in self.connections(peer_id) if not conn.muxed_conn.streams])
+            await close_all([conn for conn in self.connections(peer_id) if not conn.muxed_conn.streams])
 
     def is_barred(self, peer_id: PeerId) -> bool:
         return peer_id in self._barred
 
     def bar(self, peer_id: PeerId) -> None:
-        """Closes every connection with the peer, and each that it makes from now on."""
+        """Closes every connection with the peer, and each that it makes from now on, once it was told why (`handle`)
+        or after 3 s."""
         self._barred.add(peer_id)
         if self._nursery is not None and self.is_connected(peer_id):
             self._nursery.start_soon(self.disconnect, peer_id)
@@ -279,12 +282,18 @@ class Host:
         if self._nursery is not None:
             self._nursery.start_soon(self._watch, connection, peer_id)
             if peer_id in self._barred:
-                self._nursery.start_soon(self.disconnect, peer_id)
+                self._nursery.start_soon(self._turn_out, connection)
                 return
             if peer_id not in self._known:
                 self._known.add(peer_id)
                 self._call(self._on_connect, peer_id)
             self._call(self._on_connection, peer_id, connection)
+
+    async def _turn_out(self, connection: Any) -> None:
+        if self._refusals:
+            with trio.move_on_after(BARRED_S):
+                await connection.muxed_conn.event_shutting_down.wait()
+        await close(connection)
 
     async def _watch(self, connection: Any, peer_id: PeerId) -> None:
         await connection.muxed_conn.event_shutting_down.wait()
@@ -306,12 +315,15 @@ class Host:
 
     # -- streams -------------------------------------------------------------------------------------------------
 
-    def handle(self, protocol: str, handler: Handler) -> None:
+    def handle(self, protocol: str, handler: Handler, *, barred: Handler | None = None) -> None:
         """`handler(stream)` serves every stream that a peer opens for `protocol`.
 
-        The stream is closed when it returns and reset when it raises; StreamLost may leave it freely.
+        The stream is closed when it returns and reset when it raises; StreamLost may leave it freely. barred: serves
+        those of barred peers, whose connection is closed afterwards; None: they are reset.
         """
         self._handlers[protocol] = handler
+        if barred is not None:
+            self._refusals[protocol] = barred
         if self._libp2p is not None:
             self._register(protocol, handler)
 
@@ -320,7 +332,7 @@ class Host:
             stream = P2pStream(net_stream, protocol, PeerId(str(net_stream.muxed_conn.peer_id)))
             try:
                 if stream.remote in self._barred:
-                    await stream.reset()
+                    await self._refuse(stream, protocol)
                     return
                 await handler(stream)
             except StreamLost as error:
@@ -333,6 +345,14 @@ class Host:
                 await stream.close()
 
         self._libp2p.set_stream_handler(protocol, serve)
+
+    async def _refuse(self, stream: P2pStream, protocol: str) -> None:
+        if (refusal := self._refusals.get(protocol)) is None:
+            await stream.reset()
+            return
+        with trio.move_on_after(BARRED_S):
+            await refusal(stream)
+        await self.disconnect(stream.remote)
 
     def _guard(self, negotiate_and_handle: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
         # In 0.8.1 an exception in any handler ends the host and the whole trio run.
@@ -430,34 +450,6 @@ def _id(peer_id: str) -> Any:
 async def _reset(stream: P2pStream | None) -> None:
     if stream is not None:
         await stream.reset()
-
-
-async def _close_all(connections: Sequence[Any]) -> None:
-    async with trio.open_nursery() as nursery:
-        for connection in connections:
-            nursery.start_soon(_close, connection)
-
-
-async def _close(connection: Any) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cut_later, connection)
-        try:
-            await connection.close()
-        except Exception as error:
-            log.debug("closing a connection: %s", type(error).__name__)
-            await _cut(connection)
-        nursery.cancel_scope.cancel()
-
-
-async def _cut_later(connection: Any) -> None:
-    await trio.sleep(CUT_AFTER_S)
-    await _cut(connection)
-
-
-async def _cut(connection: Any) -> None:
-    sockets.let_go(connection.muxed_conn)
-    with contextlib.suppress(*LOST):
-        await connection.muxed_conn.secured_conn.close()
 
 
 def _probe(address: str, host: str, port: int) -> None:

@@ -42,6 +42,9 @@ class FakeStream:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise StreamLost("the stream was cut") from None
 
+    async def close_write(self) -> None:
+        await self._pipe.send_eof()
+
     async def reset(self) -> None:
         await self._pipe.aclose()
 
@@ -107,8 +110,15 @@ class FakeHost:
     def unbar(self, peer_id: PeerId) -> None:
         self.barred.discard(peer_id)
 
-    def handle(self, protocol: str, handler: Callable[[Any], Awaitable[None]]) -> None:
+    def handle(
+        self,
+        protocol: str,
+        handler: Callable[[Any], Awaitable[None]],
+        *,
+        barred: Callable[[Any], Awaitable[None]] | None = None,
+    ) -> None:
         self._handlers[protocol] = handler
+        self._refusal = barred
 
     async def connect(self, peer_id: PeerId, addrs: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint()

@@ -37,6 +37,9 @@ class MemoryStream:
         self.written.append(data)
         await self._stream.send_all(data)
 
+    async def close_write(self) -> None:
+        await self._stream.send_eof()
+
     async def reset(self) -> None:
         self.was_reset = True
         await self._stream.aclose()

@@ -346,6 +346,44 @@ async def test_goodbye_waits_no_longer_than_it_was_told(autojump_clock):
             await anext(call)
 
 
+async def test_the_peer_has_heard_why_before_the_stream_is_reset(autojump_clock):
+    async with raw_pair() as (peer, bob), trio.open_nursery() as nursery:
+        nursery.start_soon(bob.goodbye, "revoked")
+        assert (await peer.hear(GOAWAY))[2] == "revoked"
+        with pytest.raises(EOFError):  # its own side is closed; ours is still open
+            await peer.hear(PING)
+        assert not bob._stream.was_reset
+        await peer.stream.close_write()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bob._stream.was_reset
+
+
+async def test_a_peer_that_does_not_end_its_side_is_not_waited_for_long(autojump_clock):
+    async with raw_pair() as (_, bob):
+        start = trio.current_time()
+        await bob.goodbye("maintenance")
+        assert trio.current_time() - start == pytest.approx(bob.limits.farewell_s)
+        assert bob._stream.was_reset
+
+
+async def test_whoever_was_told_why_says_so_however_the_stream_ends():
+    async with raw_pair() as (peer, bob):
+        await peer.say(GOAWAY, 0, "revoked")
+        await peer.stream.reset()
+        assert await lost(bob) == "the peer left: revoked"
+
+
+async def test_the_work_for_a_peer_that_is_sent_away_stops_before_it_has_left(autojump_clock):
+    service = TestService()
+    async with raw_pair(service=service) as (peer, bob), trio.open_nursery() as nursery:
+        await peer.say(CALL, 1, ["wait", None])
+        await service.started.wait()
+        start = trio.current_time()
+        nursery.start_soon(bob.goodbye, "revoked")
+        await service.cancelled.wait()
+        assert trio.current_time() == start
+
+
 async def test_cancelling_run_ends_everything_and_resets_the_stream():
     left, right = stream_pair()
     service = TestService()

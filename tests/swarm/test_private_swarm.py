@@ -14,6 +14,7 @@ from shoal.node.commands.pause_command import seconds_of
 from shoal.node.commands.swarm_command import blocks
 
 from tests.e2e.fixtures import NO_MODEL, in_thread, start, until
+from tests.e2e.node_process import NodeProcess
 
 SHOAL = str(Path(sys.executable).with_name("shoal"))
 
@@ -31,6 +32,11 @@ def create(folder: Path, *args: str) -> str:
 
 def connected(count: int):
     return lambda said: sum(peer["connected"] for peer in said["peers"]) == count
+
+
+def says(node: NodeProcess, reason: str):
+    """Whether that node has told the one that is asked why it does not take it."""
+    return lambda said: any(peer["peer"] == node.peer_id and reason in peer["problem"] for peer in said["peers"])
 
 
 async def test_a_private_swarm_lets_in_who_is_invited_and_drops_who_is_put_out(tmp_path: Path) -> None:
@@ -54,9 +60,14 @@ async def test_a_private_swarm_lets_in_who_is_invited_and_drops_who_is_put_out(t
                 await until(node, ("peers",), connected(1))
             await until(two, ("peers",), connected(0))
             assert trio.current_time() - began < 10
+            for node in (owner, one):
+                await until(two, ("peers",), says(node, "put this node out"))
+            shown = (await in_thread(two.shoal, "peers")).stdout + (await in_thread(two.shoal, "status")).stdout
+            assert "turned away" in shown
+            assert "ask the swarm's owner" in " ".join(shown.split())
             await until(one, ("swarm", "members"), lambda said: len(said["revoked"]) == 1)
         with await start(tmp_path / "two", "--join", invite, config=config) as two:
-            await until(two, ("peers",), lambda said: all(peer["problem"] for peer in said["peers"]))
+            await until(two, ("peers",), says(owner, "put this node out"))
             for node in (owner, two):
                 await until(node, ("peers",), connected(0))
 
