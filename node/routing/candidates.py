@@ -26,8 +26,8 @@ from ...providers.registry import canonical
 from .ask import Ask
 from .candidate import Candidate
 from .no_answer import NoAnswer
+from .offer import Offer, does
 from .routes import Route, Routes, Target, drawn
-from .speed import TYPICAL_EVENTS
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class NodeCandidates:
         self._model, self._on_change = model, on_change
         self._routes = routes or Routes()
         self._jitter = random.SystemRandom()
-        self._known: dict[str, tuple[Provider, Status]] = {}
+        self._offers: dict[str, Offer] = {}
         self._last_round = float("-inf")
         self._rounds = trio.Lock()
 
@@ -137,8 +137,8 @@ class NodeCandidates:
         return found
 
     def _status(self, name: str, provider: Provider) -> Status | None:
-        known = self._known.get(name)
-        return known[1] if known is not None and known[0] is provider else None
+        offer = self._offers.get(name)
+        return offer.status if offer is not None and offer.provider is provider else None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -202,7 +202,7 @@ class NodeCandidates:
             except Exception as error:  # the contract says that a probe does not raise; a plug-in's may
                 _log.error("the probe of %s failed with %s", name, type(error).__name__)
                 status = Status(ready=False, reason=f"its probe failed with {type(error).__name__}")
-        self._known[name] = (provider, self._rated(name, status))
+        self._offers[name] = Offer(name, provider, self._rated(name, status), in_place=bool(self._order))
 
     # -- who can answer ----------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class NodeCandidates:
         """
         if request.provider is not None and (name := self._pin(request.provider)) != request.provider:
             request = msgspec.structs.replace(request, provider=name)
-        if (route := self._route(request, ask)) is not None:
+        if self._routes and (route := self._route(request, ask)) is not None:
             request = drawn(route, self._jitter)[0].request_of(request)
         if request.model is None and self._model is not None and request.embed is None:
             request = msgspec.structs.replace(request, model=self._model)
@@ -225,7 +225,7 @@ class NodeCandidates:
         pin = self._pin(request.provider) if request.provider is not None else self._provider
         found: list[Candidate] = []
         asked = ask.asked if ask.asked is not None else request
-        if (route := self._route(asked, ask)) is not None:
+        if self._routes and (route := self._route(asked, ask)) is not None:
             targets = drawn(route, self._jitter)
             if targets is not route:  # the draw that settled the request stays in front
                 targets = tuple(sorted(targets, key=lambda target: target.request_of(asked).model != request.model))
@@ -237,9 +237,9 @@ class NodeCandidates:
             if name == PEERS:
                 peers_done = True
                 found += self._peers(request, ask, pin)
-            elif pin is None or pin == name:
-                found += self._here(name, request, ask)
-        if not peers_done:
+            elif (pin is None or pin == name) and (candidate := self._here(name, request, ask)) is not None:
+                found.append(candidate)
+        if not peers_done and self._swarm is not None:
             found += self._peers(request, ask, pin)
         return found if ask.from_here or self._lend is None else list(self._lent(found, ask, self._lend))
 
@@ -254,11 +254,7 @@ class NodeCandidates:
 
     def _route(self, asked: GenerateRequest, ask: Ask | None) -> Route | None:
         """The targets of the route that the caller's model name has, as far as his pin allows. Peers know no routes."""
-        if (
-            not self._routes
-            or (ask is not None and not ask.from_here)
-            or (route := self._routes.find(asked.model)) is None
-        ):
+        if (ask is not None and not ask.from_here) or (route := self._routes.find(asked.model)) is None:
             return None
         pin = self._pin(asked.provider) if asked.provider is not None else None
         if pin is None:
@@ -268,7 +264,11 @@ class NodeCandidates:
     def _routed(self, target: Target, asked: GenerateRequest, ask: Ask) -> Iterator[Candidate]:
         """The candidates of one target."""
         asks, name = target.request_of(asked), self._pin(target.provider)
-        found = self._here(name, asks, ask) if name in self._registry.providers else self._peers(asks, ask, name)
+        if name in self._registry.providers:
+            here = self._here(name, asks, ask)
+            found = iter(()) if here is None else iter((here,))
+        else:
+            found = self._peers(asks, ask, name)
         for candidate in found:
             length = target.context_length or candidate.context_length
             yield msgspec.structs.replace(candidate, asks=asks, context_length=length, here=False)
@@ -280,31 +280,18 @@ class NodeCandidates:
         else:
             yield from self._registry.providers
 
-    def _here(self, name: str, request: GenerateRequest, ask: Ask) -> Iterator[Candidate]:
+    def _here(self, name: str, request: GenerateRequest, ask: Ask) -> Candidate | None:
         if not ask.from_here and name not in self._registry.shared:
-            return
+            return None
         registered = self._registry.providers[name]
-        status = self._status(name, registered)
+        offer = self._offers.get(name)
+        if offer is not None and offer.provider is registered:
+            return offer.candidate(request)
+        # Registered a moment ago and not probed: whoever asks for it, or for anything, may try it.
         provider = registered if request.embed is None else able(registered)
-        if provider is None:
-            return
-        if status is None:
-            # Registered a moment ago and not probed: whoever asks for it, or for anything, may try it.
-            if request.model is None or request.provider is not None:
-                yield Candidate(provider=provider, name=name, model=request.model)
-            return
-        if not status.offers(request.model):
-            return
-        if request.embed is not None:
-            model = request.model or next((m.name for m in status.models if m.capabilities.embeds), None)
-        else:
-            model = request.model or status.default_model
-        info = next((m for m in status.models if m.name == model), None)
-        if info is None or _does(info, request):
-            found = _candidate(provider, name, model, info)
-            if registered.runs_here and not self._order:
-                found = msgspec.structs.replace(found, here=True, expected_s=_expected_s(info))
-            yield found
+        if provider is None or (request.model is not None and request.provider is None):
+            return None
+        return Candidate(provider=provider, name=name, model=request.model)
 
     def _peers(self, request: GenerateRequest, ask: Ask, pin: str | None) -> Iterator[Candidate]:
         if self._swarm is None or ask.hops < 1:
@@ -314,7 +301,7 @@ class NodeCandidates:
             if peer in ask.seen or peer == ask.caller or pin not in (None, PEERS, peer, provider.name):
                 continue
             info = provider.info(request.model)  # type: ignore[attr-defined]
-            if info is not None and not _does(info, request):
+            if info is not None and not does(info, embed=request.embed is not None):
                 continue
             if request.embed is not None and not provider.makes_vectors(request.model):  # type: ignore[attr-defined]
                 continue
@@ -358,7 +345,8 @@ class NodeCandidates:
                     f"{name}, which offers {_shown(request.model)}, is not ready: {status.reason}",
                 )
         why = f"Nobody here or in the swarm offers the model {_shown(request.model)}; GET /v1/models lists them."
-        if any(m.name == request.model and not _does(m, request) for s in statuses.values() for m in s.models):
+        embed = request.embed is not None
+        if any(m.name == request.model and not does(m, embed=embed) for s in statuses.values() for m in s.models):
             why = f"{_shown(request.model)} makes embeddings and writes no text; GET /v1/models lists others."
         return NoAnswer(
             ErrorKind.UNAVAILABLE,
@@ -441,18 +429,6 @@ def _candidate(
         context_length=info.context_length,
         continues=info.capabilities.continues,
     )
-
-
-def _expected_s(info: ModelInfo | None) -> float | None:
-    """Seconds for an answer of usual length, as measured before; None where it never was."""
-    if info is None or not info.decode_tps:
-        return None
-    return (info.first_token_ms or 0.0) / 1000 + TYPICAL_EVENTS / info.decode_tps
-
-
-def _does(info: ModelInfo, request: GenerateRequest) -> bool:
-    """Whether the model may do what is asked of it: write, or make vectors."""
-    return info.capabilities.writes if request.embed is None else info.capabilities.embeds is not False
 
 
 def _shown(name: str, limit: int = 100) -> str:

@@ -83,7 +83,10 @@ class Neighbourhood:
 
     def beyond(self, model: str | None, exclude: Collection[PeerId]) -> list[PeerId]:
         """A few that are not connected and said to offer the model."""
-        heard = (held.advert for held in self.book().all() if not held.direct and held.advert.offers(model))
+        adverts = self.book().all()
+        if not adverts:
+            return []  # a lone node's requests come by here, too
+        heard = (held.advert for held in adverts if not held.direct and held.advert.offers(model))
         wanted = (ad.peer for ad in heard if ad.peer not in exclude and self._swarm.may_serve(ad.peer))
         strangers = [peer for peer in wanted if self._is_stranger(peer)]
         return _random.sample(strangers, min(2, len(strangers)))
