@@ -90,6 +90,26 @@ def context_length(path: Path) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
+def kv_bytes(path: Path) -> int:
+    """Bytes that keys and values of one token take in 16 bits; at most, where heads differ from layer to layer.
+
+    0 where the file does not say. Raises HeaderError, or OSError.
+    """
+    architecture = str(read(path, {"general.architecture"}).get("general.architecture", ""))
+    names = ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
+    names += ("attention.key_length", "attention.value_length")
+    found = read(path, {f"{architecture}.{name}" for name in names})
+
+    def number(name: str, otherwise: int) -> int:
+        value = found.get(f"{architecture}.{name}")
+        return value if isinstance(value, int) and 0 < value < 1 << 20 else otherwise
+
+    heads = number("attention.head_count", 0)
+    each = number("embedding_length", 0) // heads if heads else 0
+    width = number("attention.key_length", each) + number("attention.value_length", each)
+    return 2 * number("block_count", 0) * number("attention.head_count_kv", heads) * width
+
+
 def check(path: Path) -> None:
     """Everything before the tensors' data, and where that would lie. Raises HeaderError, or OSError."""
     size = path.stat().st_size

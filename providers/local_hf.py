@@ -230,7 +230,7 @@ class LocalHf(Provider):
         except weights.WeightsError as fault:
             raise ProviderError(ErrorKind.UNAVAILABLE, str(fault)) from None
         if engine_of(self._settings, found) == "llama_cpp":
-            return weights.by_llama_cpp(found)
+            return weights.by_llama_cpp(found, self._settings.kv_tokens)
         return found
 
     async def _prepare(self, found: weights.WeightsDir) -> WorkerLink:

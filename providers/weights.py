@@ -296,22 +296,36 @@ def _check_gguf(name: str, folder: Path, gguf: Path) -> WeightsDir:
     except OSError as fault:
         raise WeightsRefused(f"{gguf} cannot be read ({fault.strerror})") from None
     size = _size(gguf)
-    return WeightsDir(name, folder, length or 2048, size, GGUF_WORKER_BYTES + size, False, gguf, plain=False)
+    memory = _gguf_memory(gguf, KV_TOKENS)
+    return WeightsDir(name, folder, length or 2048, size, memory, False, gguf, plain=False)
 
 
 WORKER_BYTES = 300_000_000
 """What a worker takes before it has a model: Python, torch, a tokenizer (SmolLM2's: 280 MB)."""
 
 
-def by_llama_cpp(found: WeightsDir) -> WeightsDir:
-    """The same model, with the memory that llama.cpp takes for it."""
+def by_llama_cpp(found: WeightsDir, kv_tokens: int) -> WeightsDir:
+    """The same model, with the memory that llama.cpp takes for it, with keys and values of `kv_tokens` tokens.
+
+    0 tokens: as many as are kept when the owner says nothing.
+    """
     if found.gguf is None:
         return found
-    return msgspec.structs.replace(found, memory=GGUF_WORKER_BYTES + _size(found.gguf))
+    return msgspec.structs.replace(found, memory=_gguf_memory(found.gguf, kv_tokens or KV_TOKENS))
 
 
-GGUF_WORKER_BYTES = 250_000_000
-"""What a worker with llama.cpp takes beside the file: Python, numpy, keys and values (SmolLM2's: 270 MB)."""
+def _gguf_memory(gguf: Path, kv_tokens: int) -> int:
+    try:
+        each = gguf_header.kv_bytes(gguf)
+    except (gguf_header.HeaderError, OSError):
+        each = 0
+    return GGUF_WORKER_BYTES + _size(gguf) + kv_tokens * each
+
+
+GGUF_WORKER_BYTES = 130_000_000
+"""What a worker with llama.cpp takes beside file, keys and values: Python, numpy, logits (SmolLM2's: 115 MB)."""
+KV_TOKENS = 16_384
+"""Tokens whose keys and values are kept for all requests of a model, when the owner says nothing."""
 
 
 def _memory(folder: Path, weights: list[str], config: dict[str, Any]) -> int:

@@ -29,11 +29,11 @@ def counts(cores: int) -> list[int]:
     return sorted({1, max(cores // 2, 1), max(cores - 1, 1), cores})
 
 
-def key(model: str, dtype: str, torch_version: str, cores: int) -> str:
-    """What the best number of threads depends on."""
+def key(model: str, dtype: str, version: str, cores: int, library: str = "torch") -> str:
+    """What the best number of threads depends on. library, version: what computes."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     waiting = os.environ.get("OMP_WAIT_POLICY") or f"{os.environ.get('GOMP_SPINCOUNT', 'no')} spins"
-    return f"{model} {dtype} torch {torch_version} cores {cores} of {','.join(map(str, allowed))}, {waiting}"
+    return f"{model} {dtype} {library} {version} cores {cores} of {','.join(map(str, allowed))}, {waiting}"
 
 
 def known(file: Path, of: str) -> int | None:

@@ -37,6 +37,7 @@ class Computer(Protocol):
     ) -> list[Logits]: ...
     def forget(self, sequence: int, start: int = 0) -> bool: ...
     def copy(self, sequence: int, to: int, count: int) -> None: ...
+    def reserve(self, count: int) -> None: ...
 
 
 class _Slot(Slot):
@@ -62,6 +63,11 @@ class LlamaCppEngine(Batch[_Slot]):
 
     def _full(self) -> bool:
         return all(slot.busy for slot in self._slots)
+
+    def _make_room(self, running: int) -> None:
+        super()._make_room(running)
+        kept = sum(len(slot.tokens) for slot in self._slots if not slot.busy)
+        self._model.reserve(running + kept)
 
     def _cut(self, slot: _Slot, count: int) -> None:
         """Keep the first `count` tokens of a slot, or none where its memory does not go back."""

@@ -6,6 +6,7 @@ The extra `llama-cpp` brings the library; it is imported in the worker process a
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import llama_cpp.llama_cpp as c
 import numpy as np
 
-from .chat_template import AddedToken, compiled
+from .calibration import Calibration, counts, key, known
+from .chat_template import AddedToken, NotCoveredError, compiled
 from .cores import usable_cores
 from .engine import Interrupted
 from .frames import Load
@@ -29,10 +31,16 @@ PIECE_TOKENS = 128
 """Of them at once: memory for this many rows of logits is taken, and giving up a prompt waits no longer than for it."""
 SEQUENCES = 32
 """Texts whose keys and values are kept apart, running and ended."""
+FIRST_POSITIONS = 2048
+"""Tokens for whose keys and values memory is taken at first; it doubles when more are wanted."""
+SPARE = 32
+"""Positions more than that, for trials."""
+TRIAL = SEQUENCES
+"""The sequence that trials of threads are made in."""
 
 
 class LlamaCpp:
-    """An open model. positions: tokens that all sequences may have together. Raises LoadError."""
+    """An open model. positions: tokens that all sequences may have together at most. Raises LoadError."""
 
     def __init__(self, file: Path, *, threads: int, positions: int, gpu: bool) -> None:
         c.llama_log_set(_silent, ctypes.c_void_p(0))
@@ -43,16 +51,8 @@ class LlamaCpp:
         if not self._model:
             raise LoadError("llama.cpp cannot load the file: it is damaged, or newer than this llama.cpp")
         self.trained = int(c.llama_model_n_ctx_train(self._model))
-        options = c.llama_context_default_params()
-        options.n_ctx = self.positions = positions
-        options.n_batch, options.n_ubatch, options.n_seq_max = BATCH_TOKENS, PIECE_TOKENS, SEQUENCES
-        options.n_threads = options.n_threads_batch = threads
-        options.kv_unified = True
-        options.no_perf = True
-        self._context = c.llama_init_from_model(self._model, options)
-        if not self._context:
-            raise LoadError(f"llama.cpp has no memory for {positions} positions; a smaller kv_tokens needs less")
-        self._memory = c.llama_get_memory(self._context)
+        self.positions, self._threads = positions, (threads, threads)
+        self._context, self._memory, self._room = self._opened(min(positions, FIRST_POSITIONS))
         self.vocabulary = c.llama_model_get_vocab(self._model)
         self.tokens = int(c.llama_vocab_n_tokens(self.vocabulary))
         self.rewinds = not (c.llama_model_is_recurrent(self._model) or c.llama_model_is_hybrid(self._model))
@@ -61,6 +61,48 @@ class LlamaCpp:
         self._check: Callable[[], bool] = lambda: False
         self._abort = c.ggml_abort_callback(lambda _: self._check())
         self._never = c.ggml_abort_callback()
+
+    def _opened(self, room: int) -> tuple[Any, Any, int]:
+        """A context with memory for so many tokens, its memory, and how many they are. Raises LoadError."""
+        options = c.llama_context_default_params()
+        options.n_ctx = room + SPARE
+        options.n_batch, options.n_ubatch, options.n_seq_max = BATCH_TOKENS, PIECE_TOKENS, SEQUENCES + 1
+        options.n_threads, options.n_threads_batch = self._threads
+        options.kv_unified = True
+        options.no_perf = True
+        context = c.llama_init_from_model(self._model, options)
+        if not context:
+            raise LoadError(f"llama.cpp has no memory for {room} positions; a smaller kv_tokens needs less")
+        return context, c.llama_get_memory(context), room
+
+    def reserve(self, count: int) -> None:
+        """Have memory for `count` tokens, or for all that are allowed; what is there is carried over."""
+        room = self._room
+        while room < min(count, self.positions):
+            room = min(2 * room, self.positions)
+        if room == self._room:
+            return
+        context, memory, room = self._opened(room)
+        for sequence in range(SEQUENCES):
+            if c.llama_memory_seq_pos_max(self._memory, sequence) < 0:
+                continue
+            size = c.llama_state_seq_get_size(self._context, sequence)
+            state = (ctypes.c_uint8 * size)()
+            c.llama_state_seq_get_data(self._context, state, size, sequence)
+            if not c.llama_state_seq_set_data(context, state, size, sequence):
+                raise RuntimeError("llama.cpp could not carry a sequence over into more memory")
+        c.llama_free(self._context)
+        self._context, self._memory, self._room = context, memory, room
+
+    def use_threads(self, count: int, for_prompts: int) -> None:
+        """Threads for a single token, and for several at once."""
+        self._threads = count, for_prompts
+        c.llama_set_n_threads(self._context, count, for_prompts)
+
+    def trial(self) -> None:
+        """One token, as in an answer."""
+        self.compute([Piece(TRIAL, 0, [0])], [0])
+        self.forget(TRIAL)
 
     def compute(
         self, pieces: Sequence[Piece], wanted: Sequence[int], gone: Callable[[], bool] | None = None
@@ -179,25 +221,41 @@ class GgufTokenizer:
 
 def load_gguf(wanted: Load) -> Model:
     """Load a GGUF file. Raises LoadError."""
-    threads = wanted.threads or usable_cores()
+    cores = usable_cores()
+    threads = wanted.threads or cores
     gpu = wanted.device != "cpu" and bool(c.llama_supports_gpu_offload())
     model = LlamaCpp(Path(wanted.path), threads=threads, positions=wanted.kv_tokens, gpu=gpu)
     if not model.template:
         raise LoadError(no_template(wanted.name))
-    tokenizer = GgufTokenizer(model)
+    try:
+        tokenizer = GgufTokenizer(model)
+    except NotCoveredError as fault:
+        raise LoadError(f"the model {wanted.name} cannot be served: {fault}") from None
+    dtype = model.about("general.file_type") or "gguf"
+    trials = None
+    if not wanted.threads and wanted.calibrated and not gpu:
+        version = importlib.metadata.version("llama-cpp-python")
+        file, of = Path(wanted.calibrated), key(wanted.name, dtype, version, cores, "llama-cpp-python")
+        found = known(file, of)
+        if found is None:
+            trials = Calibration(file, of, counts(cores), lambda count: model.use_threads(count, cores), model.trial)
+        else:
+            threads = found
+            model.use_threads(found, cores)
     sampled = _number(model.about("general.sampling.temp"))
     return Model(
         name=wanted.name,
         engine=LlamaCppEngine(model),
-        prompter=Prompter(tokenizer, wanted.name, min(model.trained, model.positions)),
+        prompter=Prompter(tokenizer, wanted.name, min(model.trained, model.positions), template_s=wanted.template_s),
         decode=tokenizer.decode,
         ends=frozenset(tokenizer.ends),
         temperature=sampled or 0.0,
         top_p=_number(model.about("general.sampling.top_p")) or 1.0,
-        dtype=model.about("general.file_type") or "gguf",
+        dtype=dtype,
         device="gpu" if gpu else "cpu",
         threads=threads,
         sampler=PlainSampler,
+        calibration=trials,
     )
 
 

@@ -106,6 +106,8 @@ def test_a_gguf_that_torch_cannot_take_is_kept_for_llama_cpp(installed: set[str]
     assert (found.context_length, found.plain, found.gguf) == (8192, False, folder / "mine.gguf")
     assert [each.name for each in weights.installed(store)] == ["mine"]
     assert weights.choose("mine", store).name == "mine"
+    assert found.memory == weights.GGUF_WORKER_BYTES + found.size
+    assert weights.by_llama_cpp(found, 1000).memory == found.memory  # it says nothing of its layers
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.providers.gguf_header import MAX_TENSORS, HeaderError, check, context_length, read
+from shoal.providers.gguf_header import MAX_TENSORS, HeaderError, check, context_length, kv_bytes, read
 
 
 def text(value: str) -> bytes:
@@ -104,6 +104,30 @@ def test_a_list_longer_than_any_tokenizer_is_not_walked_through(tmp_path: Path) 
         sparse.truncate(2**29)
     with pytest.raises(HeaderError, match="a list of 33554432 entries"):
         check(path)
+
+
+def number(value: int) -> bytes:
+    return struct.pack("<I", value)
+
+
+@pytest.mark.parametrize(
+    ("more", "each"),
+    [
+        ({}, 2 * 30 * 9 * (64 + 64)),
+        ({"attention.head_count_kv": 3}, 23_040),
+        ({"attention.head_count_kv": 3, "attention.key_length": 128, "attention.value_length": 256}, 2 * 30 * 3 * 384),
+        ({"block_count": 0}, 0),
+        ({"attention.head_count_kv": 2**31}, 2 * 30 * 9 * 128),
+    ],
+)
+def test_keys_and_values_of_a_token_are_reckoned_from_what_the_file_says(
+    tmp_path: Path, more: dict[str, int], each: int
+) -> None:
+    facts = {"block_count": 30, "embedding_length": 576, "attention.head_count": 9} | more
+    pairs = [(f"llama.{name}", 4, number(value)) for name, value in facts.items()]
+    path = file(tmp_path, gguf(("general.architecture", 8, text("llama")), *pairs))
+    assert kv_bytes(path) == each
+    assert kv_bytes(file(tmp_path, gguf())) == 0
 
 
 def test_a_whole_file_passes(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class BookKeeper:
         self.held: dict[int, list[int]] = {}
         self.computed = 0
         self.calls: list[int] = []
+        self.reserved: list[int] = []
 
     def compute(self, pieces: list[Piece], wanted: list[int], gone: Callable[[], bool] | None = None) -> list[Logits]:
         if gone is not None and gone():
@@ -59,6 +60,10 @@ class BookKeeper:
             return False
         self.held[sequence] = self.held.get(sequence, [])[:start]
         return True
+
+    def reserve(self, count: int) -> None:
+        self.reserved.append(count)
+        assert sum(map(len, self.held.values())) <= count
 
     def copy(self, sequence: int, to: int, count: int) -> None:
         assert not self.held.get(to)
@@ -133,6 +138,17 @@ def test_a_beginning_that_somebody_still_uses_is_shared() -> None:
     answers = run(engine, {1: 5, 2: 5}, {1: told([*system, 1], 1)})
     assert answers[2][:5] == told([*system, 2], 5)
     assert computer.computed - before < 20
+
+
+def test_memory_is_asked_for_before_it_is_filled_and_for_no_more_than_runs_and_is_kept() -> None:
+    computer = BookKeeper(4096)
+    engine = LlamaCppEngine(computer)
+    engine.add(sequence(1, [1, 2, 3], room=20))
+    run(engine, {1: 5})
+    assert computer.reserved == [23]
+    engine.add(sequence(2, [9] * 500, room=50))
+    run(engine, {2: 5})
+    assert 550 <= computer.reserved[-1] <= 550 + 23
 
 
 @settings(deadline=None)

@@ -320,6 +320,39 @@ async def test_a_second_turn_does_not_compute_the_first_again(provider: LocalHf)
     assert usage.cached_tokens > 0.8 * usage.prompt_tokens
 
 
+GROWS = """
+import sys
+from shoal.providers.hf_worker import llama_cpp_model as m
+from shoal.providers.hf_worker.engine import Sequence
+from shoal.providers.hf_worker.frames import Load
+from shoal.providers.hf_worker.plain_sampling import PlainSampler
+
+def answers(first):
+    m.FIRST_POSITIONS = first
+    engine = m.load_gguf(Load(name="x", path=sys.argv[1], threads=1, kv_tokens=2048)).engine
+    told = {1: [], 2: [], 3: []}
+    engine.add(Sequence(1, [7, 8] * 20, 60, PlainSampler(0, 1.0, None, 0), []))
+    while len(told[1]) < 10:
+        for id_, token in engine.step(lambda id_: False):
+            told[id_].append(token)
+    for id_ in (2, 3):
+        engine.add(Sequence(id_, [7, 8] * 20 + [id_], 600, PlainSampler(0, 1.0, None, 0), []))
+    while min(map(len, told.values())) < 20:
+        for id_, token in engine.step(lambda id_: False):
+            told[id_].append(token)
+    return {id_: tokens[:20] for id_, tokens in told.items()}, engine._model._room
+
+small, room = answers(128)
+assert room > 1024, room
+assert small == answers(2048)[0], small
+"""
+
+
+def test_memory_grows_in_the_middle_of_answers_and_changes_nothing(gguf: Path) -> None:
+    done = subprocess.run([str(PYTHON), "-P", "-c", GROWS, str(gguf)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 async def test_a_worker_that_is_killed_is_replaced(provider: LocalHf) -> None:
     await said(provider, max_tokens=1)
     link = provider.keeper.link
