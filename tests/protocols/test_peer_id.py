@@ -2,6 +2,7 @@
 
 import base58
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 from shoal.protocols.peer_id import (
@@ -40,6 +41,11 @@ def test_what_is_not_an_ed25519_peer_id_is_refused(text):
 def test_the_seed_brings_the_identity_back():
     identity = Identity.generate()
     assert Identity.from_seed(identity.seed).peer_id == identity.peer_id
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(max_size=300))
+def test_a_signature_is_the_one_that_openssl_makes(seed, message):
+    assert Identity.from_seed(seed).sign(message) == Ed25519PrivateKey.from_private_bytes(seed).sign(message)
 
 
 def test_a_signature_holds_for_its_message_and_its_signer_only():
