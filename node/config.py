@@ -129,6 +129,9 @@ class DhtSection(Section, frozen=True):
     ] = 86_400.0
     model_ttl_s: Annotated[float, said("The same for the models that are shared.", ge=60, le=172_800)] = 3600.0
     refresh_s: Annotated[float, said("Seconds between two looks at who is near.", ge=1)] = 600.0
+    withdraw_s: Annotated[
+        float, said("Seconds that a node which stops takes back its announcements; the rest expires.", ge=0, le=30)
+    ] = 1.0
     replicas: Annotated[int, said("Nodes that each announcement is given to.", ge=1, le=20)] = 8
     records: Annotated[int, said("Announcements kept for others, in all.", ge=1)] = 8192
     records_per_peer: Annotated[int, said("Announcements kept of one node.", ge=1)] = 2048

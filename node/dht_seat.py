@@ -96,6 +96,7 @@ class DhtSeat:
                 answer_ttl_s=config.answer_ttl_s,
                 model_ttl_s=config.model_ttl_s,
                 refresh_s=config.refresh_s,
+                withdraw_s=config.withdraw_s,
             ),
             private=key,
             models=self._models,
@@ -128,6 +129,11 @@ class DhtSeat:
         """What this node offers has changed."""
         if self.discovery is not None:
             self.discovery.changed()
+
+    async def withdraw(self) -> None:
+        """This node stops: what it has announced in the swarm's DHT is taken back, as far as that is done quickly."""
+        if self.discovery is not None:
+            await self.discovery.withdraw()
 
     def answered(self, request: bytes) -> None:
         """Peers may have the answer to a request (its CID or digest) from now on."""

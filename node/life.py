@@ -210,6 +210,7 @@ class Life:
         with trio.move_on_after(drain_s):
             async with trio.open_nursery() as nursery:
                 if self.seat.swarm is not None:
+                    nursery.start_soon(self.dht.withdraw)
                     nursery.start_soon(self.seat.swarm.drain, drain_s)
                 await front.ended()
 

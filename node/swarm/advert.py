@@ -77,7 +77,8 @@ class Load(Struct, frozen=True, omit_defaults=True):
 class AdvertContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the node says of itself. hardware, limits: plain facts (maps, lists, text, numbers), as claimed.
 
-    relay: whether it carries what nodes say to each other that cannot be dialled.
+    relay: whether it carries what nodes say to each other that cannot be dialled. leaving: it stops now, and this is
+    its last advert: it stands in for the earlier ones until they would have expired.
     """
 
     models: Annotated[tuple[OfferedModel, ...], Meta(max_length=MAX_MODELS)] = ()
@@ -88,6 +89,7 @@ class AdvertContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: Annotated[str, Meta(max_length=64)] = ""
     load: Load = Load()
     relay: bool = False
+    leaving: bool = False
 
     def offers(self, model: str | None) -> bool:
         """Whether a request that pins `model` (None: any) could be served."""
@@ -264,9 +266,13 @@ class AdvertBook:
         return advert.seq if advert is not None else -1
 
     def all(self) -> list[Held]:
-        """Every advert that holds now."""
+        """Every advert that holds now, those that say farewell among them."""
         now = self._clock()
         return [held for held in self._held.values() if now < held.advert.expires]
+
+    def present(self) -> list[Held]:
+        """The adverts of those who have not said farewell."""
+        return [held for held in self.all() if not held.advert.leaving]
 
     def wire(self, peer: PeerId) -> list[bytes] | None:
         """A peer's advert as it came, if it may be passed on."""

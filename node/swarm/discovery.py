@@ -30,7 +30,11 @@ log = logging.getLogger("shoal.swarm")
 
 MULTIHASH = b"\x12\x20"  # sha2-256, 32 bytes: what stands before a digest in a key
 SETTLE_S = 2.0  # after the first peer has come, and after a change of what is offered
-ASKED = 4  # providers of one answer, or of one model, that are connected to
+ASKED = 4  # providers of one answer, or of one model, that are connected to at once
+MAX_FOUND = 8  # of them that are tried
+NEXT_S = 0.25  # after which another one is tried beside one that does not answer
+REACH_S = 3.0  # for a connection with one, by all that is known of its addresses; what a dead one costs at most
+DEAD_S = 30.0  # that one which could not be reached is left alone
 MISSED_S = 30.0  # a model that nobody was found for is not searched for again so soon
 MAX_MISSED = 256
 ADVERT_S = 1.0  # a peer that is connected now says what it offers within
@@ -49,6 +53,7 @@ class DiscoveryLimits(Struct, frozen=True, kw_only=True):
     answer_ttl_s: float = 24 * 3600.0
     model_ttl_s: float = 3600.0
     refresh_s: float = 600.0
+    withdraw_s: float = 1.0
 
 
 class Dht(Protocol):
@@ -118,6 +123,8 @@ class Discovery:
         self._answers: OrderedDict[bytes, float] = OrderedDict()  # a key -> when last; the newest answer is the last
         self._withdrawn: list[bytes] = []
         self._missed: OrderedDict[str, float] = OrderedDict()
+        self._dead: OrderedDict[PeerId, float] = OrderedDict()  # providers in vain -> when (trio time)
+        self._leaving = False
         self._stirred, self._met, self._spoke = trio.Event(), trio.Event(), trio.Event()
         self._grown = trio.Event()  # a neighbour is new
         self.found = {"model": 0, "answer": 0}
@@ -196,7 +203,7 @@ class Discovery:
     async def _announce(self) -> None:
         """What is new, gone, or about to expire elsewhere; at most a batch."""
         now, limits = trio.current_time(), self._limits
-        if not self._dht.known():
+        if not self._dht.known() or self._leaving:
             return
         models = dict.fromkeys(self._models()[:MAX_MODELS])
         gone = [model for model in self._told if model not in models]
@@ -224,13 +231,29 @@ class Discovery:
             if key in self._answers:  # it may have been forgotten meanwhile
                 self._answers[key] = now
 
+    async def withdraw(self) -> None:
+        """This node stops: take back what it has announced, models before answers, within `withdraw_s`.
+
+        What is not reached in that time expires by itself.
+        """
+        self._leaving = True
+        models, answers = list(self._told), [key for key, told in self._answers.items() if told > float("-inf")]
+        self._told.clear()
+        alone = self._swarm.knows_everyone()
+        with trio.move_on_after(self._limits.withdraw_s):
+            if models:
+                await self._dht.provide([(model_key(self._name, model), 0.0) for model in models])
+            if not alone:
+                await self._dht.publish_self(0.0)
+                await self._dht.provide([(key, 0.0) for key in answers[-WITHDRAWN_AT_ONCE:]])
+
     async def _refresh(self) -> None:
         """Know who is near this node, and be known; now and then, and sooner when there are new neighbours.
 
         In a small swarm there is nobody to look for.
         """
         while True:
-            if not self._swarm.knows_everyone():
+            if not self._swarm.knows_everyone() and not self._leaving:
                 await self._dht.refresh()
                 await self._dht.refresh(_random.randbytes(32))
                 await self._dht.publish_self(2 * self._limits.refresh_s + self._limits.model_ttl_s)
@@ -297,26 +320,48 @@ class Discovery:
     async def _with_providers(
         self, key: bytes, timeout: float, use: Callable[[PeerId, Sequence[str], trio.CancelScope], Awaitable[None]]
     ) -> None:
-        """Search for providers, and use the first few as they are found, until one cancels the rest."""
-        used = 0
+        """Search for providers, and use them as they are found, a few at once, until one cancels the rest."""
+        count, places = 0, trio.CapacityLimiter(ASKED)
         with trio.move_on_after(timeout):
             async with trio.open_nursery() as nursery:
 
+                async def in_turn(peer: PeerId, told: tuple[str, ...]) -> None:
+                    async with places:
+                        over = trio.Event()
+                        nursery.start_soon(one, peer, told, over)
+                        with trio.move_on_after(NEXT_S):
+                            await over.wait()
+
+                async def one(peer: PeerId, told: tuple[str, ...], over: trio.Event) -> None:
+                    try:
+                        await use(peer, told, nursery.cancel_scope)
+                    finally:
+                        over.set()
+
                 def found(peer: PeerId, told: tuple[str, ...]) -> bool:
-                    nonlocal used
-                    if not self._swarm.is_connected(peer):  # who is connected has been asked
-                        used += 1
-                        nursery.start_soon(use, peer, told, nursery.cancel_scope)
-                    return used >= ASKED
+                    nonlocal count
+                    if not self._swarm.is_connected(peer) and not self._is_dead(peer):  # the connected have been asked
+                        count += 1
+                        nursery.start_soon(in_turn, peer, told)
+                    return count >= MAX_FOUND
 
                 await self._dht.find_providers(key, found)
 
+    def _is_dead(self, peer: PeerId) -> bool:
+        return trio.current_time() - self._dead.get(peer, float("-inf")) < DEAD_S
+
     async def _reach(self, peer: PeerId, told: Sequence[str]) -> Session | None:
-        """A session with a provider, by the addresses in its record, else by those in its own."""
-        session = await self._swarm.reach(peer, told)
+        """A session with a provider, by the addresses in its record, else by those in its own; None after 3 s."""
+        session, began = None, trio.current_time()
+        with trio.move_on_after(REACH_S):
+            session = await self._swarm.reach(peer, told)
+            if session is None:
+                told = [address for address in await self._dht.locate(peer) if address not in told]
+                session = await self._swarm.reach(peer, told) if told else None
         if session is None:
-            told = [address for address in await self._dht.locate(peer) if address not in told]
-            session = await self._swarm.reach(peer, told) if told else None
+            self._dead[peer] = began
+            while len(self._dead) > MAX_MISSED:
+                self._dead.popitem(last=False)
         return session
 
     def stats(self) -> dict[str, Any]:

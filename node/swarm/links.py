@@ -48,7 +48,7 @@ RETIRE_S = 2.0  # both sides have both sessions by then, and use the same
 RETIRE_DRAIN_S = 300.0
 ALIVE_S = 1.5
 FAREWELL_S = 1.5
-DIALS = 3  # at once, to peers that nobody named: a handshake takes 30 ms of computing on either side
+DIALS = 3  # at once, to peers that nobody named and no request waits for: a handshake takes both 30 ms of computing
 STRANGER_LAG_S = 0.6  # what the node with the larger id leaves the other for dialling first
 ENOUGH = "enough peers"  # why a node that has too many sends one away
 REGAIN_LOOK_S = 0.05
@@ -252,7 +252,7 @@ class Links:
     async def _dial(self, peer: Peer, backoff: Backoff) -> float:
         """One attempt, and the whole session if it works; then the seconds to wait."""
         try:
-            async with nullcontext() if peer.configured else self._dials:
+            async with nullcontext() if peer.configured or peer.needed else self._dials:
                 stream = await self._open(peer)
             if stream is None:
                 return 0.0

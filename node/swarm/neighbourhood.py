@@ -118,7 +118,7 @@ class Neighbourhood:
         connected = len(self.sessions())
         if not self.book().heard or connected >= self._wanted:
             return False
-        return all(self.is_connected(held.advert.peer) for held in self.book().all())
+        return all(self.is_connected(held.advert.peer) for held in self.book().present())
 
     def _is_stranger(self, peer_id: PeerId) -> bool:
         """Whether a peer that was heard of may be dialled: it is not connected, sought, or known to be away."""

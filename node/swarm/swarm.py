@@ -34,7 +34,7 @@ from ..version import version
 from . import admission as admissions
 from . import joining, load
 from .admission import Admission
-from .advert import MAX_HELD, TTL_S, AdvertBook, AdvertContent, AdvertRefused, AdvertWriter
+from .advert import MAX_HELD, AdvertBook, AdvertContent, AdvertRefused
 from .belonging import Belonging
 from .entrance import Entrance
 from .gossip import ADVERTS, NEWS
@@ -50,10 +50,10 @@ from .relaying import MEMBER_WITHIN_S, Relaying, relays_in
 from .resumption import RESUME, Resumption
 from .service import PeerService
 from .serving import GENERATE, AnswerForPeer, serve_generate
+from .telling import Telling
 
 log = logging.getLogger("shoal.swarm")
 
-ADVERT_GAP_S = 0.5
 REGAIN_S = 2.0  # for another way to a peer whose relay was lost in the middle of an answer
 
 
@@ -104,13 +104,11 @@ class Swarm:
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
         self._book, self._generations = book, generations
         self._on_change = on_change
-        self._writer = AdvertWriter(identity, self.name)
         self._neighbours, self._heard = neighbours, heard
         self._adverts = AdvertBook(self.name, heard=heard)
-        self._issue = 0  # of this node's advert
-        self._news = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._links = Links(host, self.me, self, limits or SessionLimits())
+        self._telling = Telling(identity, self.name, describe=describe, peers=lambda: self._links.peers.values())
         self.admission = admission or Admission(config.name, self.me)
         self._around = Neighbourhood(self.me, self._links, self, wanted=neighbours)
         self._gossip = self._around.gossip
@@ -149,7 +147,7 @@ class Swarm:
             if self._book is not None:
                 for remembered in (await self._book.known(self.name))[: self._neighbours]:
                     self.seek(remembered.peer, remembered.addresses)
-            nursery.start_soon(self._tell_changes)
+            nursery.start_soon(self._telling.run, lambda: self._adverts.sweep())
             nursery.start_soon(self._around.run)
             await nursery.start(self._resumption.run)
             if self._relaying is not None:
@@ -163,6 +161,7 @@ class Swarm:
     async def drain(self, drain_s: float) -> None:
         """Tell all peers that no new request is taken; those in flight get `drain_s` seconds. Ends the sessions."""
         self._nursery = None
+        self._telling.leave()
         await self._links.stop("the node is stopping", drain_s)
 
     # -- joining -----------------------------------------------------------------------------------------------
@@ -189,7 +188,8 @@ class Swarm:
         """Leave this swarm for another, with no member in common."""
         log.info("leaving one swarm for another", extra={"left": self.name, "swarm": name})
         self.name = name
-        self._writer, self._adverts = AdvertWriter(self._identity, name), AdvertBook(name, heard=self._heard)
+        self._telling.move(name)
+        self._adverts = AdvertBook(name, heard=self._heard)
         self.admission = Admission(name, self.me)
         await self._links.leave_all("moved to another swarm")
         self.notify()
@@ -285,7 +285,7 @@ class Swarm:
         return {
             "swarm": self.name,
             "peers": connected,
-            "known": len(self._adverts.all()),
+            "known": len(self._adverts.present()),
             "refused_by": {peer.id: peer.refused for peer in self._links.peers.values() if peer.refused},
             "adverts_taken": self._adverts.taken,
             "adverts_refused": dict(self._adverts.refused),
@@ -339,7 +339,7 @@ class Swarm:
         if peer.id in self.admission.pending:
             self.spawn(self._belonging.settle, peer, session)
             return
-        self._tell(peer, session)
+        self._telling.tell(peer, session)
         self._gossip.greet(session)
         self.admission.welcome(peer.id)
         hello = session.remote_hello
@@ -392,30 +392,7 @@ class Swarm:
 
     def changed(self) -> None:
         """What this node offers has changed: tell the peers, within half a second."""
-        self._news.set()
-
-    async def _tell_changes(self) -> None:
-        while True:
-            with trio.move_on_after(TTL_S / 3):
-                await self._news.wait()
-            self._news = trio.Event()
-            self._issue += 1
-            self._adverts.sweep()
-            for peer in self._links.peers.values():
-                if peer.session is not None:
-                    self._tell(peer, peer.session)
-            await trio.sleep(ADVERT_GAP_S)
-
-    def _tell(self, peer: Peer, session: Session) -> None:
-        """Send the advert, unless the peer has this issue of it already. Each has a number of its own."""
-        if peer.told == self._issue and peer.told_on is not None and peer.told_on.lost is None:
-            return
-        try:
-            session.send_advert(self._writer.write(self._describe()))
-        except Exception as error:
-            log.error("this node's advert cannot be made: %s", type(error).__name__)  # noqa: TRY400
-            return
-        peer.told, peer.told_on = self._issue, session
+        self._telling.changed()
 
     def take_advert(self, session: Session, wire: Any) -> None:
         peer = self.peer(session.remote_peer)

@@ -13,7 +13,7 @@ from shoal.node.swarm import discovery
 from shoal.node.swarm.discovery import Discovery, DiscoveryLimits, answer_key, model_key, protocol_of
 from shoal.protocols.peer_id import PeerId
 
-from .fakes_swarm import FakeNetwork, FakeNode, until
+from .fakes_swarm import IDENTITIES, FakeNetwork, FakeNode, until
 
 LIMITS = DiscoveryLimits(announce_every_s=10.0, announce_batch=3, announced_answers=5, answer_ttl_s=600, model_ttl_s=60)
 REQUESTS = [bytes([n]) * 32 for n in range(9)]
@@ -168,7 +168,79 @@ async def test_only_a_few_of_many_providers_are_connected_to(autojump_clock: tri
         crowd = [(PeerId(f"12D3KooW{n:044d}"), ()) for n in range(100)]
         seat.dht.records[answer_key(CID)] = crowd
         await seat.discovery.find_answers(CID, 1.0)
-        assert len(nodes[0].swarm._links.peers) <= 1 + discovery.ASKED
+        assert len(nodes[0].swarm._links.peers) <= 1 + discovery.MAX_FOUND
+
+
+def silent(node: FakeNode, *peers: PeerId) -> list[PeerId]:
+    """From now on nobody answers this node's dials of these peers; whom it has dialled of them."""
+    connect, dialled = node.host.connect, list[PeerId]()
+
+    async def hang(peer_id: PeerId, addrs: Sequence[str]) -> None:
+        if peer_id not in peers:
+            await connect(peer_id, addrs)
+            return
+        dialled.append(peer_id)
+        await trio.sleep_forever()
+
+    node.host.connect = hang
+    return dialled
+
+
+async def test_a_dead_provider_costs_one_deadline_and_is_left_alone_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with a_row(2) as (seat, nodes):
+        dead = IDENTITIES[20].peer_id
+        seat.dht.records[answer_key(CID)] = [(dead, (f"/ip4/192.0.2.9/tcp/1/p2p/{dead}",))]
+        seat.dht.located[dead] = (f"/ip4/192.0.2.8/tcp/1/p2p/{dead}",)  # it has moved, and is dead there, too
+        dialled = silent(nodes[0], dead)
+        began = trio.current_time()
+        assert await seat.discovery.find_answers(CID, 60.0) == []
+        assert trio.current_time() - began == pytest.approx(discovery.REACH_S)
+        began, dialled[:] = trio.current_time(), []
+        assert await seat.discovery.find_answers(CID, 60.0) == []
+        assert (trio.current_time() - began, dialled) == (0.0, [])
+
+
+async def test_dead_providers_do_not_keep_a_living_one_from_being_found(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with a_row(3) as (seat, nodes):
+        far, dead = nodes[2], [identity.peer_id for identity in IDENTITIES[20 : 20 + discovery.ASKED + 1]]
+        far.blocks[CID] = b"block"
+        there = [(peer, (f"/ip4/192.0.2.9/tcp/1/p2p/{peer}",)) for peer in dead]
+        seat.dht.records[answer_key(CID)] = [*there, (far.id, tuple(far.host.addresses()))]
+        silent(nodes[0], *dead)
+        began = trio.current_time()
+        assert await seat.discovery.find_answers(CID, 60.0) == [b"block"]
+        assert trio.current_time() - began < 1.0
+
+
+async def test_who_stops_takes_its_announcements_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_row(2) as (seat, _), announcing(seat):
+        seat.models = ["tiny"]
+        seat.discovery.answered(REQUESTS[0])
+        await trio.sleep(5)
+        since = trio.current_time()
+        await seat.discovery.withdraw()
+        assert set(keys(seat, since)) == {(model_key("test", "tiny"), 0.0), (answer_key(REQUESTS[0]), 0.0)}
+        seat.discovery.changed()
+        await trio.sleep(200)
+        assert len(keys(seat, since)) == 2, "nothing is announced any more"
+
+
+async def test_who_stops_does_not_wait_for_nodes_that_do_not_answer(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_row(2) as (seat, _), announcing(seat):
+        seat.models = ["tiny"]
+        await trio.sleep(5)
+
+        async def hang(keys: Any) -> set[bytes]:
+            await trio.sleep_forever()
+
+        seat.dht.provide = hang
+        began = trio.current_time()
+        await seat.discovery.withdraw()
+        assert trio.current_time() - began == pytest.approx(LIMITS.withdraw_s)
 
 
 async def test_in_a_small_swarm_where_all_are_connected_nobody_is_asked(

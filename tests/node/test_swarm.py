@@ -13,7 +13,7 @@ from shoal.node.swarm.entrance import JoinFailed
 from shoal.node.swarm.invite import Invite
 from shoal.node.swarm.peerbook import PeerBook
 from shoal.protocols.session import SessionLost
-from shoal.providers.base import GenerateRequest, ProviderError
+from shoal.providers.base import Finish, GenerateRequest, ProviderError, TextDelta
 
 from .fakes_swarm import IDENTITIES, FakeNetwork, FakeNode, offering, swarm_of, until
 
@@ -347,6 +347,35 @@ async def test_leaving_tells_the_peers(autojump_clock, caplog):
             await until(lambda: one.sees(two))
         await until(lambda: not one.sees(two), within=0.1)
         assert "stopping" in one.swarm.peers()[0].problem
+
+
+async def test_a_node_that_stops_is_out_of_every_list_at_once_even_of_those_who_only_heard_of_it(autojump_clock):
+    network = FakeNetwork()
+    async with (
+        FakeNode(network, 0, neighbours=0).running() as asker,
+        FakeNode(network, 1, neighbours=0).running() as between,
+    ):
+        await asker.swarm.join(between.swarm.invite())
+        async with FakeNode(network, 2, neighbours=0).running() as leaver:
+            leaver.content = offering("rare", addresses=tuple(leaver.host.addresses()))
+            leaver.words = ("a", 5, "b", Finish("stop", "tiny"))
+            await between.swarm.join(leaver.swarm.invite())
+            await until(lambda: asker.swarm.candidates_for("rare") and between.swarm.candidates_for("rare"), within=5)
+            (provider,) = between.swarm.candidates_for("rare")
+            async with trio.open_nursery() as nursery, provider.generate(REQUEST) as answer:
+                await anext(answer)
+                began = trio.current_time()
+                nursery.start_soon(leaver.swarm.drain, 10.0)
+                await until(lambda: not between.swarm.candidates_for("rare"), within=0.1)
+                assert not any(v.models and v.connected for v in between.swarm.peers() if v.peer == leaver.id)
+                await until(lambda: not asker.swarm.candidates_for("rare"), within=2)
+                assert trio.current_time() - began < 2
+                assert await anext(answer) == TextDelta("b"), "what is under way is finished"
+        assert "the node is stopping" in between.swarm.peers()[-1].problem
+        async with FakeNode(network, 2, neighbours=0).running() as back:
+            back.content = offering("rare", addresses=tuple(back.host.addresses()))
+            await between.swarm.join(back.swarm.invite())
+            await until(lambda: asker.swarm.candidates_for("rare") and between.swarm.candidates_for("rare"), within=5)
 
 
 async def test_draining_lets_an_answer_finish_and_takes_no_new_one(autojump_clock):
