@@ -308,6 +308,10 @@ class EnginesSection(Section, frozen=True):
         said("Where to look, on this machine: what answers there says itself whether it is an engine, and which."),
     ] = ("127.0.0.1:11434", "127.0.0.1:8080", "127.0.0.1:8000", "127.0.0.1:30000", "127.0.0.1:1234")
     timeout_s: Annotated[float, said("Seconds that each of them gets; all are asked at once.", gt=0, le=30)] = 1.0
+    compare_after_s: Annotated[
+        float,
+        said("Seconds from the start until engines with the same model are timed by a short answer; 0: never.", ge=0),
+    ] = 20.0
 
 
 class Config(Section, frozen=True):

@@ -48,6 +48,7 @@ from .swarm.serving import PeersAnswer
 from .swarm.sharing import Sharing
 from .swarm_seat import SwarmSeat
 from .tokens import TokenBook, Tokens
+from .trials import Trials
 
 if TYPE_CHECKING:
     from .daemon import Daemon
@@ -170,6 +171,7 @@ class Life:
                 nursery.start_soon(self._sit)
                 nursery.start_soon(daemon.machine.run, self.seat.changed)
                 nursery.start_soon(self.sharing.run)
+                nursery.start_soon(self._trials().run)
                 stack.callback(self.sharing.close)
                 if daemon.loaded.config.telemetry.otlp is not None:
                     nursery.start_soon(self._tell_collector, daemon.loaded.config.telemetry.otlp)
@@ -179,6 +181,13 @@ class Life:
                     with trio.move_on_after(LAST_SPANS_S):
                         await self._collector.flush()
                 nursery.cancel_scope.cancel()
+
+    def _trials(self) -> Trials:
+        """Of engines here that have the same model; an order that the owner has set needs none."""
+        config, registry = self.daemon.loaded.config, self.daemon.registry
+        after_s = 0.0 if config.router.order else config.engines.compare_after_s
+        idle = lambda: self.router.in_flight == 0  # noqa: E731
+        return Trials(self.source, registry.providers, self.daemon.rates, idle=idle, after_s=after_s)
 
     async def _tell_collector(self, endpoint: str) -> None:
         """Send metrics and traces on, until cancelled."""

@@ -330,6 +330,8 @@ class Provider(abc.ABC):
     name: str
     runs_here: bool = False
     """Whether this machine computes the answers, so that the faster of several such providers is asked first."""
+    disturbs: bool = False
+    """Whether a request of the node's own would break off what somebody else is being told there."""
     embeds: bool = False
     """Whether `generate` takes requests with `embed`; a provider with an `embed` method need not (embedding.py)."""
 

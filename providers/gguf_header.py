@@ -96,9 +96,10 @@ def kv_bytes(path: Path) -> int:
     0 where the file does not say. Raises HeaderError, or OSError.
     """
     architecture = str(read(path, {"general.architecture"}).get("general.architecture", ""))
-    names = ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
-    names += ("attention.key_length", "attention.value_length")
-    found = read(path, {f"{architecture}.{name}" for name in names})
+    heads_of = {f"{architecture}.attention.{name}" for name in ("head_count", "head_count_kv")}
+    lengths = {f"{architecture}.attention.{name}" for name in ("key_length", "value_length")}
+    layers = {f"{architecture}.{name}" for name in ("block_count", "embedding_length")}
+    found = read(path, heads_of | lengths | layers)
 
     def number(name: str, otherwise: int) -> int:
         value = found.get(f"{architecture}.{name}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..routing.speed import SLACK_S, SLOW_HERE
 from .cli import Command, Group, common
+from .figures import speed, when
 from .output import duration, print_facts, print_json, print_table
 
 COLUMNS = ("provider", "model", "outcome", "first token", "took", "went on by", "why")
@@ -44,7 +47,24 @@ def facts(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("cache", found.get("cache")),
         ("took", duration(float(found.get("ms") or 0) / 1000)),
         *([("answer", found["cid"])] if found.get("cid") else []),
+        *(("engine here" if at == 0 else "", text) for at, text in enumerate(engines(found.get("engines") or ()))),
     ]
+
+
+def engines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Engines of this machine that have the model, the one first that is asked first, with what was measured."""
+    known = [row for row in rows if isinstance(row.get("expected_s"), int | float)]
+    best = min((row["expected_s"] for row in known), default=None)
+    lines = []
+    for row in rows:
+        name = "/".join(filter(None, (row.get("provider"), row.get("model"))))
+        if row not in known:
+            lines.append(f"{name}: not measured yet")
+            continue
+        told = ", ".join(filter(None, (speed(row), when(row.get("measured_at")))))
+        slower = best is not None and row["expected_s"] > SLOW_HERE * best + SLACK_S
+        lines.append(f"{name}: {told}{'; slower, so asked after the others' if slower else ''}")
+    return lines
 
 
 def row(attempt: dict[str, Any]) -> tuple[str, ...]:

@@ -136,6 +136,11 @@ class NodeCandidates:
                 found[name] = self._rated(name, status)
         return found
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the owner has set an order, so that nobody is asked first for being faster."""
+        return bool(self._order)
+
     def _status(self, name: str, provider: Provider) -> Status | None:
         offer = self._offers.get(name)
         return offer.status if offer is not None and offer.provider is provider else None

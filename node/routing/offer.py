@@ -59,7 +59,7 @@ class Offer:
             context_length=info.context_length,
             continues=info.capabilities.continues,
             here=self._here,
-            expected_s=_expected_s(info) if self._here else None,
+            expected_s=expected_s(info) if self._here else None,
         )
 
     @property
@@ -72,7 +72,7 @@ def does(info: ModelInfo, *, embed: bool) -> bool:
     return info.capabilities.embeds is not False if embed else info.capabilities.writes
 
 
-def _expected_s(info: ModelInfo) -> float | None:
+def expected_s(info: ModelInfo) -> float | None:
     """Seconds for an answer of usual length, as measured before; None where it never was."""
     if not info.decode_tps:
         return None

@@ -45,6 +45,8 @@ ENOUGH_PROMPT = 128
 """Tokens of a prompt, without those that were known already, that do so for the speed of prompts."""
 OFF_BY, OLD_S = 0.2, 3600.0
 _WEIGHT = 0.3  # of the newest measurement
+_ODD = 4.0
+"""A first token that came so many times as late as usual, or as early, tells of something else than the speed."""
 
 
 class Rate(Struct, omit_defaults=True):
@@ -106,17 +108,31 @@ class Rates:
             return
         first_ms, rest_s = attempt.first_token_ms, (attempt.ms - attempt.first_token_ms) / 1000
         rate = self._of(attempt.provider, model)
-        rate.first_token_ms = _lately(rate.first_token_ms, first_ms)
+        rate.first_token_ms = _usual(rate.first_token_ms, first_ms)
         if usage is not None and usage.completion_tokens >= ENOUGH_TOKENS and rest_s > 0:
             rate.decode_tps = _lately(rate.decode_tps, (usage.completion_tokens - 1) / rest_s)
         fresh = usage.prompt_tokens - usage.cached_tokens if usage is not None else 0
         if fresh >= ENOUGH_PROMPT and first_ms > 0:
             rate.prefill_tps = _lately(rate.prefill_tps, 1000 * fresh / first_ms)
+        self._changed(rate)
+
+    def timed(self, provider: str, model: str, decode_tps: float, first_token_ms: float) -> None:
+        """What a trial found (node/trials.py); it counts for all that was known before."""
+        rate = self._of(provider, model)
+        rate.decode_tps, rate.first_token_ms = decode_tps, first_token_ms
+        self._changed(rate)
+
+    def known(self, provider: str, model: str) -> Rate | None:
+        """What was measured of a model; None when nothing was."""
+        return self._measured.get((provider, model))
+
+    def _changed(self, rate: Rate) -> None:
         rate.at = self._clock()
         self.version += 1
-        announced = self._announced.get((attempt.provider, model))
+        place = (rate.provider, rate.model)
+        announced = self._announced.get(place)
         if announced is None or _differs(announced, rate):
-            self._announced[(attempt.provider, model)] = msgspec.structs.replace(rate)
+            self._announced[place] = msgspec.structs.replace(rate)
             self.on_news()
 
     def _of(self, provider: str, model: str) -> Rate:
@@ -225,6 +241,13 @@ def _write(path: Path, data: bytes) -> None:
 
 def _lately(before: float | None, now: float) -> float:
     return now if before is None else before + _WEIGHT * (now - before)
+
+
+def _usual(before: float | None, now: float) -> float:
+    """As `_lately`, but one that took several times as long (the model was loaded first) hardly counts."""
+    if before is None or now < before / _ODD:
+        return now
+    return before + (_WEIGHT / 10 if now > _ODD * before else _WEIGHT) * (now - before)
 
 
 def _differs(told: Rate, now: Rate) -> bool:

@@ -7,8 +7,8 @@ peer that its key picks (rendezvous hashing, Thaler and Ravishankar 1998): nodes
 time then ask the same peer, which generates it once.
 
 Engines of this machine (the local model, a server on loopback) come in the configuration's order, unless one was
-measured to be slower by a fifth: it comes after the others. Where nothing was measured lately, what was known of it
-before counts, so that no answer is spent on finding out.
+measured to be slower by a fifth: it comes after the others. What is kept of their tokens a second counts (rates.py),
+since one may send a token an event and another several; where nothing is, what their events took lately.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Speed:
         if sum(candidate.here for candidate in candidates) < 2:
             return candidates
         here = [candidate for candidate in candidates if candidate.here]
-        costs = {id(each): self.cost(each, now) or each.expected_s for each in here}
+        costs = {id(each): self._cost_here(each, now) for each in here}
         best = min((cost for cost in costs.values() if cost is not None), default=math.inf)
 
         def slow(candidate: Candidate) -> bool:
@@ -117,6 +117,14 @@ class Speed:
 
         ordered = iter(sorted(here, key=slow))
         return [next(ordered) if candidate.here else candidate for candidate in candidates]
+
+    def _cost_here(self, candidate: Candidate, now: float) -> float | None:
+        """As `cost`, by what is known of its tokens where that is."""
+        if candidate.expected_s is None:
+            return self.cost(candidate, now)
+        measured = self._measured.get(candidate.place)
+        failed = 0.0 if measured is None or now - measured.at > FORGET_S else measured.failed
+        return candidate.expected_s / (1 - failed) if failed < 1 else math.inf
 
     def _run(self, peers: list[Candidate], now: float, key: bytes | None) -> list[Candidate]:
         costs = [self.cost(peer, now) for peer in peers]

@@ -17,6 +17,7 @@ from ...protocols.http.message import Header
 from ...providers.base import GenerateRequest, Message, Status
 from ..routing.ask import Ask
 from ..routing.candidates import NodeCandidates, Providers
+from ..routing.engines_here import compared
 from ..routing.router import Router
 from .access import Access, TokenDesk
 from .cache_api import CacheApi
@@ -63,6 +64,9 @@ class _Providers:
     def facts(self, name: str) -> Mapping[str, Any]:
         provider = self._registry.providers.get(name)
         return {} if provider is None else provider.facts()
+
+    def engines(self, model: str | None) -> list[dict[str, Any]]:
+        return [] if self._source.in_place else compared(self._registry.providers, self._source.statuses, model)
 
 
 class Rpc:

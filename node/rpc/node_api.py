@@ -67,6 +67,10 @@ class ProviderFacts(Protocol):
         """What else the provider says of itself now: load, latency, credit."""
         ...
 
+    def engines(self, model: str | None) -> list[dict[str, Any]]:
+        """Engines of this machine that were compared for a model (routing/engines_here.py)."""
+        ...
+
 
 class NodeApi:
     """The handlers."""
@@ -120,7 +124,9 @@ class NodeApi:
         notes = list(self._router.notes)
         if not notes:
             raise ApiError(404, "This node has answered nothing yet.", code="no_route")
-        await _respond(exchange, notes[-1])
+        note = notes[-1]
+        engines = self._providers.engines(note.asked_model) if note.cache in ("miss", "bypass") else []
+        await _respond(exchange, msgspec.to_builtins(note) | ({"engines": engines} if engines else {}))
 
     # -- answers -----------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class BackendPool(Provider):
         self.name = name
         self._settings = settings
         self.runs_here = all(server_kinds.on_this_machine(settings.backends[each].base_url) for each in providers)
+        self.disturbs = any(settings.backends[each].kind == "llama_cpp_python" for each in providers)
         self.backends = [Backend(each, settings.backends[each], provider) for each, provider in providers.items()]
         self._gate = Gate(
             name, running=settings.max_concurrent, waiting=settings.max_queue, patience_s=settings.queue_s

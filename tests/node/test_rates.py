@@ -81,11 +81,11 @@ def test_news_is_told_at_once_and_only_when_it_is_some() -> None:
     for _ in range(5):
         rates.answered(attempt(), "m", Usage(512, 101))
     assert news == [100.0]
-    rates.answered(attempt(first_ms=900.0), "m", Usage(512, 101))
+    rates.answered(attempt(first_ms=390.0), "m", Usage(512, 101))
     assert len(news) == 2
     own = Status(ready=True, models=(ModelInfo("m", decode_tps=7.0),))
     assert rates.rated("here", own).models[0].decode_tps == 7.0
-    rates.answered(attempt(first_ms=340.0, ms=1340.0), "m", Usage(512, 101))
+    rates.answered(attempt(first_ms=187.0, ms=1187.0), "m", Usage(512, 101))
     assert len(news) == 2
 
 
@@ -95,6 +95,24 @@ def test_a_providers_own_figures_go_before_these() -> None:
     own = Status(ready=True, models=(ModelInfo("m", decode_tps=77.0),))
     assert rates.rated("here", own).models[0].decode_tps == 77.0
     assert rates.rated("here", own).models[0].first_token_ms == 100.0
+
+
+def test_a_model_that_was_loaded_first_is_not_taken_for_a_slow_one() -> None:
+    rates = Rates()
+    for first_ms in (5000.0, 50.0, 6000.0):
+        rates.answered(attempt(first_ms=first_ms), "m", Usage(512, 101))
+    rate = rates.known("here", "m")
+    assert rate is not None
+    assert rate.first_token_ms == pytest.approx(50 + 0.03 * 5950)
+
+
+def test_what_a_trial_found_counts_for_all_before() -> None:
+    rates = Rates(clock=lambda: 1000.0)
+    rates.answered(attempt(first_ms=5000.0), "m", Usage(512, 101))
+    rates.timed("here", "m", 88.0, 40.0)
+    known = told(rates)
+    assert (known.decode_tps, known.first_token_ms, known.measured_at) == (88.0, 40.0, 1000.0)
+    assert rates.known("nobody", "m") is None
 
 
 async def test_they_outlast_a_restart_and_a_broken_file_does_not(tmp_path: Path) -> None:
@@ -164,6 +182,17 @@ def test_what_was_known_before_counts_where_nothing_was_measured_lately() -> Non
     speed.answered(server, 0.5, 100, 5.0, now=0)
     assert names(speed, server, engine("local", expected_s=1.0)) == ["local", "server"]
     assert names(speed, server, engine("local", expected_s=9.0)) == ["server", "local"]
+
+
+def test_tokens_count_and_not_the_events_that_they_come_in() -> None:
+    speed = Speed()
+    many, one = engine("many", expected_s=1.0), engine("one", expected_s=2.0)
+    speed.answered(many, 0.1, 10, 1.0, now=0)  # ten tokens an event: 0.1 s each
+    speed.answered(one, 0.1, 100, 2.0, now=0)
+    assert names(speed, one, many) == ["many", "one"]
+    for _ in range(3):
+        speed.failed(many, now=0)
+    assert names(speed, one, many) == ["one", "many"]
 
 
 def test_a_fifth_is_no_difference_and_others_keep_their_places() -> None:
