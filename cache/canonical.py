@@ -13,7 +13,7 @@ from typing import Any
 
 import cbrrr
 
-from ..providers.base import ContentPart, GenerateRequest, ImagePart, Message, TextPart
+from ..providers.base import ContentPart, GenerateRequest, ImagePart, Message, OtherPart, TextPart
 
 VERSION = 1
 
@@ -117,7 +117,7 @@ def why_not_cacheable(request: GenerateRequest, *, no_store: bool = False) -> st
     if request.extra and any(request.extra.get(name) for name in UNCACHEABLE_EXTRA):
         return "it asks for more than text"
     if any(not isinstance(m.content, str) and _looks_elsewhere(m) for m in request.messages):
-        return "it refers to an image by address, and what is there may change"
+        return "it refers to an image or a file by address, and what is there may change"
     return None
 
 
@@ -127,7 +127,10 @@ def is_cacheable(request: GenerateRequest, *, no_store: bool = False) -> bool:
 
 
 def _looks_elsewhere(message: Message) -> bool:
-    return any(isinstance(p, ImagePart) and not p.image_url.url.startswith("data:") for p in message.content or ())
+    return any(
+        isinstance(p, OtherPart) or (isinstance(p, ImagePart) and not p.image_url.url.startswith("data:"))
+        for p in message.content or ()
+    )
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -148,12 +151,17 @@ def _message(message: Message) -> dict[str, Any]:
         ]
     if message.tool_call_id is not None:
         form["tool_call_id"] = message.tool_call_id
+    if message.extra:
+        # Beside the typed fields, never in their place: what one provider reads is not the key of what another does.
+        form["extra"] = _plain(message.extra)
     return form
 
 
 def _part(part: ContentPart) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
+    if isinstance(part, OtherPart):
+        return {"type": part.kind}
     image: dict[str, Any] = {"url": part.image_url.url}
     if part.image_url.detail is not None:
         image["detail"] = part.image_url.detail

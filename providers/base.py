@@ -38,7 +38,13 @@ class ImagePart(Struct, frozen=True, tag="image_url"):
     image_url: ImageUrl
 
 
-ContentPart = TextPart | ImagePart
+class OtherPart(Struct, frozen=True, tag="other"):
+    """A part of another kind (sound, a file, a video): it stands in its message's `extra`, whole."""
+
+    kind: str
+
+
+ContentPart = TextPart | ImagePart | OtherPart
 
 
 class FunctionCall(Struct, frozen=True):
@@ -53,13 +59,18 @@ class ToolCall(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True, omit_defaults=True):
-    """One turn of a conversation, in OpenAI's shape."""
+    """One turn of a conversation, in OpenAI's shape.
+
+    extra: fields that Shoal does not type, as the caller wrote them, and `content` and `tool_calls` where the typed
+    ones do not hold all of it. They go to OpenAI-compatible upstreams in the place of the typed ones.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | tuple[ContentPart, ...] | None = None
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    extra: dict[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -67,6 +78,18 @@ class Message(Struct, frozen=True, omit_defaults=True):
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
+
+    def as_written(self) -> dict[str, Any]:
+        """The message as OpenAI-compatible upstreams get it, `extra` included; JSON-compatible."""
+        form: dict[str, Any] = msgspec.to_builtins(self)
+        return form | (form.pop("extra", None) or {})
+
+    @property
+    def shows(self) -> bool:
+        """Whether it holds more than text: an image, a sound, a file."""
+        if self.content is None or isinstance(self.content, str):
+            return False
+        return any(not isinstance(part, TextPart) for part in self.content)
 
 
 class Embed(Struct, frozen=True, omit_defaults=True):
@@ -169,10 +192,15 @@ class Usage(Struct, frozen=True, array_like=True, tag="u"):
 
 
 class Finish(Struct, frozen=True, array_like=True, tag="f"):
-    """The answer is whole. `model` is the one that wrote it, where the provider says so."""
+    """The answer is whole. `model` is the one that wrote it, where the provider says so.
+
+    beside: what an OpenAI-compatible upstream said that the other events do not hold, by the place where it stood:
+    "answer" (`system_fingerprint` ...), "choice", "message" (`annotations`, `refusal` ...), "usage".
+    """
 
     reason: FinishReason
     model: str | None = None
+    beside: dict[str, dict[str, Any]] | None = None
 
 
 class Dropped(Struct, frozen=True, array_like=True, tag="d"):

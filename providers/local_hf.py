@@ -33,7 +33,6 @@ from .base import (
     ErrorKind,
     Event,
     GenerateRequest,
-    ImagePart,
     ModelInfo,
     Provider,
     ProviderError,
@@ -288,13 +287,8 @@ def not_offered(request: GenerateRequest) -> str:
         return f"n is 1 here, not {request.n}; ask several times for several answers"
     if request.has_tools:
         return "the local model does not call tools; leave tools out, or ask a provider that offers them"
-    if any(
-        isinstance(part, ImagePart)
-        for m in request.messages
-        if not isinstance(m.content, str)
-        for part in m.content or ()
-    ):
-        return "the local model reads text only; leave images out, or ask a provider that takes them"
+    if any(m.shows for m in request.messages):
+        return "the local model reads text only; leave images and files out, or ask a provider that takes them"
     if request.max_tokens is not None and request.max_tokens < 1:
         return f"max_tokens is {request.max_tokens}; an answer needs at least 1"
     top = request.extra.get("top_logprobs")

@@ -29,6 +29,7 @@ from .base import (
     ToolCallDelta,
     Usage,
 )
+from .openai_beside import Beside
 from .openai_dialects import Mender
 from .openai_errors import Failure, in_band
 
@@ -43,7 +44,11 @@ def body_of(request: GenerateRequest, model: str, *, max_tokens_field: MaxTokens
     """The body of a streaming POST /chat/completions. `extra` goes along as it is, but replaces no typed field."""
     body: dict[str, Any] = dict(request.extra)
     body["model"] = model
-    body["messages"] = request.messages
+    body["messages"] = messages = request.messages
+    for message in messages:
+        if message.extra is not None:
+            body["messages"] = [each.as_written() for each in messages]
+            break
     body["stream"] = True
     body["stream_options"] = {"include_usage": True}
     if request.max_tokens is not None:
@@ -97,6 +102,7 @@ class _ToolCall(Struct):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
+    extra_content: Any = None  # Gemini's thought signatures, which it wants back
 
 
 class _Delta(Struct):
@@ -105,6 +111,11 @@ class _Delta(Struct):
     reasoning_content: str | None = None
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
+    annotations: Any = None
+    audio: Any = None
+    images: Any = None
+    reasoning_details: Any = None
+    extra_content: Any = None
 
 
 class _Logprobs(Struct):
@@ -117,14 +128,23 @@ class _Choice(Struct):
     message: _Delta | None = None  # where an upstream answers whole although it was asked to stream
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
+    native_finish_reason: Any = None
+    stop_reason: Any = None
 
 
 class _PromptDetails(Struct):
     cached_tokens: int | None = None
+    audio_tokens: Any = None
+    cache_write_tokens: Any = None
+    video_tokens: Any = None
 
 
 class _CompletionDetails(Struct):
     reasoning_tokens: int | None = None
+    audio_tokens: Any = None
+    image_tokens: Any = None
+    accepted_prediction_tokens: Any = None
+    rejected_prediction_tokens: Any = None
 
 
 class _Usage(Struct):
@@ -133,6 +153,9 @@ class _Usage(Struct):
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
     cost: float | None = None
+    cost_details: Any = None
+    is_byok: Any = None
+    server_tool_use: Any = None
 
 
 class _Chunk(Struct):
@@ -140,6 +163,11 @@ class _Chunk(Struct):
     model: str | None = None
     usage: _Usage | None = None
     error: Failure | str | None = None
+    system_fingerprint: Any = None
+    service_tier: Any = None
+    provider: Any = None  # OpenRouter: who served it
+    citations: Any = None
+    search_results: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -168,10 +196,11 @@ class ChatAnswer:
         self._key = key
         self._sse = SseParser(strict=True)
         self._request = asked_for
-        self._text = self._tools = False
+        self._text = self._tools = self._whole = False
         self._reason: str | None = None
         self._usage: _Usage | None = None
         self._model: str | None = None
+        self._beside: Beside | None = None  # made when there is something for it
         self._mender: Mender | None = None  # made for the first chunk that is odd
         self.sent = False
         self.done = False
@@ -221,6 +250,7 @@ class ChatAnswer:
         if not chunk.choices and chunk.error is None:
             self._fail(ErrorKind.UPSTREAM, "the answer is JSON, but not a chat completion; does base_url end in /v1?")
             return out
+        self._whole = True
         self._take(chunk, out)
         self.done = True
         return out
@@ -231,12 +261,16 @@ class ChatAnswer:
             raise self.failure
         if self._reason is None:
             raise self.interrupted("the stream ended before the answer was finished")
-        if not (self._text or self._tools or self._request.prefix):
+        usage = self._usage
+        if usage is not None and (usage.completion_tokens_details is not None or usage.cost_details is not None):
+            self._noted().take_usage(usage)
+        beside = self._beside.told() if self._beside is not None else None
+        if not (self._text or self._tools or self._request.prefix or (beside and "message" in beside)):
             self._refuse_emptiness()
         tail: list[Event] = []
         if self._usage is not None:
             tail.append(_usage(self._usage))
-        tail.append(Finish(self._finish_reason(), self._model))
+        tail.append(Finish(self._finish_reason(), self._model, beside))
         return tail
 
     def interrupted(self, message: str, kind: ErrorKind = ErrorKind.UPSTREAM) -> ProviderError:
@@ -277,20 +311,37 @@ class ChatAnswer:
                     self._fail(ErrorKind.UPSTREAM, "the upstream says that its model failed")
                     return
                 self._reason = choice.finish_reason
+                if chunk.system_fingerprint is not None or chunk.service_tier is not None or _tells_more(chunk, choice):
+                    self._noted().take_end(chunk, choice)
 
     def _take_delta(self, delta: _Delta, out: list[Event]) -> None:
         if thought := delta.reasoning_content or delta.reasoning:
             self.sent = True
             out.append(ReasoningDelta(thought))
-        # A refusal is the model's answer in other clothes; the contract knows one kind of text.
-        if text := delta.content or delta.refusal:
+        if text := delta.content:
             self._text = self.sent = True
             out.append(TextDelta(text))
+        if not text or self._whole:  # a stream's delta brings either text or something else
+            self._take_beside(delta)
         for position, call in enumerate(delta.tool_calls or ()):
             self._tools = self.sent = True
             function = call.function or _Function()
             index = call.index if call.index is not None else position
             out.append(ToolCallDelta(index, call.id or "", function.name or "", function.arguments or ""))
+            if call.extra_content is not None:
+                self._noted().take_call(index, call.extra_content)
+
+    def _take_beside(self, delta: _Delta) -> None:
+        """What a delta without text may bring."""
+        if delta.refusal:
+            self._noted().refuse(delta.refusal)
+        if delta.annotations or delta.audio or delta.images or delta.reasoning_details or delta.extra_content:
+            self._noted().take_delta(delta)
+
+    def _noted(self) -> Beside:
+        if self._beside is None:
+            self._beside = Beside()
+        return self._beside
 
     def _finish_reason(self) -> FinishReason:
         reason = _FINISHES.get(self._reason or "", "stop")
@@ -307,6 +358,11 @@ class ChatAnswer:
 
     def _fail(self, kind: ErrorKind, message: str) -> None:
         self.failure = self.interrupted(message, kind)
+
+
+def _tells_more(chunk: _Chunk, choice: _Choice) -> bool:
+    vendors = (chunk.provider, chunk.citations, chunk.search_results, choice.native_finish_reason, choice.stop_reason)
+    return any(field is not None for field in vendors)
 
 
 def _usage(usage: _Usage) -> Usage:

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-import msgspec
 import trio
 
 from .base import (
@@ -29,7 +28,6 @@ from .base import (
     Event,
     Finish,
     GenerateRequest,
-    ImagePart,
     Logprobs,
     Message,
     ModelInfo,
@@ -126,9 +124,9 @@ class SimpleProvider(Provider):
     def _prompt_of(self, messages: tuple[Message, ...], options: dict[str, Any]) -> str:
         """One prompt for the conversation; the messages themselves go along for a `generate` that names them."""
         if "messages" in self._named:
-            options["messages"] = [msgspec.to_builtins(m) for m in messages]
-        elif any(isinstance(p, ImagePart) for m in messages if isinstance(m.content, tuple) for p in m.content):
-            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} takes text, not images")
+            options["messages"] = [m.as_written() for m in messages]
+        elif any(m.shows for m in messages):
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} takes text, not images or files")
         elif any(m.tool_calls or m.role == "tool" for m in messages):
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} takes a prompt, not the calls of tools")
         system = "\n\n".join(m.text for m in messages if m.role in ("system", "developer"))

@@ -137,6 +137,8 @@ class Recorder:
             return None
         if said.finish is None or said.tools or not said.text:
             return None
+        if said.finish.beside is not None and "message" in said.finish.beside:
+            return None  # a record holds text alone
         if candidate.asks is not None and candidate.asks != ask.request:
             # Not the first target of its route: what it answers is the answer to what it was asked.
             key = self.cache.key(candidate.asks)

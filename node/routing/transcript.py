@@ -76,8 +76,11 @@ class Transcript:
     def empty(self) -> bool:
         """Whether it ended without a word and without saying that this was on purpose.
 
-        On purpose is: cut by a limit or a filter, or tokens that were counted (a stop text met at once).
+        On purpose is: a refusal or an image, cut by a limit or a filter, or tokens that were counted (a stop text met
+        at once).
         """
         if self.said or self.finish is None or self.finish.reason != "stop":
+            return False
+        if self.finish.beside is not None and "message" in self.finish.beside:
             return False
         return self.usage is None or self.usage.completion_tokens == 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -93,7 +93,7 @@ class Chunks:
         last = self._finish(index, finish)
         if not self._include_usage:
             return last + about + DONE
-        counted = b',"usage":' + _encode(usage_object(usage))
+        counted = b',"usage":' + _encode(usage_object(usage, finish))
         return last + b"}\n\ndata: " + self._object + b',"choices":[]' + counted + about + DONE
 
     def fail(self, error: NoAnswer) -> bytes:
@@ -101,9 +101,26 @@ class Chunks:
         return event_bytes(stream_error(error))
 
     def _finish(self, index: int, finish: Finish) -> bytes:
+        if finish.beside is not None:
+            return self._finish_with(index, finish, finish.beside)
         before = self._before.get(index) or self._object_of(index)
         reason = b'{},"logprobs":null,"finish_reason":' + _encode(finish.reason) + b"}]"
         return b"data: " + before + reason + self._usage_after
+
+    def _finish_with(self, index: int, finish: Finish, beside: Mapping[str, Mapping[str, Any]]) -> bytes:
+        """The same with what an upstream said beside the text; from now on chunks have its fields of the answer."""
+        before = b""
+        if message := beside.get("message"):
+            delta = {name: value for name, value in message.items() if name != "tool_calls"}
+            if calls := message.get("tool_calls"):
+                delta["tool_calls"] = [{"index": int(at), **fields} for at, fields in calls.items()]
+            before = b"data: " + (self._before.get(index) or self._object_of(index)) + _encode(delta) + self._after
+        if answer := beside.get("answer"):
+            self._object += b"," + _encode(answer)[1:-1]
+        reason = b'{},"logprobs":null,"finish_reason":' + _encode(finish.reason)
+        if choice := beside.get("choice"):
+            reason += b"," + _encode(choice)[1:-1]
+        return before + b"data: " + self._object_of(index) + reason + b"}]" + self._usage_after
 
     def _object_of(self, index: int) -> bytes:
         return self._object + b',"choices":[{"index":%d,"delta":' % index
@@ -188,14 +205,32 @@ class Whole:
 
     def choice(self, index: int) -> dict[str, Any]:
         """This answer as one choice of a chat completion."""
-        text = self.text
-        content = text if text or not self._tools else None
+        text, beside = self.text, self.beside
+        content = text if text or not (self._tools or beside) else None
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if self._reasoning:
             message["reasoning_content"] = self.reasoning
         if self._tools:
             message["tool_calls"] = self.tool_calls
-        return {"index": index, "message": message, "logprobs": self.logprobs, "finish_reason": self.reason}
+        choice = {"index": index, "message": message, "logprobs": self.logprobs, "finish_reason": self.reason}
+        if self.finish is not None and self.finish.beside is not None:
+            message |= {name: value for name, value in beside.items() if name != "tool_calls"}
+            for at, fields in beside.get("tool_calls", {}).items():
+                self._tools.get(int(at), {}).update(fields)
+            choice |= self.finish.beside.get("choice", {})
+        return choice
+
+    @property
+    def beside(self) -> Mapping[str, Any]:
+        """What an upstream's message had beside text, thoughts and calls: `refusal`, `annotations` ..."""
+        finish = self.finish
+        return {} if finish is None or finish.beside is None else finish.beside.get("message", {})
+
+
+def refusal_of(finish: Finish) -> str:
+    """What an upstream's model said in place of an answer; empty when it answered."""
+    said = finish.beside.get("message", {}).get("refusal") if finish.beside is not None else None
+    return said if isinstance(said, str) else ""
 
 
 def tail_of_record(found: Found, request: str | None) -> bytes:
@@ -228,22 +263,24 @@ def completion(
     usage: Usage | None,
     shoal: dict[str, Any],
     kind: str = "chat.completion",
+    finish: Finish | None = None,
 ) -> bytes:
-    """The body of a whole answer."""
-    return _encode(
-        {
-            "id": completion_id,
-            "object": kind,
-            "created": int(time.time()),
-            "model": model or "unknown",
-            "choices": choices,
-            "usage": usage_object(usage),
-            "shoal": shoal,
-        }
-    )
+    """The body of a whole answer. finish: of the choice that speaks for all where an upstream said more."""
+    body: dict[str, Any] = {
+        "id": completion_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model or "unknown",
+        "choices": choices,
+        "usage": usage_object(usage, finish),
+        "shoal": shoal,
+    }
+    if finish is not None and finish.beside is not None:
+        body |= finish.beside.get("answer", {})
+    return _encode(body)
 
 
-def usage_object(usage: Usage | None) -> dict[str, Any] | None:
+def usage_object(usage: Usage | None, finish: Finish | None = None) -> dict[str, Any] | None:
     """OpenAI's usage, with what a provider told about the price; None when nobody counted."""
     if usage is None:
         return None
@@ -256,6 +293,9 @@ def usage_object(usage: Usage | None) -> dict[str, Any] | None:
     }
     if usage.cost is not None:
         counted["cost"] = usage.cost
+    if finish is not None and finish.beside is not None:
+        for name, value in finish.beside.get("usage", {}).items():
+            counted[name] = counted[name] | value if name in counted else value
     return counted
 
 

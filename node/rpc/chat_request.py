@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from ...providers.base import GenerateRequest, Message
 from ..routing.ask import CacheControl, Publish
+from .chat_messages import StrictMessage, joined, parted
 from .errors import ApiError, bad_request
 
 ANY_MODEL = frozenset({"", "auto"})
@@ -50,7 +51,7 @@ class Options(Struct, kw_only=True):
 class ChatBody(Options, kw_only=True):
     """The typed part of a chat completion's body."""
 
-    messages: Annotated[tuple[Message, ...], Meta(min_length=1)]
+    messages: Annotated[tuple[StrictMessage, ...], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -74,9 +75,9 @@ class ChatCall(Struct, frozen=True):
 def read_call(body: bytes, headers: Mapping[str, str]) -> ChatCall:
     """The call in a body and its headers (lower-case names). Raises ApiError."""
     raw = decode_object(body)
-    typed = typed_as(raw, ChatBody)
+    typed, messages = _typed(raw)
     extra = others(raw, KNOWN)
-    _check_messages(typed.messages)
+    _check_messages(messages)
     if typed.tools:
         _check_tools(typed.tools)
     if (form := typed.response_format) is not None and not isinstance(form.get("type"), str):
@@ -85,12 +86,24 @@ def read_call(body: bytes, headers: Mapping[str, str]) -> ChatCall:
         typed,
         headers,
         extra,
-        messages=typed.messages,
+        messages=messages,
         max_tokens=typed.max_completion_tokens or typed.max_tokens,
         tools=typed.tools or (),
         tool_choice=typed.tool_choice,
         response_format=form,
     )
+
+
+def _typed(raw: dict[str, Any]) -> tuple[ChatBody, tuple[Message, ...]]:
+    try:
+        typed = msgspec.convert(raw, ChatBody)
+    except msgspec.ValidationError:
+        pass
+    else:
+        return typed, typed.messages
+    messages, rests = parted(raw.get("messages"))
+    typed = typed_as({**raw, "messages": messages} if "messages" in raw else raw, ChatBody)
+    return typed, joined(typed.messages, rests)
 
 
 def others(raw: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:

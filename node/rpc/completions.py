@@ -85,7 +85,7 @@ def _writer(call: ChatCall, echo: list[str] | None, answer: Answer) -> Completio
 def _render(call: ChatCall, asks: list[Ask], echo: list[str] | None, wholes: list[Whole], answer: Answer) -> bytes:
     choices = [
         {
-            "text": (echo[index] if echo else "") + whole.text,
+            "text": (echo[index] if echo else "") + (whole.text or whole.beside.get("refusal", "")),
             "index": index,
             "logprobs": legacy_logprobs(whole.logprobs["content"]) if whole.logprobs else None,
             "finish_reason": reason_of(whole.reason),

@@ -14,7 +14,7 @@ import msgspec
 from ...protocols.http.message import Header
 from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ..routing.no_answer import NoAnswer
-from .chat_answer import Whole, new_id
+from .chat_answer import Whole, new_id, refusal_of
 from .errors import face_of, render
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -41,8 +41,8 @@ def message_body(whole: Whole, model: str | None, shoal: dict[str, Any]) -> byte
     content: list[dict[str, Any]] = []
     if whole.reasoning:
         content.append({"type": "thinking", "thinking": whole.reasoning, "signature": ""})
-    if whole.text:
-        content.append({"type": "text", "text": whole.text})
+    if text := whole.text or whole.beside.get("refusal"):
+        content.append({"type": "text", "text": text})
     for call in whole.tool_calls:
         function = call["function"]
         about = {"id": call["id"] or new_id("toolu_"), "name": function["name"], "input": input_of(function)}
@@ -51,7 +51,7 @@ def message_body(whole: Whole, model: str | None, shoal: dict[str, Any]) -> byte
         {
             **_message(model),
             "content": content,
-            "stop_reason": STOPS.get(whole.reason, "end_turn"),
+            "stop_reason": "refusal" if "refusal" in whole.beside else STOPS.get(whole.reason, "end_turn"),
             "usage": usage_of(whole.usage),
             "shoal": shoal,
         }
@@ -126,9 +126,10 @@ class MessageEvents:
         return b""
 
     def end(self, index: int, finish: Finish, usage: Usage | None, shoal: dict[str, Any]) -> bytes:
-        parts: list[bytes] = []
+        stop, refusal = STOPS.get(finish.reason, "end_turn"), refusal_of(finish)
+        parts = [self.write(index, [TextDelta(refusal)] if refusal else [])]
         self._close(parts)
-        delta = {"stop_reason": STOPS.get(finish.reason, "end_turn"), "stop_sequence": None}
+        delta = {"stop_reason": "refusal" if refusal else stop, "stop_sequence": None}
         parts.append(_event("message_delta", {"delta": delta, "usage": usage_of(usage), "shoal": shoal}))
         parts.append(_event("message_stop", {}))
         return b"".join(parts)

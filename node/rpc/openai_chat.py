@@ -70,7 +70,8 @@ class ChatCompletions:
     def _render(call: ChatCall, asks: list[Ask], wholes: list[Whole], answer: Answer) -> bytes:
         choices = [whole.choice(index) for index, whole in enumerate(wholes)]
         usage = spent({index: whole.usage for index, whole in enumerate(wholes)}, asks)
-        return completion(new_id(), answer.model or call.request.model, choices, usage, shoal_object(answer))
+        model, last = answer.model or call.request.model, wholes[0].finish
+        return completion(new_id(), model, choices, usage, shoal_object(answer), finish=last)
 
 
 def asks_of(router: Router, call: ChatCall) -> list[Ask]:

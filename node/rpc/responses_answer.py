@@ -6,14 +6,14 @@ Format: https://platform.openai.com/docs/api-reference/responses-streaming. The 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ..routing.no_answer import NoAnswer
-from .chat_answer import KEEP_ALIVE, Whole, new_id
+from .chat_answer import KEEP_ALIVE, Whole, new_id, refusal_of
 from .errors import face_of
 from .messages_answer import input_of
 from .responses_request import ResponseCall
@@ -36,7 +36,7 @@ def response_object(asked: ResponseCall, response_id: str, model: str | None) ->
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
-        "metadata": {},
+        "metadata": body.metadata or {},
         "model": model or "unknown",
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
@@ -53,11 +53,15 @@ def response_object(asked: ResponseCall, response_id: str, model: str | None) ->
     }
 
 
-def ended(response: dict[str, Any], finish: str, usage: Usage | None, shoal: dict[str, Any]) -> dict[str, Any]:
+def ended(
+    response: dict[str, Any], reason: str, usage: Usage | None, shoal: dict[str, Any], finish: Finish | None
+) -> dict[str, Any]:
     """The response with what is known at its end."""
-    cut = _CUT.get(finish)
+    cut = _CUT.get(reason)
+    answer = finish.beside.get("answer", {}) if finish is not None and finish.beside is not None else {}
     return {
         **response,
+        **({"service_tier": answer["service_tier"]} if "service_tier" in answer else {}),
         "status": "incomplete" if cut else "completed",
         "incomplete_details": {"reason": cut} if cut else None,
         "usage": usage_of(usage),
@@ -83,21 +87,35 @@ def response_body(asked: ResponseCall, whole: Whole, model: str | None, shoal: d
     if whole.reasoning:
         output.append(_reasoning(new_id("rs_"), whole.reasoning))
     if whole.text:
-        output.append(_message(new_id("msg_"), whole.text, "completed"))
+        output.append(_message(new_id("msg_"), whole.text, "completed", citations_of(whole.finish)))
+    elif refusal := whole.beside.get("refusal"):
+        output.append(_refused(new_id("msg_"), refusal))
     for call in whole.tool_calls:
         function = call["function"]
         output.append(_call(asked, new_id("fc_"), call["id"], function["name"], function["arguments"], "completed"))
     response = {**response_object(asked, new_id("resp_"), model), "output": output}
-    return _encode(ended(response, whole.reason, whole.usage, shoal))
+    return _encode(ended(response, whole.reason, whole.usage, shoal, whole.finish))
 
 
-def _message(item_id: str, text: str, status: str) -> dict[str, Any]:
-    content = [_part(text)] if status == "completed" else []
+def _message(item_id: str, text: str, status: str, citations: Sequence[Any] = ()) -> dict[str, Any]:
+    content = [_part(text, citations)] if status == "completed" else []
     return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _refused(item_id: str, refusal: str) -> dict[str, Any]:
+    part = {"type": "refusal", "refusal": refusal}
+    return {"id": item_id, "type": "message", "status": "completed", "role": "assistant", "content": [part]}
+
+
+def _part(text: str, citations: Sequence[Any] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": citations, "logprobs": []}
+
+
+def citations_of(finish: Finish | None) -> list[Any]:
+    """The annotations of a chat completion in this API's form: what is in an object of its kind's name stands flat."""
+    beside = finish.beside if finish is not None else None
+    found = beside.get("message", {}).get("annotations", ()) if beside is not None else ()
+    return [{"type": a.get("type"), **a.get(a.get("type"), {})} for a in found if isinstance(a, dict)]
 
 
 def _reasoning(item_id: str, text: str) -> dict[str, Any]:
@@ -142,6 +160,7 @@ class ResponseEvents:
         self._open: _Item | None = None
         self._calls: dict[int, _Item] = {}
         self._output: dict[int, dict[str, Any]] = {}
+        self._citations: list[Any] = []
 
     def write(self, index: int, events: Iterable[Event]) -> bytes:
         parts: list[bytes] = []
@@ -171,11 +190,14 @@ class ResponseEvents:
     def end(self, index: int, finish: Finish, usage: Usage | None, shoal: dict[str, Any]) -> bytes:
         parts: list[bytes] = []
         self._begin(parts)
+        self._citations = citations_of(finish)
         self._close(parts)
         for item in self._calls.values():
             self._done(item, parts)
+        if refusal := refusal_of(finish):
+            self._refuse(refusal, parts)
         output = [self._output[index] for index in sorted(self._output)]
-        response = ended({**self._response, "output": output}, finish.reason, usage, shoal)
+        response = ended({**self._response, "output": output}, finish.reason, usage, shoal, finish)
         parts.append(self._event(f"response.{response['status']}", {"response": response}))
         return b"".join(parts)
 
@@ -218,6 +240,18 @@ class ResponseEvents:
         parts.append(self._event("response.output_item.added", about))
         return item
 
+    def _refuse(self, refusal: str, parts: list[bytes]) -> None:
+        """The whole of a refusal at once: a message with a part of its own kind."""
+        item = self._added(_Item("message", new_id("msg_"), len(self._items)), parts)
+        about = {"item_id": item.id, "output_index": item.index, "content_index": 0}
+        whole = {"type": "refusal", "refusal": refusal}
+        parts.append(self._event("response.content_part.added", {**about, "part": {**whole, "refusal": ""}}))
+        parts.append(self._event("response.refusal.delta", {**about, "delta": refusal}))
+        parts.append(self._event("response.refusal.done", {**about, "refusal": refusal}))
+        parts.append(self._event("response.content_part.done", {**about, "part": whole}))
+        shown = self._output[item.index] = _refused(item.id, refusal)
+        parts.append(self._event("response.output_item.done", {"output_index": item.index, "item": shown}))
+
     def _close(self, parts: list[bytes]) -> None:
         if self._open is not None:
             self._done(self._open, parts)
@@ -229,7 +263,7 @@ class ResponseEvents:
         if item.kind == "message":
             text = {**about, "content_index": 0}
             parts.append(self._event("response.output_text.done", {**text, "text": said, "logprobs": []}))
-            parts.append(self._event("response.content_part.done", {**text, "part": _part(said)}))
+            parts.append(self._event("response.content_part.done", {**text, "part": _part(said, self._citations)}))
         elif item.kind == "reasoning":
             parts.append(self._event("response.reasoning_text.done", {**about, "content_index": 0, "text": said}))
         elif item.name not in self._asked.customs:
@@ -242,7 +276,7 @@ class ResponseEvents:
 
     def _shown(self, item: _Item, status: str) -> dict[str, Any]:
         if item.kind == "message":
-            return _message(item.id, item.said, status)
+            return _message(item.id, item.said, status, self._citations)
         if item.kind == "reasoning":
             found = _reasoning(item.id, item.said)
             return found if status == "completed" else {**found, "content": []}

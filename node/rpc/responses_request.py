@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...providers.base import ContentPart, FunctionCall, ImagePart, ImageUrl, Message, TextPart, ToolCall
-from .chat_request import ChatCall, Options, call_of, decode_object, typed_as
+from .chat_request import ChatCall, Options, call_of, decode_object, others, typed_as
 from .errors import ApiError, bad_request
 from .messages_request import content_of
 
@@ -38,11 +38,28 @@ class ResponseBody(Struct, kw_only=True):
     reasoning: dict[str, Any] | None = None
     stream: bool | None = None
     background: bool | None = None
+    metadata: dict[str, Any] | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     provider: str | None = None
     fallback: bool | None = None
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+
+
+KNOWN = frozenset(ResponseBody.__struct_fields__)
+_OF_RESPONSES = frozenset(
+    {
+        "context_management",
+        "include",
+        "max_tool_calls",
+        "prompt",
+        "store",
+        "stream_options",
+        "top_logprobs",
+        "truncation",
+    }
+)
+"""Fields about a stored or hosted conversation, which say nothing to a chat completion. Others go along."""
 
 
 class ResponseCall(Struct, frozen=True):
@@ -56,7 +73,8 @@ class ResponseCall(Struct, frozen=True):
 
 def read_response(body: bytes, headers: Mapping[str, str]) -> ResponseCall:
     """The call in a body and its headers (lower-case names). Raises ApiError."""
-    typed = typed_as(decode_object(body), ResponseBody)
+    raw = decode_object(body)
+    typed = typed_as(raw, ResponseBody)
     if typed.previous_response_id or typed.conversation:
         where = "previous_response_id" if typed.previous_response_id else "conversation"
         message = "This node stores no responses; send the whole conversation in input."
@@ -69,7 +87,9 @@ def read_response(body: bytes, headers: Mapping[str, str]) -> ResponseCall:
         raise bad_request("Missing required parameter: 'input'.", "input")
     tools = tuple(tool for tool in flat(typed.tools or []) if tool.get("type") in ("function", "custom"))
     functions = tuple(_function(tool, index) for index, tool in enumerate(tools))
-    extra: dict[str, Any] = {}
+    extra = {name: value for name, value in others(raw, KNOWN).items() if name not in _OF_RESPONSES}
+    if (verbosity := (typed.text or {}).get("verbosity")) is not None:
+        extra["verbosity"] = verbosity
     if tools and typed.parallel_tool_calls is not None:
         extra["parallel_tool_calls"] = typed.parallel_tool_calls
     if effort := (typed.reasoning or {}).get("effort"):

@@ -6,7 +6,7 @@ than the user's; the model is asked for the next answer alone.
 
 from __future__ import annotations
 
-from ..base import ErrorKind, GenerateRequest, ImagePart, Message, ProviderError
+from ..base import ErrorKind, GenerateRequest, Message, ProviderError
 
 PLAIN = "You are a plain text generator. Answer with text only."
 """The system's text when the request has none; without one the tools would say that they are coding agents."""
@@ -26,8 +26,8 @@ def texts_of(request: GenerateRequest, name: str) -> tuple[str, str]:
     if request.n != 1:
         raise ProviderError(ErrorKind.BAD_REQUEST, f"{name} gives one answer a request; ask n = 1")
     for message in request.messages:
-        if not isinstance(message.content, str) and any(isinstance(p, ImagePart) for p in message.content or ()):
-            raise ProviderError(ErrorKind.UNAVAILABLE, f"{name} reads text only here; leave images out")
+        if message.shows:
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{name} reads text only here; leave images and files out")
     system = [m.text for m in request.messages if m.role in ("system", "developer")]
     turns = [m for m in request.messages if m.role in _NAMES]
     if not any(turn.text.strip() for turn in turns):

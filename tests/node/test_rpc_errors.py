@@ -32,7 +32,7 @@ USER = {"role": "user", "content": "Hot?"}
         ({"messages": [{"content": "Hot?"}]}, "messages[0].role"),
         ({"messages": [USER, {"role": "robot", "content": "x"}]}, "messages[1].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": 5}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [USER], "model": 5}, "model"),
         ({"messages": [USER], "max_tokens": 0}, "max_tokens"),

@@ -81,7 +81,8 @@ async def test_text_usage_and_finish_come_in_every_manner_of_answering(upstream:
     assert text_of(events) == REPLY
     assert isinstance(events[-2], Usage)
     assert events[-2].completion_tokens == 4
-    assert events[-1] == Finish("stop", "stub")
+    assert isinstance(events[-1], Finish)
+    assert (events[-1].reason, events[-1].model) == ("stop", "stub")
 
 
 async def test_reasoning_and_text_are_kept_apart(upstream: FakeUpstream) -> None:

@@ -52,7 +52,8 @@ async def test_comments_are_skipped_and_the_cost_is_counted(upstream: FakeUpstre
     async with router(upstream) as provider:
         events = await collect(provider)
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "ECHO<one two three four>"
-    assert events[-2:] == [Usage(4, 4, 0, 3, 0.00014), Finish("stop", "openai/gpt-4o-mini")]
+    about = {"answer": {"provider": "Stub"}, "usage": {"is_byok": False}}
+    assert events[-2:] == [Usage(4, 4, 0, 3, 0.00014), Finish("stop", "openai/gpt-4o-mini", about)]
 
 
 async def test_its_own_fields_pass_through_unchanged(upstream: FakeUpstream) -> None:
