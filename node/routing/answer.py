@@ -47,7 +47,7 @@ class Answer:
         self._watch: Watch | None = None
 
     async def __aenter__(self) -> Answer:
-        self._started = trio.current_time()
+        self._started = self._router.now()
         if self._flight is not None:
             self._router._board(self._flight, self._ask)
             return self
@@ -68,10 +68,10 @@ class Answer:
         if self._watch is not None:
             self._watch.stop()
         flight.leave()
-        self._router._left(self._ask, flight, round((trio.current_time() - self._started) * 1000, 3))
-        if flight.readers == 0 and not flight.left.is_set() and not isinstance(error, NoAnswer):
+        self._router._left(self._ask, flight, round((self._router.now() - self._started) * 1000, 3))
+        if not flight.landed and flight.readers == 0 and not isinstance(error, NoAnswer):
             with trio.CancelScope(shield=True), trio.move_on_after(CLEANUP_S):
-                await flight.left.wait()
+                await flight.landing()
 
     @property
     def flight(self) -> Flight:

@@ -22,11 +22,12 @@ Reader = Hashable
 class Flight:
     """What is known of an answer while it is made: its events, who writes it, and how it ended.
 
-    deadline: the latest of its readers' deadlines. scope: what its writer works in, as long as it does (`stop`).
+    deadline: the latest of its readers' deadlines. party: for whom it takes up room. scope: what its writer works in,
+    as long as it does (`stop`).
     """
 
-    def __init__(self, deadline: float, *, read_ahead: int = 4096) -> None:
-        self.deadline = deadline
+    def __init__(self, deadline: float, *, read_ahead: int = 4096, party: str = "") -> None:
+        self.deadline, self.party = deadline, party
         self.scope: trio.CancelScope | None = None
         self.stopped = False  # nobody wants it any more
         self.events: list[Event] = []
@@ -35,7 +36,7 @@ class Flight:
         self.astray = False  # whether it has turned to another model than its key names
         self.failure: NoAnswer | None = None
         self.readers = 0
-        self.left = trio.Event()  # the writer has gone
+        self.landed = False  # the writer has gone
         self.alone = False  # its only reader, who waits for the end, is its writer
         self.pilot: Callable[[], Awaitable[None]] | None = None  # writes it, when that reader asks it to
 
@@ -49,7 +50,8 @@ class Flight:
 
         self._waiting: dict[Reader, trio.lowlevel.Task] = {}
         self._at_end: dict[Reader, trio.lowlevel.Task] = {}
-        self._room = trio.lowlevel.ParkingLot()
+        self._room: trio.lowlevel.ParkingLot | None = None
+        self._landing: trio.Event | None = None
         self._front = 0
         self._read_ahead = read_ahead
         self._on_later_deadline: Callable[[float], None] | None = None
@@ -72,6 +74,8 @@ class Flight:
     async def room(self) -> None:
         """Returns when the fastest reader has caught up enough."""
         while self.full:
+            if self._room is None:
+                self._room = trio.lowlevel.ParkingLot()
             await self._room.park()
 
     def take_back(self) -> bool:
@@ -86,8 +90,10 @@ class Flight:
         """The last events; the answer is whole."""
         self.events.extend(events)
         self.ended = True
-        self._wake_all()
-        self._wake_at_end()
+        if self._waiting:
+            self._wake_all()
+        if self._at_end:
+            self._wake_at_end()
 
     def fail(self, failure: NoAnswer) -> None:
         """The answer ends here. Without effect when it has ended already."""
@@ -95,6 +101,18 @@ class Flight:
             self.failure, self.ended = failure, True
             self._wake_all()
             self._wake_at_end()
+
+    def land(self) -> None:
+        """The writer has gone."""
+        self.landed = True
+        if self._landing is not None:
+            self._landing.set()
+
+    async def landing(self) -> None:
+        """Returns when the writer has gone."""
+        if not self.landed:
+            self._landing = self._landing or trio.Event()
+            await self._landing.wait()
 
     def stop(self) -> None:
         """Ends the generation, wherever it waits."""
@@ -117,7 +135,7 @@ class Flight:
 
     def leave(self) -> None:
         self.readers -= 1
-        if self.readers == 0 and not self.left.is_set():
+        if self.readers == 0 and not self.landed:
             self.stop()
 
     async def news(self, reader: Reader, *, at_end: bool = False) -> None:
@@ -127,7 +145,7 @@ class Flight:
         """
         waiting = self._at_end if at_end else self._waiting
         waiting[reader] = trio.lowlevel.current_task()
-        if at_end and self._room:
+        if at_end and self._room is not None:
             self._room.unpark_all()
 
         def leave(_: object) -> trio.lowlevel.Abort:
@@ -156,7 +174,7 @@ class Flight:
         """A reader has taken the events before `index`."""
         if index > self._front:
             self._front = index
-            if self._room:
+            if self._room is not None:
                 self._room.unpark_all()
 
 

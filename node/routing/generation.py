@@ -56,6 +56,7 @@ class Means(NamedTuple):
     alarms: Alarms
     limits: RoutingLimits
     recorder: Recorder | None
+    now: Callable[[], float]  # trio's time
 
 
 class Generation:
@@ -68,7 +69,7 @@ class Generation:
         self, flight: Flight, ask: Ask, means: Means, look_up: LookUp | None = None, part: Part | None = None
     ) -> None:
         self._flight, self._ask = flight, ask
-        self._source, self._health, self._speed, self._alarms, self._limits, self._recorder = means
+        self._source, self._health, self._speed, self._alarms, self._limits, self._recorder, self._now = means
         self._look_up, self._part = look_up, part
         self._answer_so_far = Continuation(ask.request)
         race = look_up is not None  # without one nothing waits for these
@@ -81,7 +82,7 @@ class Generation:
 
     async def run(self) -> None:
         """Ends with the flight: finished, or failed with the reason."""
-        PARTY.set(self._ask.party)
+        PARTY.set(self._flight.party)
         if self._look_up is None:
             await self._answer()
         else:
@@ -104,7 +105,7 @@ class Generation:
             self._walk_scope.cancel()
             if self._trying is not None:
                 attempt, start = self._trying
-                attempt.outcome, attempt.ms = LOST, _ms_since(start)
+                attempt.outcome, attempt.ms = LOST, self._ms_since(start)
             self._flight.cache = found.tier
             take_found(self._flight, found)
 
@@ -147,7 +148,7 @@ class Generation:
             lost = step.candidate if gone and step.candidate.peer is not None else None
             added = len(self._flight.events) > before
             begun = self._answer_so_far.begun
-            walk.failed(step, error, trio.current_time(), begun=begun, added=added and begun)
+            walk.failed(step, error, self._now(), begun=begun, added=added and begun)
             if isinstance(error, _PrefixRejected) and self._unfit(step.candidate) is None:
                 walk.once_more(step.candidate)
             if self._answer_so_far.said.bytes > self._limits.max_answer_bytes:
@@ -164,9 +165,9 @@ class Generation:
 
     async def _joined(self, leader: Candidate, walk: Walk) -> bool:
         """Follow a generation of somebody else; whether the flight has ended with it."""
-        if self._health.blocked(leader, trio.current_time()) is not None:
+        if self._health.blocked(leader, self._now()) is not None:
             return False
-        error = await self._attempt(Step(leader, trio.current_time()))
+        error = await self._attempt(Step(leader, self._now()))
         if error is not None and error.kind in _SILENT and self._part is not None and leader.peer is not None:
             self._part.was_silent(leader.peer)
         if error is not None and self._answer_so_far.begun:
@@ -184,9 +185,9 @@ class Generation:
         if not walk.lacks_candidates:
             return False
         if self._regroup_until is None:
-            self._regroup_until = min(trio.current_time() + self._limits.regroup_s, self._flight.deadline)
+            self._regroup_until = min(self._now() + self._limits.regroup_s, self._flight.deadline)
         while not walk.offer(self._candidates()):
-            if trio.current_time() >= self._regroup_until:
+            if self._now() >= self._regroup_until:
                 return False
             await trio.sleep(LOOK_AGAIN_S)
         return True
@@ -194,12 +195,12 @@ class Generation:
     def _candidates(self) -> Sequence[Candidate]:
         key = self._ask.key
         found = self._source.candidates(self._ask.request, self._ask)
-        return self._speed.ranked(found, trio.current_time(), key.cid if isinstance(key, Key) else None)
+        return self._speed.ranked(found, self._now(), key.cid if isinstance(key, Key) else None)
 
     async def _next(self, walk: Walk) -> Step | None:
         """The next step, when its time has come; None when there is none that fits the deadline."""
         while True:
-            now = trio.current_time()
+            now = self._now()
             step = walk.step(now, self._flight.deadline)
             if walk.skipped:
                 self._note_skipped(walk)
@@ -207,7 +208,7 @@ class Generation:
                 return None
             if step.at > now:
                 await trio.sleep_until(step.at)
-                now = trio.current_time()
+                now = self._now()
                 block = self._health.blocked(step.candidate, now, last_resort=True)
                 if block is not None:
                     walk.held(step, block, now)
@@ -244,7 +245,7 @@ class Generation:
         after_s = self._speed.slow_after(step.candidate)
         if after_s is None or self._answer_so_far.said.said or self._ask.request.prefix or self._ask.request.has_tools:
             return None
-        rival = walk.rival(trio.current_time())
+        rival = walk.rival(self._now())
         if rival is None:
             return None
         after_s = after_s * 1.05 + 0.005  # one that is as fast as ever is no cause
@@ -262,7 +263,7 @@ class Generation:
         if candidate.asks is not None and candidate.asks != self._ask.request:
             flight.astray = True
         said = whole.said
-        start, before = trio.current_time(), len(flight.events)
+        start, before = self._now(), len(flight.events)
         self._health.began(candidate, start)
         flight.provider, flight.peer, flight.model = candidate.name, candidate.peer, candidate.model
         if candidate.peer is not None and candidate.model is None:
@@ -277,8 +278,8 @@ class Generation:
         finally:
             if duel is not None:
                 candidate, attempt = duel.over(candidate, attempt)
-                duel.ended(_ms_since(start))
-            attempt.ms = _ms_since(start)
+                duel.ended(self._ms_since(start))
+            attempt.ms = self._ms_since(start)
             if said.finish is None and error is None:
                 self._health.let_go(candidate)
                 if not self._won_elsewhere:
@@ -300,7 +301,7 @@ class Generation:
             if candidate.joins and error.kind not in _SILENT:
                 self._health.let_go(candidate)  # what failed is the provider over there; who is lost is so anyway
             elif not isinstance(error, Diverged):
-                now = trio.current_time()
+                now = self._now()
                 broke_off = unseen and error.kind is ErrorKind.CONNECTION  # it was reached, and it spoke
                 self._health.failed(candidate, _broken_off(error) if broke_off else error, now)
                 if POLICY[error.kind].breaker or (candidate.peer is not None and error.kind is ErrorKind.UNAVAILABLE):
@@ -309,7 +310,7 @@ class Generation:
             return error
         self._health.answered(candidate)
         if plan.way is Way.FRESH and not candidate.joins and attempt.first_token_ms is not None:
-            first_s, took_s, now = attempt.first_token_ms / 1000, attempt.ms / 1000, trio.current_time()
+            first_s, took_s, now = attempt.first_token_ms / 1000, attempt.ms / 1000, self._now()
             self._speed.answered(candidate, first_s, len(flight.events) - before, took_s, now)
         attempt.outcome = ANSWERED
         self._land(candidate, events)
@@ -392,9 +393,9 @@ class Generation:
                         if said.finish is not None:
                             if batches is not None and batches.over:
                                 break
-                            watch.set(min(trio.current_time() + AFTER_FINISH_S, flight.deadline))
+                            watch.set(min(self._now() + AFTER_FINISH_S, flight.deadline))
                         elif passed:
-                            watch.set(min(trio.current_time() + ask.idle_s, flight.deadline))
+                            watch.set(min(self._now() + ask.idle_s, flight.deadline))
                         if passed and said.bytes > self._limits.max_answer_bytes:
                             error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} writes without end")
                             break
@@ -418,7 +419,7 @@ class Generation:
 
     def _first(self, candidate: Candidate, attempt: Attempt, start: float, stream: object) -> None:
         """The first event of an attempt has come."""
-        attempt.first_token_ms = _ms_since(start)
+        attempt.first_token_ms = self._ms_since(start)
         if self._look_up is not None:
             self._look_up_scope.cancel()
         self._health.spoke(candidate)
@@ -427,14 +428,17 @@ class Generation:
 
     def _heard(self, candidate: Candidate, attempt: Attempt, start: float, watch: Watch) -> None:
         """A provider that says again what the caller has is not silent."""
-        now = trio.current_time()
+        now = self._now()
         if attempt.first_token_ms is None:
-            attempt.first_token_ms = _ms_since(start)
+            attempt.first_token_ms = self._ms_since(start)
             self._health.spoke(candidate)
         watch.set(min(now + self._ask.idle_s, self._flight.deadline))
 
+    def _ms_since(self, start: float) -> float:
+        return round((self._now() - start) * 1000, 3)
+
     def _too_slow(self, candidate: Candidate, attempt: Attempt) -> ProviderError:
-        if trio.current_time() >= self._flight.deadline:
+        if self._now() >= self._flight.deadline:
             return ProviderError(ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.")
         if attempt.first_token_ms is not None:
             return ProviderError(ErrorKind.IDLE_TIMEOUT, f"{candidate.name} was silent for {self._ask.idle_s:g} s")
@@ -510,7 +514,3 @@ def _stopped() -> ProviderError:
 
 def _broken_off(error: ProviderError) -> ProviderError:
     return ProviderError(ErrorKind.INTERRUPTED, error.message)
-
-
-def _ms_since(start: float) -> float:
-    return round((trio.current_time() - start) * 1000, 3)

@@ -93,27 +93,36 @@ class Router:
         self.notes: deque[RouteNote] = deque(maxlen=self.limits.recent_routes)
         self.watchers: list[Watcher] = []
         self.traced = False  # whether somebody wants to know whose span a request belongs to
+        self._source, self._cache = source, cache
         self.recorder: Recorder | None = None
         if cache is not None:
             if signer is None:
                 raise ValueError("a router with a cache needs an identity that signs what goes into it")
             self.recorder = Recorder(cache, signer, on_record=on_record)
-        self._source, self._cache = source, cache
-        self._means = Means(source, self.health, self.speed, self.alarms, self.limits, self.recorder)
+        self.now: Callable[[], float] = trio.current_time
+        self._means = self._all_means()
         self.beyond: Tiers | None = None
         if beyond is not None and cache is not None and self.recorder is not None:
             wait_s = self.limits.swarm_wait_s
             self.beyond = Tiers(beyond, farther or {}, cache=cache, recorder=self.recorder, wait_s=wait_s)
         self._me = signer.peer_id if signer is not None else None
+        self._myself = frozenset((self._me,)) if self._me is not None else frozenset()
         self.together: Together | None = None
         if others is not None and cache is not None and self._me is not None and self.limits.join_wait_s > 0:
             self.together = Together(self._me, others, self.limits, cache.trusts)
         self._nursery: trio.Nursery | None = None
         self._alone: set[Flight] = set()  # those that fly in their callers' tasks
 
+    def _all_means(self) -> Means:
+        parts = self.health, self.speed, self.alarms, self.limits, self.recorder
+        return Means(self._source, *parts, self.now)
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """The life of the generations. Leaving it cancels those that still run; their readers get NoAnswer."""
+        # The clock itself: trio.current_time looks for it each time, which a request would pay for ten times.
+        self.now = trio.lowlevel.current_clock().current_time
+        self._means = self._all_means()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self.alarms.run)
@@ -135,7 +144,7 @@ class Router:
     def ask(self, request: GenerateRequest, *, timeout_s: float | None = None, **how: Any) -> Ask:
         """An Ask of this machine with the router's own limits. timeout_s: seconds for the answer in all."""
         limits = self.limits
-        deadline = trio.current_time() + (limits.deadline_s if timeout_s is None else timeout_s)
+        deadline = self.now() + (limits.deadline_s if timeout_s is None else timeout_s)
         return Ask(
             request=request,
             deadline=deadline,
@@ -225,8 +234,10 @@ class Router:
         if not ask.from_here and self._me in ask.seen:
             raise NoAnswer(ErrorKind.UNAVAILABLE, "The request has passed this node before.", code="loop")
         if self._me is not None:
-            ask.seen = ask.seen | {self._me}
+            ask.seen = ask.seen | self._myself if ask.seen else self._myself
         shared: Hashable | None = None
+        if key is None and not control.only_if_cached:
+            return self._board(self._launch(ask, None, None), ask)
         if key is not None and not control.fresh:
             # A route's fallback may be another model: who asked for this one by its own name does not share that.
             alias = ask.asked.model if ask.asked is not None and ask.asked.model != ask.request.model else None
@@ -312,21 +323,22 @@ class Router:
         flight = Flight(0.0)
         flight.cache = found.tier
         take_found(flight, found)
-        flight.left.set()
+        flight.land()
         return flight
 
     def _launch(self, ask: Ask, key: Key | None, shared: Hashable | None) -> Flight:
         if self._nursery is None:
             raise NoAnswer(ErrorKind.UNAVAILABLE, "The node is stopping; ask again when it runs.", code="stopping")
-        if (why_not := self._shares.why_not(ask.party, self.limits.max_in_flight)) is not None:
+        party = ask.party
+        if (why_not := self._shares.why_not(party, self.limits.max_in_flight)) is not None:
             raise NoAnswer(ErrorKind.OVERLOADED, why_not, code="node_full", retry_after=1.0)
-        flight = Flight(ask.deadline, read_ahead=self.limits.read_ahead_events)
+        flight = Flight(ask.deadline, read_ahead=self.limits.read_ahead_events, party=party)
         flight.alone = ask.whole and shared is None
         flight.cache = "miss" if key is not None else "bypass"
         flight.public = ask.cache_control.publish != "none"
         if shared is not None:
             self.flights.add(shared, flight)
-        self._shares.take(ask.party)
+        self._shares.take(party)
         if flight.alone:
             flight.pilot = functools.partial(self._fly_alone, flight, ask, key)
         else:
@@ -345,8 +357,8 @@ class Router:
         """Its caller has left before it began."""
         flight.pilot = None
         flight.fail(stopped())
-        flight.left.set()
-        self._shares.give_back(ask.party)
+        flight.land()
+        self._shares.give_back(flight.party)
 
     async def _fly(self, flight: Flight, ask: Ask, key: Key | None, shared: Hashable | None) -> None:
         """A flight's task: whatever happens in it, the flight ends, and only the flight."""
@@ -372,11 +384,12 @@ class Router:
                 NoAnswer(ErrorKind.UPSTREAM, "The node failed inside; see its log.", flight.route, code="internal")
             )
         finally:
-            flight.fail(stopped())
-            flight.left.set()
+            if not flight.ended:
+                flight.fail(stopped())
+            flight.land()
             if part is not None:
                 part.over()
-            self._shares.give_back(ask.party)
+            self._shares.give_back(flight.party)
             if shared is not None:
                 self.flights.remove(shared, flight)
 

@@ -33,8 +33,21 @@ from .wire import Wire
 
 __all__ = ["BadResponse", "Call", "Client", "ClientError", "ConnectFailed", "ConnectionLost", "Response"]
 
-_remembered_head = functools.lru_cache(maxsize=64)(write_head)
-"""A caller's requests to one place have the same head but for the length."""
+
+@functools.lru_cache(maxsize=256)
+def _head_of(method: str, url: Url, headers: tuple[Header, ...], user_agent: str, proxy: Proxy | None) -> bytes:
+    """A request's head but for its length: a caller's requests to one place have the same."""
+    origin, target, tail = url.origin, url.target, ""
+    if not method.isalpha() or not method.isascii():
+        raise ValueError("a method consists of letters")
+    if proxy is not None and not origin.tls:
+        target = f"{origin}{target}"
+        if proxy.authorization is not None:
+            tail = f"proxy-authorization: {proxy.authorization}\r\n"
+    if find_header(headers, "user-agent") is None:
+        tail += f"user-agent: {user_agent}\r\n"
+    return write_head(f"{method} {target} HTTP/1.1\r\nhost: {origin.authority}\r\n", headers, tail)
+
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
 
@@ -99,7 +112,7 @@ class Client:
         ConnectionLost, BadResponse. A kept connection that turns out dead before a byte of the answer came is
         replaced by a new one, once: servers close idle connections whenever they like.
         """
-        return Call(self, method, parse_url(url), list(headers), body or b"", connect_timeout)
+        return Call(self, method, parse_url(url), tuple(headers), body or b"", connect_timeout)
 
     @property
     def idle_connections(self) -> int:
@@ -147,7 +160,13 @@ class Call:
     __slots__ = ("_body", "_client", "_connect_timeout", "_headers", "_method", "_response", "_url")
 
     def __init__(
-        self, client: Client, method: str, url: Url, headers: Headers, body: bytes, connect_timeout: float | None
+        self,
+        client: Client,
+        method: str,
+        url: Url,
+        headers: tuple[Header, ...],
+        body: bytes,
+        connect_timeout: float | None,
     ) -> None:
         self._client, self._method, self._url, self._headers, self._body = client, method, url, headers, body
         self._connect_timeout = connect_timeout
@@ -181,17 +200,7 @@ class Call:
             self._response._close()
 
     def _encode(self, proxy: Proxy | None) -> bytes:
-        origin, target, tail = self._url.origin, self._url.target, ""
-        if not self._method.isalpha() or not self._method.isascii():
-            raise ValueError("a method consists of letters")
-        if proxy is not None and not origin.tls:
-            target = f"{origin}{target}"
-            if proxy.authorization is not None:
-                tail = f"proxy-authorization: {proxy.authorization}\r\n"
-        if find_header(self._headers, "user-agent") is None:
-            tail += f"user-agent: {self._client._user_agent}\r\n"
-        first = f"{self._method} {target} HTTP/1.1\r\nhost: {origin.authority}\r\n"
-        head = _remembered_head(first, tuple(self._headers), tail)
+        head = _head_of(self._method, self._url, self._headers, self._client._user_agent, proxy)
         if self._body or self._method not in _BODILESS:
             return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(self._body), self._body)
         return b"%b\r\n" % head
@@ -258,9 +267,10 @@ class Response:
         """Send the request and read the answer's head; closes the connection when that fails."""
         assert self._wire is not None
         try:
-            # A server may refuse a long request before its end: what it said then is worth reading.
-            with contextlib.suppress(trio.BrokenResourceError):
+            try:  # noqa: SIM105 (contextlib.suppress costs as much as the system call)
                 await self._wire.send(data)
+            except trio.BrokenResourceError:
+                pass  # a server may refuse a long request before its end: what it said then is worth reading
             while not self._parser.has_head:
                 self._early = await self._more()
         except BaseException:

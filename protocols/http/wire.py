@@ -49,6 +49,7 @@ class TcpWire:
         self._socket = stream.socket
         self._fd = stream.socket.fileno()
         self._sends = 0
+        self._poll: select.poll | None = None
 
     async def receive(self) -> bytes:
         while True:
@@ -96,9 +97,10 @@ class TcpWire:
     def is_readable(self) -> bool:
         if self._fd < 0:
             return True
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._fd, select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def _open_fd(self) -> int:
         if self._fd < 0:
