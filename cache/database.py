@@ -1,7 +1,7 @@
 """The store's SQLite file: its tables, their migrations, how it is opened, and what happens to a damaged one.
 
 Synchronous; store.py and writer.py call it in threads of theirs. The settings come from measurements of this very use
-(2 KiB blocks): WAL, synchronous FULL, up to 64 answers a transaction. `WITHOUT ROWID` made the file three times larger.
+(2 KiB blocks): WAL, synchronous FULL, many answers a transaction. `WITHOUT ROWID` made the file three times larger.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 16777216")
+        connection.execute("PRAGMA temp_store = MEMORY")  # what undoes one statement, or SQLite writes it to a file
         if unclean and _size(path) <= QUICK_CHECK_BYTES:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":

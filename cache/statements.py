@@ -5,6 +5,7 @@ What changes the number or size of answers keeps `Totals` in step; `count` reads
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -87,38 +88,50 @@ class New(NamedTuple):
     derived: Sequence[Derived]
 
 
+AT_ONCE = 64
+"""Rows of one statement. Groups are cut into powers of two up to this, so that few statements are ever compiled."""
+
+
 def insert_many(db: sqlite3.Connection, totals: Totals, new: Sequence[New]) -> None:
     """Store answers with few statements; those with a linked block, or of which one is here already, one by one."""
-    cids = [one.signed.cid for one in new]
-    marks = ",".join("?" * len(new))
-    plain = len(set(cids)) == len(cids) and not any(one.signed.extra is not None for one in new)
-    same = f"SELECT count(*) FROM blocks WHERE cid IN ({marks})"  # noqa: S608 (question marks)
-    if not plain or db.execute(same, cids).fetchone() != (0,):
-        for one in new:
-            insert(db, totals, *one)
-        return
+    done = 0
+    while done < len(new):
+        some = new[done : done + min(AT_ONCE, 1 << (len(new) - done).bit_length() - 1)]
+        done += len(some)
+        if any(one.signed.extra is not None for one in some) or not _insert_some(db, totals, some):
+            for one in some:
+                insert(db, totals, *one)
+
+
+def _insert_some(db: sqlite3.Connection, totals: Totals, new: Sequence[New]) -> bool:
+    """False, and nothing is stored, when a block is here already."""
     blocks = [value for one in new for value in (one.signed.cid, one.signed.block)]
-    into_blocks = "INSERT INTO blocks(cid, data) VALUES " + _rows(2, len(new))  # noqa: S608 (question marks)
-    last = db.execute(into_blocks, blocks).lastrowid or 0
+    try:
+        last = db.execute(_INSERT_BLOCKS + _rows(2, len(new)), blocks).lastrowid or 0
+    except sqlite3.IntegrityError:  # a statement that fails leaves nothing behind (sqlite.org/lang_conflict.html)
+        return False
     # A table's next id is one more than its largest (sqlite.org/autoinc.html), so these follow one another.
     numbers = range(last - len(new) + 1, last + 1)
     answers = [value for number, one in zip(numbers, new, strict=True) for value in _answer(number, None, one)]
     db.execute(_INSERT_ANSWERS + _rows(12, len(new)), answers)
-    derived = [
-        v for number, one in zip(numbers, new, strict=True) for d in one.derived for v in (d.cid, number, d.kind)
-    ]
-    if derived:
-        into_derived = "INSERT OR IGNORE INTO derived(cid, block, kind) VALUES " + _rows(3, len(derived) // 3)  # noqa: S608
-        db.execute(into_derived, derived)
+    derived = [(d.cid, number, d.kind) for number, one in zip(numbers, new, strict=True) for d in one.derived]
+    while derived:
+        some = derived[: 1 << min(AT_ONCE, len(derived)).bit_length() - 1]
+        del derived[: len(some)]
+        db.execute(_INSERT_DERIVED + _rows(3, len(some)), [value for row in some for value in row])
     totals.answers += len(new)
     totals.bytes += sum(size_of(one.signed) for one in new)
+    return True
 
 
+@functools.cache
 def _rows(width: int, count: int) -> str:
     row = f"({','.join('?' * width)})"
     return ",".join([row] * count)
 
 
+_INSERT_BLOCKS = "INSERT INTO blocks(cid, data) VALUES "
+_INSERT_DERIVED = "INSERT OR IGNORE INTO derived(cid, block, kind) VALUES "
 _INSERT_ANSWERS = (
     "INSERT INTO answers"
     "(request, block, linked, model, provider, node, created, stored, used, size, public, foreign_) VALUES "
@@ -157,7 +170,7 @@ def insert(
     elif public:
         db.execute("UPDATE answers SET public = 1 WHERE block = ?", (block,))
     db.executemany(
-        "INSERT OR IGNORE INTO derived(cid, block, kind) VALUES (?, ?, ?)",
+        _INSERT_DERIVED + _rows(3, 1),
         [(one.cid, block if one.of == signed.cid else linked, one.kind) for one in derived],
     )
     return bool(inserted)
@@ -167,7 +180,7 @@ def _insert_block(db: sqlite3.Connection, cid: bytes, data: bytes) -> int:
     row = db.execute("SELECT id FROM blocks WHERE cid = ?", (cid,)).fetchone()
     if row is not None:
         return int(row[0])
-    made = db.execute("INSERT INTO blocks(cid, data) VALUES (?, ?)", (cid, data)).lastrowid
+    made = db.execute(_INSERT_BLOCKS + _rows(2, 1), (cid, data)).lastrowid
     return int(made or 0)
 
 
