@@ -41,7 +41,7 @@ from .base import (
 from .embedding import Embeddings, EmbedRequest, pack
 from .faults import SettingsError
 from .gate import Gate
-from .hf_worker import frames
+from .hf_worker import engine_choice, frames
 from .hf_worker.link import WorkerLink, worker_command, worker_environ
 from .hf_worker.shelf import Shelf
 from .options import settle, told
@@ -56,6 +56,10 @@ WRITES = Capabilities(streams=True, continues=True, seeds=True, logprobs=True, e
 ENCODES = Capabilities(streams=False, writes=False, embeds=True)
 CALIBRATED = ".threads.json"
 """In the store of models: how many threads were best for each."""
+GGUF_POSITIONS = 16384
+"""Positions that llama.cpp gets when nothing else is said."""
+TRIALS_S = 900.0
+"""Seconds that timing the engines of a model may take."""
 MOST_LOGPROBS = 20
 """Likeliest tokens that may be asked for at each place, as in OpenAI's API."""
 LIBRARIES = ("torch", "transformers", "safetensors")
@@ -72,23 +76,26 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """Where installed models lie; default: the environment's SHOAL_MODELS_DIR, or the user's cache folder."""
     preload: bool = False
     """Load the model when the node starts, and not at the first request."""
-    engine: Literal["auto", "torch", "llama_cpp"] = "auto"
+    engine: Literal["auto", "torch", "graphs", "paged", "slots", "llama_cpp"] = "auto"
     """What computes: torch, or llama.cpp (`pip install 'shoal[llama-cpp]'`), which takes models that came as a GGUF.
-    auto: llama.cpp where it is installed and the model has one, unless dtype or device ask for what only torch does."""
+    auto: what `shoal models calibrate` found fastest; else llama.cpp where it is installed and the model has one,
+    unless dtype or device ask for what only torch does. graphs, paged and slots are ways of batching what transformers
+    loads; of these torch takes the fastest on this device."""
     threads: int = 0
     """Threads of the worker; 0 finds the best number in one second of trials, when it is idle, and keeps it on disk."""
     dtype: str = "auto"
     """int4, float32, bfloat16, or auto: packed weights where the model has them, else what computes fast here."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto."""
+    """cpu, cuda (the one with most free memory), cuda:1, mps, or auto."""
     max_tokens: int = 1024
     """Tokens of an answer when the request does not say."""
     encoder: str = weights.ENCODER
     """The model that makes embeddings (`shoal models add minilm`)."""
     memory_mb: int = 0
     """Megabytes that the models loaded at the same time may take together; 0: three quarters of this machine's."""
-    kv_tokens: int = 16384
-    """Positions kept in memory for all running requests together (46 kB each for SmolLM2 in fp32)."""
+    kv_tokens: int = 0
+    """Positions kept in memory for all running requests together (46 kB each for SmolLM2 in fp32); 0: 16,384 on a CPU,
+    and on a GPU as many as four fifths of its free memory hold, 131,072 at most."""
     load_s: float = 300.0
     """Seconds that loading may take."""
     template_s: float = 2.0
@@ -150,7 +157,13 @@ class LocalHf(Provider):
         status = self._probed[1]
         if status.ready and (reason := self.keeper.pause_reason()):
             return msgspec.structs.replace(status, ready=False, reason=reason)
-        return msgspec.structs.replace(status, models=tuple(self._rated(model) for model in status.models))
+        link = self.keeper.link
+        computes = link.info.computes if link is not None and link.info is not None else ""
+        return msgspec.structs.replace(
+            status,
+            models=tuple(self._rated(model) for model in status.models),
+            version=f"{status.version} ({computes})" if computes else status.version,
+        )
 
     def _rated(self, model: ModelInfo) -> ModelInfo:
         """With the rates that its worker has measured, if there is one."""
@@ -166,7 +179,7 @@ class LocalHf(Provider):
         """What the disk says of the libraries and the weights; takes some milliseconds."""
         try:
             found = weights.resolve(self._model, self._models_dir)
-            engine = engine_of(self._settings, found)
+            engine = engine_of(self._settings, found, self._fastest(found))
         except weights.WeightsError as fault:
             lacks = "" if weights.llama_cpp_installed() else missing_libraries()
             return Status(ready=False, reason=lacks or str(fault))
@@ -221,6 +234,11 @@ class LocalHf(Provider):
             raise ProviderError(ErrorKind.UNAVAILABLE, f'"{name}" {does}; leave model out, or ask for another')
         return name
 
+    def _fastest(self, found: weights.WeightsDir) -> str:
+        """The engine that `shoal models calibrate` found fastest on this machine's processor; empty: not timed."""
+        of = engine_choice.key(found.name, self._settings.dtype, "cpu")
+        return engine_choice.known(self._models_dir / engine_choice.FILE, of) or ""
+
     async def _find(self, name: str) -> weights.WeightsDir:
         """The weights of a model. Raises ProviderError when there is nothing to load."""
         wanted = self._model if name == self._default else name
@@ -228,32 +246,62 @@ class LocalHf(Provider):
             found = await trio.to_thread.run_sync(weights.resolve, wanted, self._models_dir)
         except weights.WeightsError as fault:
             raise ProviderError(ErrorKind.UNAVAILABLE, str(fault)) from None
-        if engine_of(self._settings, found) == "llama_cpp":
+        if engine_of(self._settings, found, self._fastest(found)) == "llama_cpp":
             return weights.by_llama_cpp(found, self._settings.kv_tokens)
         return found
 
     async def _prepare(self, found: weights.WeightsDir) -> WorkerLink:
         """The link to a worker that is about to start."""
-        settings = self._settings
-        engine = engine_of(settings, found)
+        engine = engine_of(self._settings, found, self._fastest(found))
         if engine == "llama_cpp" and found.gguf is not None:
             await trio.to_thread.run_sync(_check_gguf, found.gguf)
+        return self._link(found, engine)
+
+    def _link(self, found: weights.WeightsDir, engine: str, *, trials: bool = False) -> WorkerLink:
+        settings = self._settings
         load = frames.Load(
             name=found.name,
             path=str(found.gguf if engine == "llama_cpp" else found.path),
             threads=settings.threads,
             dtype=settings.dtype,
             device=settings.device,
-            kv_tokens=settings.kv_tokens,
+            kv_tokens=settings.kv_tokens or (GGUF_POSITIONS if engine == "llama_cpp" else 0),
             embeds=found.encoder,
-            engine=engine,
+            engine=settings.engine if engine == "torch" and settings.engine in engine_choice.ENGINES else engine,
             calibrated=str(self._models_dir / CALIBRATED),
             template_s=settings.template_s,
+            trials=trials,
         )
         environ = worker_environ(self._environ, settings.threads, engine)
-        return WorkerLink(
-            self._command(), environ, load, folder=found.path, load_s=settings.load_s, hang_s=settings.hang_s
-        )
+        load_s = max(settings.load_s, TRIALS_S) if trials else settings.load_s
+        return WorkerLink(self._command(), environ, load, folder=found.path, load_s=load_s, hang_s=settings.hang_s)
+
+    async def time_engines(self, name: str) -> tuple[dict[str, dict[int, float]], str]:
+        """Engine -> streams -> tokens per second of each that takes the model here, and the choice, kept on disk.
+
+        Raises ProviderError when the model, or what computes it, is not there.
+        """
+        found = await self._find(weights.canonical(name) if name else self._default)
+        engines = ["torch"] if found.plain and not missing_libraries() else []
+        if found.gguf is not None and weights.llama_cpp_installed():
+            await trio.to_thread.run_sync(_check_gguf, found.gguf)
+            engines.append("llama_cpp")
+        about, rates, why = "cpu", dict[str, dict[int, float]](), missing_libraries()
+        for engine in engines:
+            link = self._link(found, engine, trials=True)
+            await link.run()
+            if link.timed is None:
+                why = link.lost or ""
+                continue
+            rates |= link.timed.rates
+            about = link.timed.about if engine == "torch" else about
+        if not rates:
+            raise ProviderError(ErrorKind.UNAVAILABLE, why or f"nothing computes {found.name} here")
+        of = engine_choice.key(found.name, self._settings.dtype, about)
+        chosen = engine_choice.best(rates, "llama_cpp" if "llama_cpp" in rates else "lean")
+        file = self._models_dir / engine_choice.FILE
+        await trio.to_thread.run_sync(engine_choice.write, file, of, rates, chosen)
+        return rates, chosen or ""
 
     # -- embeddings ------------------------------------------------------------------------------------------
 
@@ -309,9 +357,11 @@ def _check_gguf(file: Path) -> None:
         raise ProviderError(ErrorKind.UNAVAILABLE, f"{file.name} cannot be read ({fault.strerror})") from None
 
 
-def engine_of(settings: Settings, found: weights.WeightsDir) -> Literal["torch", "llama_cpp"]:
-    """What computes this model here. Raises ProviderError with what to do when nothing can."""
-    only_torch = settings.dtype != "auto" or settings.device in ("cuda", "mps")
+def engine_of(settings: Settings, found: weights.WeightsDir, fastest: str = "") -> Literal["torch", "llama_cpp"]:
+    """What computes this model here. fastest: the engine that was found so. Raises ProviderError when nothing can."""
+    only_torch = (
+        settings.dtype != "auto" or settings.device.startswith(("cuda", "mps")) or fastest not in ("", "llama_cpp")
+    )
     wanted = settings.engine if settings.engine != "auto" else "torch" if found.plain and only_torch else "llama_cpp"
     if wanted == "llama_cpp" and found.gguf is not None and weights.llama_cpp_installed():
         return "llama_cpp"
@@ -338,10 +388,10 @@ def missing_libraries() -> str:
 
 def build(name: str, settings: Settings, context: BuildContext) -> LocalHf:
     """The provider for a node. Raises SettingsError for a value that cannot be used."""
-    for key in ("threads", "idle_unload_s", "memory_mb"):
+    for key in ("threads", "idle_unload_s", "memory_mb", "kv_tokens"):
         if getattr(settings, key) < 0:
             raise SettingsError(key, "is below 0", "write 0 or more")
-    for key in ("max_concurrent", "max_tokens", "kv_tokens", "load_s", "template_s", "hang_s"):
+    for key in ("max_concurrent", "max_tokens", "load_s", "template_s", "hang_s"):
         if getattr(settings, key) <= 0:
             raise SettingsError(key, "is not above 0", "write a positive number, or leave it out")
     models_dir = weights.models_dir(context.environ, settings.models_dir)

@@ -44,7 +44,7 @@ def main() -> int:
     sys.excepthook = report_fault
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
-    from .frames import Load, Ready, Refused
+    from .frames import Load, Ready, Refused, Timed
     from .server import Pipes, Server
 
     pipes = Pipes(0, own_output())
@@ -57,6 +57,12 @@ def main() -> int:
     from .loaded import LoadError
 
     try:
+        if wanted.trials:
+            from .trials import timed
+
+            pipes.send(Timed(*timed(wanted)))
+            pipes.flush()
+            return 0
         if wanted.engine == "llama_cpp":
             from .llama_cpp_model import load_gguf
 
@@ -79,7 +85,11 @@ def main() -> int:
         from .encoder_server import EncoderServer
 
         EncoderServer(pipes, encoder).run()
-    pipes.send(Ready(model.prompter.context_length, model.dtype, model.device, model.threads, time.monotonic() - BEGAN))
+    took = time.monotonic() - BEGAN
+    ready = Ready(
+        model.prompter.context_length, model.dtype, model.device, model.threads, took, computes=model.computes
+    )
+    pipes.send(ready)
     pipes.flush()
     Server(pipes, model).run()
     return 0

@@ -38,7 +38,7 @@ def key(model: str, dtype: str, version: str, cores: int, library: str = "torch"
 
 def known(file: Path, of: str) -> int | None:
     """The number that was found for a key; None when it was never tried."""
-    found = _read(file).get(of)
+    found = read(file).get(of)
     threads = found.get("threads") if isinstance(found, dict) else None
     return threads if isinstance(threads, int) and 0 < threads <= 1024 else None
 
@@ -90,20 +90,26 @@ class Calibration:
         self.done, self.threads = True, chosen
         self._use(chosen)
         milliseconds = {str(count): round(1000 * taken, 2) for count, taken in self._best.items()}
-        everything = _read(self._file)
-        everything.pop(self._key, None)
-        while len(everything) >= MOST_KEPT:
-            del everything[next(iter(everything))]
-        everything[self._key] = {"threads": chosen, "ms": milliseconds, "at": int(time.time())}
-        fresh = self._file.with_name(f"{self._file.name}.{os.getpid()}")
-        try:
-            fresh.write_text(json.dumps(everything, indent=1))
-            fresh.replace(self._file)
-        except OSError:  # a store that may only be read: it is tried again by the next worker
-            fresh.unlink(missing_ok=True)
+        keep(self._file, self._key, {"threads": chosen, "ms": milliseconds, "at": int(time.time())})
 
 
-def _read(file: Path) -> dict[str, Any]:
+def keep(file: Path, of: str, found: dict[str, Any]) -> None:
+    """Write down what was found for a key, and forget the oldest of too many."""
+    everything = read(file)
+    everything.pop(of, None)
+    while len(everything) >= MOST_KEPT:
+        del everything[next(iter(everything))]
+    everything[of] = found
+    fresh = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        fresh.write_text(json.dumps(everything, indent=1))
+        fresh.replace(file)
+    except OSError:  # a store that may only be read: it is tried again by the next worker
+        fresh.unlink(missing_ok=True)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What was written down; nothing where there is no such file, or another one."""
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError):

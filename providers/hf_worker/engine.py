@@ -1,8 +1,9 @@
 """The interface behind which tokens are computed. The server knows requests and text; an engine knows neither.
 
 An engine is driven from one thread: `add` and `remove` change what is computed, `step` computes one piece of it.
-`lean_engine.py` serves the Llama family on a CPU, `llama_cpp_engine.py` a GGUF, `slots.py` every model of transformers
-on every device. The first two are small files on `batch.py`, which keeps the books.
+`lean_engine.py` serves the Llama family on a CPU, `llama_cpp_engine.py` a GGUF, and three serve what transformers
+loads on any device: `graph_engine.py`, `paged_engine.py` and `slots.py`, by what is fastest there (`engine_choice.py`).
+Those that keep a memory of their own are small files on `batch.py`, which keeps the books.
 """
 
 from __future__ import annotations
@@ -34,15 +35,32 @@ class Interrupted(Exception):
     """What was being computed is given up: nobody wants it any more."""
 
 
+class UnfitModelError(Exception):
+    """This engine cannot serve this model; the message says why."""
+
+
+class NoRoomError(Exception):
+    """There is no memory for one sequence; it is let go, and all others are as they were. Nothing was picked."""
+
+    def __init__(self, id: int, message: str) -> None:  # noqa: A002
+        super().__init__(message)
+        self.id, self.message = id, message
+
+
 class Engine(Protocol):
     """Computes the next tokens of several sequences at once."""
 
-    verifies: bool
-    """Whether drafts are checked many at a time."""
-    prefill_tps: float
-    """Prompt tokens per second, as measured lately; 0 before the first measurement."""
-    decode_tps: float
-    """Tokens per second of one sequence, as measured lately; 0 before the first measurement."""
+    @property
+    def verifies(self) -> bool:
+        """Whether drafts are checked many at a time."""
+
+    @property
+    def prefill_tps(self) -> float:
+        """Prompt tokens per second, as measured lately; 0 before the first measurement."""
+
+    @property
+    def decode_tps(self) -> float:
+        """Tokens per second of one sequence, as measured lately; 0 before the first measurement."""
 
     @property
     def busy(self) -> bool:
@@ -64,4 +82,5 @@ class Engine(Protocol):
         """One decode step of all running sequences and one chunk of a new one's prompt; the new (id, token) pairs.
 
         gone: asked often while a prompt is computed; when it says yes, that prompt is given up within milliseconds.
+        Raises NoRoomError for a sequence that the device has no memory for.
         """

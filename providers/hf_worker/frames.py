@@ -4,7 +4,8 @@ A frame is 4 bytes of length (big endian) and a msgpack array `[tag, field, ...]
 imports neither trio nor torch.
 
     daemon -> worker   load (once, first), generate or embed, cancel; the end of the pipe ends the worker
-    worker -> daemon   ready or refused (once, first), then said, vectors, failed, dropped, rates, beat
+    worker -> daemon   ready or refused (once, first), then said, vectors, failed, dropped, rates, beat;
+                       timed in place of all that where `load` asked for trials
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ class FrameError(ValueError):
 
 
 class Load(Struct, frozen=True, array_like=True, tag="load"):
-    """Which model to load, and how. threads: 0 takes every usable core. kv_tokens: see `slots.SlotEngine`."""
+    """Which model to load, and how. threads: 0 takes every usable core. kv_tokens: 0: what the device has room for."""
 
     name: str
     path: str
     threads: int = 0
     dtype: str = "auto"
     device: str = "auto"
-    kv_tokens: int = 16384
+    kv_tokens: int = 0
     embeds: bool = False
     """An encoder, which takes `embed` frames in place of `generate`."""
     engine: str = "torch"
-    """What computes: torch, or llama_cpp, for which `path` is a GGUF file."""
+    """What computes: torch; one of `engine_choice.ENGINES`, and no other; or llama_cpp, for which `path` is a GGUF."""
     calibrated: str = ""
     """The file that keeps how many threads were best; empty: all usable cores, without trials."""
+    trials: bool = False
+    """Time the engines that take the model, say what came of it, and end."""
     template_s: float = 2.0
     """Seconds that the model's chat template gets for a request."""
 
@@ -70,6 +73,15 @@ class Ready(Struct, frozen=True, array_like=True, tag="ready"):
     device: str
     threads: int
     load_s: float
+    computes: str = ""
+    """The engine's name, where there was a choice."""
+
+
+class Timed(Struct, frozen=True, array_like=True, tag="timed"):
+    """Engine -> streams -> tokens per second of all streams together. about: the device, by name and driver."""
+
+    about: str
+    rates: dict[str, dict[int, float]]
 
 
 class Refused(Struct, frozen=True, array_like=True, tag="refused"):
@@ -117,7 +129,7 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
 
 
 ToWorker = Load | Generate | Embed | Cancel
-FromWorker = Ready | Refused | Said | Failed | Dropped | Rates | Vectors | Beat
+FromWorker = Ready | Timed | Refused | Said | Failed | Dropped | Rates | Vectors | Beat
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -193,6 +193,7 @@ class WorkerLink:
         self.ready = trio.Event()
         self.info: frames.Ready | None = None
         self.rates: frames.Rates | None = None
+        self.timed: frames.Timed | None = None
         self.lost: str | None = None
         """Why this worker serves no more, as a sentence; None while it lives."""
         self.on_lost: Callable[[WorkerLink], None] = lambda link: None
@@ -342,6 +343,9 @@ class WorkerLink:
             case frames.Ready():
                 self.info = frame
                 log.info("local model %s: ready after %.1f s", self._load.name, frame.load_s)
+                self.ready.set()
+            case frames.Timed():
+                self.timed = frame
                 self.ready.set()
             case frames.Refused(reason):
                 self.refused = True

@@ -31,6 +31,7 @@ class Model:
     temperature, top_p: the model's own defaults, for requests that leave them open.
     sampler: (temperature, top_p, seed, tokens drawn before) -> what picks the tokens of one request.
     calibration: trials of threads for when there is nothing to do; None when there are none.
+    computes: the engine's name, where there was a choice.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Model:
     threads: int = 1
     sampler: Callable[[float, float, int | None, int], Any] = torch_sampler
     calibration: Calibration | None = None
+    computes: str = ""
 
 
 def no_template(name: str) -> str:

@@ -17,8 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from . import engine_choice
 from .calibration import Calibration, counts, key, known
 from .cores import usable_cores
+from .device import CPU_POSITIONS, choose, fast_dtype, missing
 from .encoder import Encoder, UnfitEncoderError
 from .frames import Load
 from .gguf_blocks import FILE as DRAFT
@@ -32,16 +34,16 @@ from .tokens import ChatTokenizer, NotCoveredError, read_json
 HALVES = ("float16", "bfloat16")
 
 
-def _device(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def device_of(wanted: Load) -> str:
+    """The device to load on. Raises LoadError for one that is not there."""
+    device = choose(wanted.device)
+    if reason := missing(device):
+        raise LoadError(reason)
+    return device
 
 
 def dtype_of(asked: str, device: str) -> torch.dtype:
-    """fp32 on a CPU without bf16 units: there, bf16 products run at a hundredth of fp32's speed (measured, Zen 3)."""
+    """What torch calls it; "auto" is `device.fast_dtype`. Raises LoadError."""
     if asked != "auto":
         named = getattr(torch, asked, None)
         if not isinstance(named, torch.dtype):
@@ -49,21 +51,20 @@ def dtype_of(asked: str, device: str) -> torch.dtype:
                 f'dtype "{asked}" is not one of torch; use "auto", "int4", "float16", "float32" or "bfloat16"'
             )
         return named
-    if device != "cpu":
-        return torch.bfloat16
-    flags = torch.cpu.get_capabilities()
-    return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") else torch.float32
+    return fast_dtype(device)
 
 
 def load(wanted: Load) -> Model:
     """Load a folder of safetensors. Raises LoadError; runs no code of the folder and reads no pickle."""
     threads = wanted.threads or usable_cores()
     torch.set_num_threads(threads)
-    device = _device(wanted.device)
+    device = device_of(wanted)
     if wanted.dtype != "int4":
         dtype_of(wanted.dtype, device)
     try:
-        return _load_lean(wanted, device, threads)
+        if wanted.engine in engine_choice.ENGINES or _others_are_faster(wanted, device):
+            raise NotCoveredError(f"the engine {wanted.engine} computes what transformers loads")
+        return load_lean(wanted, device, threads)
     except NotCoveredError as fault:
         if wanted.dtype == "int4":
             raise LoadError(f'the model {wanted.name} cannot be loaded as "int4": {fault}; use "auto"') from None
@@ -76,7 +77,15 @@ def load(wanted: Load) -> Model:
     return load_by_transformers(wanted, device, threads)
 
 
-def _load_lean(wanted: Load, device: str, threads: int) -> Model:
+def _others_are_faster(wanted: Load, device: str) -> bool:
+    """Whether one of transformers' engines was found to be faster on this CPU."""
+    if device != "cpu" or not wanted.calibrated or wanted.dtype == "int4":
+        return False
+    file = Path(wanted.calibrated).with_name(engine_choice.FILE)
+    return engine_choice.known(file, engine_choice.key(wanted.name, wanted.dtype, device)) in engine_choice.ENGINES
+
+
+def load_lean(wanted: Load, device: str, threads: int) -> Model:
     """Without transformers. Raises NotCoveredError for what needs it."""
     folder = Path(wanted.path)
     config = read_json(folder / "config.json")
@@ -89,7 +98,8 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
         raise LoadError(no_template(wanted.name))
     files = sorted(folder.glob("*.safetensors"))
     context_length = int(config.get("max_position_embeddings") or 2048)
-    positions = min(context_length, wanted.kv_tokens)
+    kv_tokens = wanted.kv_tokens or CPU_POSITIONS
+    positions = min(context_length, kv_tokens)
 
     def made(form: str, beside: Llama | None = None) -> Llama:
         # Twice: what is only read to be packed goes out of memory with the first, what is read again stays mapped.
@@ -130,7 +140,7 @@ def _load_lean(wanted: Load, device: str, threads: int) -> Model:
         name=wanted.name,
         engine=LeanEngine(
             model,
-            kv_tokens=wanted.kv_tokens,
+            kv_tokens=kv_tokens,
             drafter=drafting if drafts and form == "float16" else None,
             ends=frozenset(closing),
             prompt_threads=0 if wanted.threads else usable_cores(),

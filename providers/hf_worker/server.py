@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base import ErrorKind, Finish, FinishReason, GenerateRequest, Logprobs, TextDelta, Usage
 from .detokenizer import Detokenizer
-from .engine import Sequence
+from .engine import NoRoomError, Sequence
 from .frames import (
     Beat,
     Cancel,
@@ -236,7 +236,12 @@ class Server:
             frame = self._pipes.receive(wait=False)
         if self._engine.busy:
             over: set[int] = set()
-            for id_, token in self._engine.step(self._pipes.cancelled.__contains__):
+            try:
+                picked = self._engine.step(self._pipes.cancelled.__contains__)
+            except NoRoomError as fault:
+                self._give_up(fault)
+                picked = []
+            for id_, token in picked:
                 if id_ not in over and not self._take(id_, token):
                     over.add(id_)
         self._pipes.flush()
@@ -308,6 +313,13 @@ class Server:
                 self._engine.redraft(id_, draft)
             return True
         return self._tell(id_, answer, *answer.met())
+
+    def _give_up(self, fault: NoRoomError) -> None:
+        """The device has no memory for one request; whoever asked may go on elsewhere from the text so far."""
+        answer = self._answers.pop(fault.id, None)
+        if answer is not None:
+            begun = answer.count > 0
+            self._pipes.send(Failed(fault.id, ErrorKind.INTERRUPTED if begun else ErrorKind.UNAVAILABLE, fault.message))
 
     def _finish(self, id_: int, answer: _Answer, reason: FinishReason, cached: int = 0) -> None:
         self._served = True

@@ -20,21 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .engine import Sequence
-
-CHUNK_TOKENS = 256
-"""The largest piece of a prompt computed at once."""
-CHUNK_S = 0.15
-"""While others are decoding, a piece is made so small that they wait about this long, in seconds."""
-SMALLEST_CHUNK = 32
-
-
-class UnfitModelError(Exception):
-    """This architecture cannot be batched here; the message says why."""
-
-
-class _Interrupted(Exception):
-    """The prompt in computation is not wanted any more."""
+from .batch import CHUNK_S, CHUNK_TOKENS, SMALLEST_CHUNK, lately
+from .engine import Interrupted, Sequence, UnfitModelError
 
 
 class _Joining:
@@ -80,9 +67,18 @@ class SlotEngine:
         self._interrupt: Callable[[], bool] | None = None
         self.prefill_tps = 0.0
         self.decode_tps = 0.0
-        for module in model.modules():
-            if isinstance(module, GradientCheckpointingLayer):  # each decoder layer of transformers is one
-                module.register_forward_pre_hook(self._between_layers)
+        self._hooks = [
+            module.register_forward_pre_hook(self._between_layers)
+            for module in model.modules()
+            if isinstance(module, GradientCheckpointingLayer)  # each decoder layer of transformers is one
+        ]
+
+    def close(self) -> None:
+        """Leave the model as it was, and give the memory back."""
+        for hook in self._hooks:
+            hook.remove()
+        self._cache = self._joining = None
+        self._rows.clear()
 
     # -- the interface ---------------------------------------------------------------------------------------
 
@@ -150,14 +146,14 @@ class SlotEngine:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        except _Interrupted:
+        except Interrupted:
             self._joining = None
             return []
         finally:
             self._interrupt = None
         joining.done += len(piece)
         if len(piece) >= SMALLEST_CHUNK:
-            self.prefill_tps = _lately(self.prefill_tps, len(piece) / (time.perf_counter() - began))
+            self.prefill_tps = lately(self.prefill_tps, len(piece) / (time.perf_counter() - began))
         if joining.done < len(sequence.tokens):
             return []
         self._joining = None
@@ -167,7 +163,7 @@ class SlotEngine:
 
     def _between_layers(self, *_: Any) -> None:
         if self._interrupt is not None and self._interrupt():
-            raise _Interrupted
+            raise Interrupted
 
     # -- rows ------------------------------------------------------------------------------------------------
 
@@ -206,7 +202,7 @@ class SlotEngine:
         ]
         self._next = torch.tensor(picked, device=self._device).unsqueeze(1)
         self._positions = self._positions + 1
-        self.decode_tps = _lately(self.decode_tps, 1 / (time.perf_counter() - began))
+        self.decode_tps = lately(self.decode_tps, 1 / (time.perf_counter() - began))
         return [(row.id, token) for row, token in zip(self._rows, picked, strict=True)]
 
     def _leave(self) -> None:
@@ -231,7 +227,3 @@ class SlotEngine:
 
 def _stack(upper: Tensor, upper_pad: tuple[int, ...], lower: Tensor, lower_pad: tuple[int, ...]) -> Tensor:
     return torch.cat([functional.pad(upper, upper_pad), functional.pad(lower, lower_pad)])
-
-
-def _lately(before: float, now: float) -> float:
-    return now if before == 0 else 0.8 * before + 0.2 * now

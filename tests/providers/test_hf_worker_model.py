@@ -86,12 +86,6 @@ def test_without_a_kernel_for_16_bits_fp32_is_taken_or_the_owner_is_told(monkeyp
         model._form("float16", drafts=True, halves=True)
 
 
-def test_a_gpu_gets_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert model.dtype_of("auto", "cuda") is model.dtype_of("auto", "mps") is torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert model._device("auto") == "cuda"
-
-
 @pytest.mark.model
 @pytest.mark.usefixtures("threads_kept")
 def test_a_pickle_beside_nothing_else_is_never_opened(models_dir: Path, tmp_path: Path) -> None:

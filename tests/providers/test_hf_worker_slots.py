@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from shoal.providers.hf_worker.engine import Sequence
+from shoal.providers.hf_worker.engine import Sequence, UnfitModelError
 from shoal.providers.hf_worker.sampling import Sampler
-from shoal.providers.hf_worker.slots import SlotEngine, UnfitModelError
+from shoal.providers.hf_worker.slots import SlotEngine
 
 SIZES = {
     "vocab_size": 97,
