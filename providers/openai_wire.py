@@ -171,6 +171,8 @@ class _Chunk(Struct):
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
+_decode_many = msgspec.json.Decoder(list[_Chunk]).decode
+_DONE = b"[DONE]"
 
 _FINISHES: dict[str, FinishReason] = {
     "stop": "stop",
@@ -221,14 +223,16 @@ class ChatAnswer:
         payloads = self._sse.plain(data)
         if payloads is None:
             try:
-                payloads = [event.data for event in self._sse.feed(data)]
+                payloads = [event.data.encode() for event in self._sse.feed(data)]
             except SseError as error:
                 self._fail(ErrorKind.UPSTREAM, str(error))
                 return out
+        if len(payloads) > 2 and self._mender is None and self._take_many(payloads, out):
+            return out
         for payload in payloads:
             if not payload:
                 continue
-            if payload == "[DONE]":
+            if payload == _DONE:
                 self.done = True
                 break
             chunk = self._read(payload)
@@ -239,6 +243,22 @@ class ChatAnswer:
             if self.failure is not None:
                 break
         return out
+
+    def _take_many(self, payloads: list[bytes], out: list[Event]) -> bool:
+        """The chunks of a whole packet at once, which costs half; whether they were such that this could be done."""
+        done = payloads[-1] == _DONE
+        try:
+            chunks = _decode_many(b"[%b]" % b",".join(payloads[:-1] if done else payloads))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        if len(chunks) != len(payloads) - done:
+            return False
+        for chunk in chunks:
+            self._take(chunk, out)
+            if self.failure is not None:
+                return True
+        self.done = done
+        return True
 
     def whole(self, data: bytes) -> list[Event]:
         """The events of an answer that came in one piece, as application/json."""
@@ -277,7 +297,7 @@ class ChatAnswer:
         """The failure of a stream that broke: INTERRUPTED once something was sent, else `kind`."""
         return ProviderError(ErrorKind.INTERRUPTED if self.sent else kind, message)
 
-    def _read(self, payload: str | bytes) -> _Chunk | None:
+    def _read(self, payload: bytes) -> _Chunk | None:
         """The chunk in an event, in OpenAI's shape or in a dialect of it; None when it is none."""
         if self._mender is None or not self._mender.waits:
             try:

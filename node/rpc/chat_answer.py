@@ -311,14 +311,15 @@ def hit_of(tier: str) -> tuple[Attempt, ...]:
 
 
 def shoal_object(answer: Answer) -> dict[str, Any]:
+    flight = answer.flight
     return {
-        "provider": answer.provider,
-        "model": answer.model,
-        "peer": answer.peer,
-        "cache": answer.cache,
-        "cid": answer.response_cid,
+        "provider": flight.provider,
+        "model": flight.model,
+        "peer": flight.peer,
+        "cache": flight.cache,
+        "cid": flight.response_cid,
         "request": answer.request_key,
-        "route": [*answer.route, *hit_of(answer.cache)],
+        "route": [*flight.route, *hit_of(flight.cache)],
     }
 
 
@@ -336,14 +337,15 @@ def shoal_of(found: Found, request: str | None) -> dict[str, Any]:
 
 def headers_of(answer: Answer, *kind: Header) -> list[Header]:
     """The x-shoal-* headers, as far as things are known now."""
+    flight = answer.flight
     headers = list(kind)
-    if answer.provider is not None:
-        headers.append(("x-shoal-provider", header_safe(answer.provider)))
-        headers.append(("x-shoal-peer", answer.peer or "local"))
-    headers.append(("x-shoal-cache", answer.cache))
-    if answer.response_cid is not None:
-        headers.append(("x-shoal-cid", answer.response_cid))
-    if route := route_header(answer.route, answer.cache):
+    if flight.provider is not None:
+        headers.append(("x-shoal-provider", header_safe(flight.provider)))
+        headers.append(("x-shoal-peer", flight.peer or "local"))
+    headers.append(("x-shoal-cache", flight.cache))
+    if flight.response_cid is not None:
+        headers.append(("x-shoal-cid", flight.response_cid))
+    if route := route_header(flight.route, flight.cache):
         headers.append(("x-shoal-route", route))
     return headers
 

@@ -7,6 +7,7 @@ that may know them. Fields of ours: `provider` (a pin; an object is OpenRouter's
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_args
@@ -58,6 +59,12 @@ class ChatBody(Options, kw_only=True):
     response_format: dict[str, Any] | None = None
 
 
+class _Plain(ChatBody, kw_only=True, forbid_unknown_fields=True):
+    """A body in which everything is typed, as nearly all are: it is decoded in one step."""
+
+
+_decode_plain = msgspec.json.Decoder(_Plain).decode
+
 KNOWN = frozenset(ChatBody.__struct_fields__)
 
 
@@ -74,9 +81,15 @@ class ChatCall(Struct, frozen=True):
 
 def read_call(body: bytes, headers: Mapping[str, str]) -> ChatCall:
     """The call in a body and its headers (lower-case names). Raises ApiError."""
-    raw = decode_object(body)
-    typed, messages = _typed(raw)
-    extra = others(raw, KNOWN)
+    typed: ChatBody
+    try:
+        typed = _decode_plain(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raw = decode_object(body)
+        typed, messages = _typed(raw)
+        extra = others(raw, KNOWN)
+    else:
+        messages, extra = typed.messages, {}
     _check_messages(messages)
     if typed.tools:
         _check_tools(typed.tools)
@@ -137,8 +150,13 @@ def call_of(typed: Options, headers: Mapping[str, str], extra: dict[str, Any], *
         include_usage=options is not None and bool(options.include_usage),
         timeout_s=typed.timeout or timeout_header(headers),
         allow_fallback=typed.fallback is not False,
-        cache_control=CacheControl.parse(headers.get("cache-control"), publish_header(headers.get("x-shoal-publish"))),
+        cache_control=_cache_control(headers.get("cache-control"), headers.get("x-shoal-publish")),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _cache_control(header: str | None, publish: str | None) -> CacheControl:
+    return CacheControl.parse(header, publish_header(publish))
 
 
 def decode_object(body: bytes) -> dict[str, Any]:

@@ -48,7 +48,10 @@ class Repeats:
         self._known: dict[Question, Repeat] = {}
 
     def find(self, body: bytes, headers: Mapping[str, str]) -> tuple[Question, Repeat | None]:
-        question = (body, *(headers[name].encode("latin-1") + name.encode() for name in _CHANGING if name in headers))
+        question: Question = (body,)
+        for name in _CHANGING:
+            if name in headers:
+                question += (headers[name].encode("latin-1") + name.encode(),)
         return question, self._known.get(question)
 
     def keep(self, question: Question, call: ChatCall, key: Key, found: Found, request: str | None) -> Repeat:

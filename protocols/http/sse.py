@@ -45,9 +45,9 @@ class SseParser:
         self._event = ""
         self._id = ""
 
-    def plain(self, data: bytes) -> list[str] | None:
-        """The data of each event, where these bytes are whole events of one `data: ` line each, as nearly all streams
-        send them; else None, nothing was taken then, and `feed` is to be asked."""
+    def plain(self, data: bytes) -> list[bytes] | None:
+        """The data of each event, as UTF-8, where these bytes are whole events of one `data: ` line each, as nearly
+        all streams send them; else None, nothing was taken then, and `feed` is to be asked."""
         if not data.startswith(b"data: ") or not data.endswith(b"\n\n") or len(data) > self._max_event:
             return None
         if self._line or self._size or self._event or self._after_cr or b"\r" in data:
@@ -55,11 +55,13 @@ class SseParser:
         events = data[6:-2].split(b"\n\ndata: ")
         if data.count(b"\n") != 2 * len(events):
             return None
+        if not data.isascii():
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                return None
         self._begun = True
-        try:
-            return [event.decode() for event in events]
-        except UnicodeDecodeError:
-            return None
+        return events
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events that `data` completes. Raises SseError."""
