@@ -67,7 +67,8 @@ class Activity:
         tokens = usage.completion_tokens if usage is not None else len(flight.events)
         if note.cache in ("miss", "bypass"):
             self.output_tokens += tokens
-        self._recent.append((live.id if live is not None else next(self._ids), note, tokens))
+        reason = _sentence(flight.failure.message) if flight.failure is not None else ""
+        self._recent.append((live.id if live is not None else next(self._ids), note, tokens, reason))
 
     def peeked(self, ask: Ask, found: Found) -> None:
         self.version += 1
@@ -89,8 +90,8 @@ class Activity:
         """The requests, the newest first, those in flight before those that have ended.
 
         {"id", "at", "state": "live" or the outcome, "model", "provider", "peer", "caller", "cache", "cid", "ms",
-        "first_token_ms", "tokens", "tokens_per_s", "route", "times"}. While a request is live `tokens` counts its
-        deltas. `times` counts hits in a row.
+        "first_token_ms", "tokens", "tokens_per_s", "route", "times", "reason"}. While a request is live `tokens`
+        counts its deltas. `times` counts hits in a row. `reason`: why nobody answered, in a sentence.
         """
         now = trio.current_time()
         newest = list(self._live.values())[-MAX_LIVE:]
@@ -131,12 +132,14 @@ def _row(entry: tuple[Any, ...]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": number, "at": 0.0, "state": ANSWERED, "caller": "local", "model": None, "provider": None, "peer": None,
         "cache": "", "cid": None, "ms": 0.0, "first_token_ms": None, "tokens": None, "tokens_per_s": None, "route": [],
+        "reason": "",
     }  # fmt: skip
     if isinstance(what, Found):
         row |= {"at": entry[2], "model": what.model, "provider": what.provider, "peer": what.peer, "cache": what.tier}
         return row | {"cid": what.cid, "times": entry[3]}
     if isinstance(what, NoAnswer):
-        return row | {"at": entry[2], "state": str(what.kind), "model": entry[3]}
+        route, reason = [_attempt(a) for a in what.route], _sentence(what.message)
+        return row | {"at": entry[2], "state": str(what.kind), "model": entry[3], "route": route, "reason": reason}
     note: RouteNote = what
     attempts = note.attempts
     made = note.cache in ("miss", "bypass")
@@ -155,6 +158,7 @@ def _row(entry: tuple[Any, ...]) -> dict[str, Any]:
         "tokens": entry[2] if made else None,
         "tokens_per_s": _rate(entry[2], note.ms - first) if first is not None else None,
         "route": [_attempt(a) for a in attempts],
+        "reason": entry[3],
     }
 
 
@@ -167,6 +171,10 @@ def _attempt(attempt: Attempt, *, live: bool = False) -> dict[str, Any]:
         "ms": attempt.ms,
         "reason": attempt.reason[:MAX_REASON_CHARS],
     }
+
+
+def _sentence(message: str) -> str:
+    return message if len(message) <= MAX_REASON_CHARS else message[: MAX_REASON_CHARS - 1] + "…"
 
 
 def _rate(tokens: int, ms: float) -> float | None:

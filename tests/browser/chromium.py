@@ -54,14 +54,17 @@ class Page:
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
 
-    async def size(self, width: int, height: int, *, dark: bool = False, calm: bool = False) -> None:
-        """calm: as for somebody who wants no motion."""
+    async def size(
+        self, width: int, height: int, *, dark: bool = False, calm: bool = False, forced: bool = False
+    ) -> None:
+        """calm: as for somebody who wants no motion. forced: with a palette of the system's, as for high contrast."""
         mobile = width < 600
         await self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
         )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         features.append({"name": "prefers-reduced-motion", "value": "reduce" if calm else "no-preference"})
+        features.append({"name": "forced-colors", "value": "active" if forced else "none"})
         await self.send("Emulation.setEmulatedMedia", features=features)
 
     async def run(self, script: str) -> Any:

@@ -1,6 +1,17 @@
 #!/bin/sh
-# What the browser tests need: Debian's Chromium, and a typeface for the screenshots.
+# What the browser tests need: Debian's Chromium, a typeface for the screenshots, and axe-core for accessibility.
 set -eu
+root=$(CDPATH= cd -- "$(dirname -- "$0")/../.." && pwd)
+axe=4.10.3
+
+if ! grep -q "\"version\": \"$axe\"" "$root/build/axe/node_modules/axe-core/package.json" 2>/dev/null; then
+  if command -v npm >/dev/null; then
+    mkdir -p "$root/build/axe"
+    (cd "$root/build/axe" && npm install --silent --no-audit --no-fund --no-save "axe-core@$axe")
+  else
+    echo "npm is missing, and the accessibility test is left out: apt-get install npm" >&2
+  fi
+fi
 if command -v chromium >/dev/null; then
   exit 0
 fi

@@ -111,8 +111,7 @@ async def pictures(browser: Browser, found: Reef, folder: Path) -> list[str]:
         whole = await page.run("document.documentElement.scrollHeight")
         await page.size(width, whole, dark=dark, calm=True)
         if width > 1000:
-            rows = "[...document.querySelectorAll('.row')]"
-            await page.run(f"{rows}.find((row) => row.innerText.includes('qwen')).click()")
+            await page.run("document.querySelectorAll('.row')[1].click()")
         await trio.sleep(2.5)  # the figure of tokens a second is made from what comes in this time
         await page.screenshot(folder / f"{name}.png", whole=False)
         complaints += page.console

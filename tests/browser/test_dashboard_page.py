@@ -18,6 +18,7 @@ from tests.node.fakes_rpc import Door, door
 
 pytestmark = pytest.mark.browser
 
+AXE = Path(__file__).parents[2] / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
@@ -181,6 +182,111 @@ async def test_text_is_legible_in_both_schemes(browser: Browser) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not here; `make browser` installs it with npm")
+@pytest.mark.parametrize("how", [{}, {"dark": True}, {"forced": True}], ids=["light", "dark", "forced colours"])
+async def test_axe_finds_nothing(browser: Browser, how: dict[str, bool]) -> None:
+    rules = "['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']"
+    async with scene() as node, trio.open_nursery() as nursery:
+        await live(node, nursery)
+        page = await opened(browser, node)
+        await page.run(AXE.read_text() + "; 0")
+        for width in (400, 800, 1600):
+            await page.size(width, 900, **how)
+            await page.until("document.querySelectorAll('.request').length >= 6")
+            await page.run("document.querySelectorAll('.row')[1].click()")
+            found = await page.run(f"axe.run(document, {{runOnly: {rules}}}).then((r) => r.violations)")
+            assert found == [], [(one["id"], [where["target"] for where in one["nodes"]]) for one in found]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_palette_of_the_systems_hides_nothing(browser: Browser) -> None:
+    async with scene() as node, trio.open_nursery() as nursery:
+        await live(node, nursery)
+        page = await opened(browser, node)
+        await page.until("document.querySelectorAll('.request').length >= 6")
+        await page.size(1600, 1000, forced=True)
+        ground = await page.run("getComputedStyle(document.body).backgroundColor")
+        for drawn in (".peers .dot.on", ".track span", ".seg.memory"):
+            assert await page.run(f"getComputedStyle(document.querySelector('{drawn}')).backgroundColor") != ground
+        assert await page.run("getComputedStyle(document.querySelector('.node.me .body')).fill") != ground
+        assert await page.run("getComputedStyle(document.querySelector('#send')).borderStyle") == "solid"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 10, 14, 30, 120])
+@pytest.mark.parametrize("width", [400, 1600])
+async def test_no_two_names_of_the_graph_lie_on_each_other_and_none_is_cut(
+    browser: Browser, number: int, width: int
+) -> None:
+    found = [peers()[n % 4] | {"peer": f"12D3KooW{n:06}{chr(97 + n % 26) * 3}{n:03}"} for n in range(number)]
+    async with door(Scripted("first", says("x"))) as node:
+        node.node.peers = lambda: found  # type: ignore[method-assign]
+        page = await opened(browser, node, width=width, height=900)
+        await page.until(f"document.querySelectorAll('.row').length === {number + 1}")
+        assert await page.run("!document.querySelector('#alone').hidden") == (number == 0)
+        crowded = await page.run(
+            """(() => {
+              const all = [...document.querySelectorAll('#graph .label')].map((e) => e.getBoundingClientRect());
+              const box = document.querySelector('#graph').getBoundingClientRect();
+              const on = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+              const across = (r) => r.left >= box.left && r.right <= box.right;
+              const inside = (r) => across(r) && r.top >= box.top && r.bottom <= box.bottom;
+              const cut = all.filter((r) => !inside(r));
+              return cut.length + all.filter((a, i) => all.some((b, j) => j > i && on(a, b))).length;
+            })()"""
+        )
+        assert crowded == 0
+        assert ("40 more in the list" in await page.run("document.querySelector('#graph').textContent")) == (
+            number == 120
+        )
+
+
+async def test_a_page_that_is_left_open_keeps_no_more_than_it_shows(browser: Browser) -> None:
+    async with door(Scripted("first", *[says("Cold.") for _ in range(260)])) as node:
+        page = await opened(browser, node)
+
+        async def there() -> dict[str, float]:
+            await trio.sleep(1.2)  # until the feed has told of the last
+            await page.send("HeapProfiler.collectGarbage")
+            metrics = await page.send("Performance.getMetrics")
+            return {one["name"]: one["value"] for one in metrics["metrics"]}
+
+        async def ask(first: int, last: int) -> None:
+            for number in range(first, last):
+                await node.chat(messages=[{"role": "user", "content": f"what is {number}?"}])
+
+        await page.send("Performance.enable")
+        await page.send("HeapProfiler.enable")
+        await ask(0, 60)
+        before = await there()
+        await ask(60, 260)
+        after = await there()
+        assert await page.run("document.querySelectorAll('.request').length") == 30
+        assert after["Nodes"] <= before["Nodes"] * 1.1
+        assert after["JSEventListeners"] <= before["JSEventListeners"] * 1.1
+        assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] + 1_000_000
+
+
+async def test_the_end_of_a_long_answer_stays_in_view_and_arrow_keys_scroll_it(browser: Browser) -> None:
+    script = [f"line {number}\n" for number in range(200)]
+    async with door(Scripted("first", [*script, *says("")[1:]])) as node:
+        page = await opened(browser, node)
+        await page.run("document.querySelector('#prompt').value = 'count'; document.querySelector('#send').click()")
+        await page.until("document.querySelector('#answer-about').textContent.includes('first token')")
+        box = "document.querySelector('#answer-text')"
+        assert await page.run(f"{box}.scrollTop + {box}.clientHeight >= {box}.scrollHeight - 2")
+        assert await page.run(f"{box}.tabIndex") == 0
+        assert await page.run(f"{box}.childNodes.length") == 1
+
+
+async def test_why_nobody_answered_is_said_with_the_request(browser: Browser) -> None:
+    async with door() as node:
+        await node.chat(model="nobody-has-it")
+        page = await opened(browser, node)
+        await page.until("!!document.querySelector('.request .reason')")
+        assert "Nobody here" in await page.run("document.querySelector('.request .reason').textContent")
+
+
 async def test_the_colours_can_be_chosen_and_are_remembered(browser: Browser) -> None:
     async with scene() as node:
         page = await opened(browser, node)
@@ -196,7 +302,22 @@ async def test_the_page_finds_back_when_the_node_was_away(browser: Browser, tmp_
     async with door(Scripted("first", says("x"))) as node:
         page = await opened(browser, node)
     await page.until("document.querySelector('#link').dataset.state === 'lost'")
-    assert await page.run("document.querySelector('#link-text').textContent") == "Reconnecting"
+    said = await page.run("document.querySelector('#link-text').textContent")
+    assert said.startswith("Reconnecting, last heard ")
+
+
+async def test_a_line_that_was_cut_is_given_up(browser: Browser) -> None:
+    """A machine that slept, a network that went: nothing comes, and nothing says that it ended."""
+    async with door(Scripted("first", says("x"))) as node:
+        page = await browser.open("about:blank")
+        await page.send(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source="const later = setTimeout; setTimeout = (f, ms) => later(f, ms === 40000 ? 200 : ms);",
+        )
+        await page.send("Page.navigate", url=f"http://127.0.0.1:{node.port}/")
+        await page.until("document.querySelector('#link')?.dataset.state === 'live'")
+        node.rpc.telemetry.feed._sections = []  # from now on the node is silent
+        await page.until("document.querySelector('#link').dataset.state === 'lost'")
 
 
 async def test_from_another_machine_the_page_asks_for_a_token_and_uses_it(browser: Browser, tmp_path: Path) -> None:
@@ -207,7 +328,16 @@ async def test_from_another_machine_the_page_asks_for_a_token_and_uses_it(browse
         page = await browser.open(f"http://127.0.0.1:{node.port}/")
         await page.until("document.querySelector('#token').open")
         assert await page.run("document.querySelector('#link-text').textContent") == "Locked"
+        await page.key("Escape", code=27)  # the page can be left locked
+        await page.until("!document.querySelector('#token').open")
+        await page.run("document.querySelector('#unlock').focus()")
+        await page.enter()
+        await page.until("document.querySelector('#token').open")
         await page.run("document.querySelector('#token-value').focus()")
+        await page.type("shoal_wrong")
+        await page.enter()
+        await page.until("document.querySelector('#token-wrong').textContent.includes('does not know this token')")
+        assert await page.run("document.activeElement.id") == "token-value"
         await page.type(secret)
         await page.enter()
         await page.until("document.querySelector('#link').dataset.state === 'live'")

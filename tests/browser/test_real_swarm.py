@@ -10,7 +10,7 @@ import trio
 
 from tests.browser.chromium import chromium
 from tests.browser.reef import PICTURES, pictures, reef
-from tests.e2e.fixtures import in_thread
+from tests.e2e.fixtures import NO_MODEL, in_thread, start
 
 pytestmark = pytest.mark.browser
 
@@ -40,3 +40,15 @@ async def test_the_page_shows_the_peers_that_there_are_what_they_do_and_what_the
         assert all((TAKEN / f"{name}.png").stat().st_size > 20_000 for name, *_ in PICTURES)
         assert page.console == []
         nursery.cancel_scope.cancel()
+
+
+async def test_the_page_goes_on_after_the_node_was_started_again(tmp_path: Path) -> None:
+    async with chromium() as browser:
+        node = await start(tmp_path, config=NO_MODEL)
+        page = await browser.open(f"{node.rpc}/")
+        await page.until("document.querySelector('#link').dataset.state === 'live'")
+        await in_thread(node.stop)
+        await page.until("document.querySelector('#link').dataset.state === 'lost'")
+        with await start(tmp_path, "--rpc", f"127.0.0.1:{node.port}", config=NO_MODEL):
+            await page.until("document.querySelector('#link').dataset.state === 'live'", 15)
+            await page.until("document.querySelector('#foot').textContent.includes('up')")

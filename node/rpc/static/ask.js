@@ -1,6 +1,6 @@
 // The prompt box: one question, its answer as it comes, and who gave it.
 
-import { byId, copy, count, el, keyed, shortPeer, span } from "./dom.js";
+import { byId, copy, count, el, keyed, setText, shortPeer, span } from "./dom.js";
 import { ask, events } from "./feed.js";
 
 const form = byId("ask");
@@ -15,6 +15,15 @@ let running = null;
 function fit() {
   prompt.style.setProperty("height", "auto");
   prompt.style.setProperty("height", `${Math.min(prompt.scrollHeight, 240)}px`);
+}
+
+// The end of a long answer stays in view as it grows, until somebody scrolls up.
+function say(words) {
+  const follows = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
+  text.append(words);
+  if (text.scrollHeight <= text.clientHeight) return;
+  text.tabIndex = 0;  // so that arrow keys can scroll it
+  if (follows) text.scrollTop = text.scrollHeight;
 }
 
 export function showModels(models) {
@@ -65,12 +74,16 @@ async function run(question, chosen, signal) {
     const delta = chunk.choices?.[0]?.delta ?? {};
     if (delta.content) {
       timing.first ||= performance.now() - began;
-      text.append(delta.content);
+      say(delta.content);
+    } else if (!timing.first && (delta.reasoning_content || delta.reasoning)) {
+      setText(about, "Thinking");
     }
     if (chunk.usage) last.usage = chunk.usage;
     if (chunk.shoal) last.shoal = chunk.shoal;
   }
   timing.total = performance.now() - began;
+  text.normalize();  // one text, and not one for each token
+  if (!text.textContent) text.append(el("span", { class: "dim" }, "The answer has no text."));
   facts(response.headers, last, timing);
 }
 
@@ -90,6 +103,7 @@ form.addEventListener("submit", async (event) => {
   box.className = "answer running";
   text.setAttribute("aria-busy", "true");
   text.replaceChildren();
+  text.removeAttribute("tabindex");
   about.replaceChildren("Waiting for the first token");
   send.textContent = "Stop";
   try {

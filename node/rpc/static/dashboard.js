@@ -12,17 +12,22 @@ import { showBusy, showNode, showOwnModels, showPeers } from "./swarm.js";
 const THEMES = ["system", "light", "dark"];
 const button = byId("theme");
 
+let chosen = "system";
+try {
+  if (THEMES.includes(localStorage.getItem("shoal-theme"))) chosen = localStorage.getItem("shoal-theme");
+} catch { /* a browser that keeps nothing */ }
+
 function theme(name) {
+  chosen = name;
   if (name === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = name;
   button.setAttribute("aria-label", `Colours: ${name === "system" ? "as the system" : name}`);
   button.title = button.getAttribute("aria-label");
-  localStorage.setItem("shoal-theme", name);
+  try { localStorage.setItem("shoal-theme", name); } catch { /* until the page is left */ }
 }
 
-const chosen = () => (THEMES.includes(localStorage.getItem("shoal-theme")) ? localStorage.getItem("shoal-theme") : "system");
-theme(chosen());
-button.addEventListener("click", () => theme(THEMES[(THEMES.indexOf(chosen()) + 1) % THEMES.length]));
+theme(chosen);
+button.addEventListener("click", () => theme(THEMES[(THEMES.indexOf(chosen) + 1) % THEMES.length]));
 
 // -- what the node says
 
@@ -53,14 +58,43 @@ const sections = {
   },
 };
 
-async function state(name) {
+// -- the line to the node
+
+const dialog = byId("token");
+const unlock = byId("unlock");
+let heard = null;
+
+function said(name) {
   byId("link").dataset.state = name;
-  setText(byId("link-text"), { live: "Live", lost: "Reconnecting", token: "Locked" }[name]);
-  if (name !== "token") return;
-  const dialog = byId("token");
-  dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  token.set(byId("token-value").value.trim());
+  document.body.dataset.state = name;
+  const since = heard ? `, last heard ${heard.toLocaleTimeString("en-GB")}` : "";
+  setText(byId("link-text"), { live: "Live", lost: `Reconnecting${since}`, token: "Locked" }[name]);
+  unlock.hidden = name !== "token";
 }
+
+function state(name) {
+  if (name === "live") heard = new Date();
+  else if (heard && byId("link").dataset.state === "live") heard = new Date();
+  said(name);
+  return name === "token" ? entered() : undefined;
+}
+
+// Until a token was given. The dialog can be left; then the page stays locked, and a button opens it again.
+async function entered() {
+  setText(byId("token-wrong"), token.get() ? "The node does not know this token, or it has expired." : "");
+  byId("token-value").value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  for (;;) {
+    await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+    const value = byId("token-value").value.trim();
+    if (dialog.returnValue === "connect" && value) {
+      token.set(value);
+      return;
+    }
+  }
+}
+
+unlock.addEventListener("click", () => dialog.showModal());
 
 follow(sections, state);

@@ -43,7 +43,7 @@ export function keyed(parent, items, key, render) {
 }
 
 export async function copy(text, button, done = "Copied") {
-  const before = button.textContent;
+  const before = (button.dataset.says ??= button.textContent);  // and not "Copied", when it is pressed twice
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = done;
@@ -93,6 +93,16 @@ export function age(unixSeconds) {
   if (s < 3600) return `${Math.floor(s / 60)} min ago`;
   if (s < 86_400) return `${Math.floor(s / 3600)} h ago`;
   return `${Math.floor(s / 86_400)} d ago`;
+}
+
+// The first of a list, and how many more there are.
+export const some = (list, most) => (list.length > most ? [...list.slice(0, most), `and ${count(list.length - most)} more`] : list);
+
+// What occurs once each, with how often: "8 × H100".
+export function counted(list) {
+  const times = new Map();
+  for (const entry of list) times.set(entry, (times.get(entry) ?? 0) + 1);
+  return [...times].map(([entry, number]) => (number > 1 ? `${number} × ${entry}` : entry));
 }
 
 export const clock = (unixSeconds) => new Date(unixSeconds * 1000).toLocaleTimeString("en-GB");

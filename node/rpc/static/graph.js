@@ -2,21 +2,32 @@
 
 import { shortPeer, span, svg } from "./dom.js";
 
-const MANY = 40;
 const SHOWN = 80;
+const REACHES = [[1], [1, 0.62], [1, 0.72, 0.44]];
 
-// Places on one ellipse, or two when there are many; the first stands at the upper right, and the top stays free.
+// How many names a graph has room for: all with what they offer, the outer ring's ids, or none.
+const FULL = 10;
+const OUTER = 30;
+
+// Places on one ellipse, on two or three when there are many; the first stands at the upper right, the top stays free.
 export function places(number, width, height, narrow) {
-  const marginX = narrow ? 54 : 146;
-  const marginY = 54;
+  const rings = number > 40 ? 3 : number > (narrow ? 8 : FULL) ? 2 : 1;
+  const marginX = number > OUTER ? 28 : narrow ? 54 : rings > 1 ? 84 : 146;
+  const marginY = number > OUTER ? 28 : 54;
   const rx = Math.max(40, width / 2 - marginX);
   const ry = Math.max(40, height / 2 - marginY);
-  const rings = number > (narrow ? 8 : 14) ? 2 : 1;
   return Array.from({ length: number }, (_, index) => {
     const angle = number === 1 ? 0 : -Math.PI / 2 + ((index + 0.5) * 2 * Math.PI) / number;
-    const reach = rings === 2 && index % 2 ? 0.6 : 1;
-    return { x: width / 2 + rx * reach * Math.cos(angle), y: height / 2 + ry * reach * Math.sin(angle), angle };
+    const ring = index % rings;
+    const reach = REACHES[rings - 1][ring];
+    return { x: width / 2 + rx * reach * Math.cos(angle), y: height / 2 + ry * reach * Math.sin(angle), angle, ring };
   });
+}
+
+// The lines beside a node. An inner one has them only while something goes on there.
+function words(peer, spot, offer, { number, narrow, special }) {
+  if (number > OUTER || (number > (narrow ? 8 : FULL) && spot.ring)) return special ? [shortPeer(peer.peer)] : [];
+  return narrow || number > FULL ? [shortPeer(peer.peer)] : [shortPeer(peer.peer), offer];
 }
 
 // Whether a node's name stands beside it, where there is less room, and not above or below.
@@ -36,8 +47,9 @@ const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)
 
 export function summary(peers) {
   const models = peer => (peer.models ?? []).map((model) => model.name);
-  const lines = peers.map((peer) => `${shortPeer(peer.peer)} ${peer.connected ? "connected" : "away"}${models(peer).length ? `, offers ${models(peer).slice(0, 3).join(", ")}` : ""}`);
-  return `This node and ${peers.length} ${peers.length === 1 ? "peer" : "peers"}. ${lines.join(". ")}`;
+  const lines = peers.slice(0, FULL).map((peer) => `${shortPeer(peer.peer)} ${peer.connected ? "connected" : "away"}${models(peer).length ? `, offers ${models(peer).slice(0, 3).join(", ")}` : ""}`);
+  const rest = peers.length > FULL ? `. The other ${peers.length - FULL} are in the list` : "";
+  return `This node and ${peers.length} ${peers.length === 1 ? "peer" : "peers"}. ${lines.join(". ")}${rest}`;
 }
 
 // Draw into `box`. busy: peer id -> number of live requests there. chosen: a peer id. choose: called with one.
@@ -45,7 +57,9 @@ export function draw(box, { peers, busy, chosen, choose }) {
   const width = Math.max(280, box.clientWidth);
   const narrow = width < 440;
   const shown = peers.slice(0, SHOWN);
-  const height = shown.length ? (narrow ? (shown.length < 3 ? 220 : 300) : shown.length < 3 ? 300 : 430) : narrow ? 150 : 220;
+  const few = shown.length < 3;
+  const height = !shown.length ? 140 : few ? 180 : narrow ? 300 : 430;
+  const size = shown.length > 40 ? 6 : 8;
   const middle = { x: width / 2, y: height / 2 };
   const spots = places(shown.length, width, height, narrow);
   const lines = [];
@@ -58,24 +72,25 @@ export function draw(box, { peers, busy, chosen, choose }) {
     const ux = (spot.x - middle.x) / length;
     const uy = (spot.y - middle.y) / length;
     const kind = `${away ? "away" : ""} ${calls ? "busy" : ""} ${peer.peer === chosen ? "chosen" : ""}`;
-    lines.push(svg("line", { class: `edge ${kind}`, x1: middle.x + ux * 32, y1: middle.y + uy * 32, x2: spot.x - ux * 13, y2: spot.y - uy * 13 }));
-    if (!away && peer.rtt_s && shown.length <= 14 && length > 130) {
+    lines.push(svg("line", { class: `edge ${kind}`, x1: middle.x + ux * 32, y1: middle.y + uy * 32, x2: spot.x - ux * (size + 5), y2: spot.y - uy * (size + 5) }));
+    if (!away && peer.rtt_s && shown.length <= FULL && length > 130) {
       lines.push(svg("text", { class: "rtt", "text-anchor": "middle", x: middle.x + ux * length * 0.54, y: middle.y + uy * length * 0.54 + 4 }, span(peer.rtt_s * 1000).replaceAll(" ", "\u2009")));
     }
-    const names = [...new Set((peer.models ?? []).map((model) => String(model.name)))];
+    const names = [...new Set((peer.models ?? []).map((model) => String(model.name ?? model)))];
     const offer = names.length ? clipped(names[0].split("/").pop(), isSideways(spot, narrow) ? 15 : 20) + (names.length > 1 ? ` +${names.length - 1}` : "") : away ? "away" : "shares nothing";
-    const text = shown.length > MANY ? [] : narrow ? [shortPeer(peer.peer)] : [shortPeer(peer.peer), offer];
+    const text = words(peer, spot, offer, { number: shown.length, narrow, special: calls || peer.peer === chosen });
     const gpu = (peer.hardware?.gpus ?? []).length > 0;
     nodes.push(svg("g", { class: `node ${kind}`, onclick: () => choose(peer.peer) },
       svg("title", {}, `${peer.peer}\n${offer}`),
-      svg("circle", { class: "reach", cx: spot.x, cy: spot.y, r: 20 }),
-      gpu && svg("circle", { class: "gpu", cx: spot.x, cy: spot.y, r: 12 }),
-      svg("circle", { class: "body", cx: spot.x, cy: spot.y, r: 8 }),
+      svg("circle", { class: "reach", cx: spot.x, cy: spot.y, r: size * 2.5 }),
+      gpu && svg("circle", { class: "gpu", cx: spot.x, cy: spot.y, r: size + 4 }),
+      svg("circle", { class: "body", cx: spot.x, cy: spot.y, r: size }),
       text.length > 0 && label(spot, text, narrow)));
   });
   const me = svg("g", { class: `node me ${chosen === "me" ? "chosen" : ""}`, onclick: () => choose("me") },
     svg("circle", { class: "halo", cx: middle.x, cy: middle.y, r: 26 }),
     svg("circle", { class: "body", cx: middle.x, cy: middle.y, r: 17 }),
     svg("path", { class: "mark", d: `M${middle.x - 8} ${middle.y - 5}h6m4 0h6M${middle.x - 5} ${middle.y}h8m4 0h2M${middle.x - 7} ${middle.y + 5}h5m4 0h5` }));
-  box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": summary(shown) }, lines, me, nodes));
+  box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": summary(peers) }, lines, me, nodes,
+    peers.length > SHOWN && svg("text", { class: "rtt", "text-anchor": "end", x: width - 4, y: height - 6 }, `${peers.length - SHOWN} more in the list`)));
 }

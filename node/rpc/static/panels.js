@@ -53,11 +53,12 @@ function line(row, had) {
   const tokens = row.tokens ? `${count(row.tokens)} tokens` : "";
   const item = el("li", { class: `request ${live ? "live" : ok ? "ok" : row.state === "cancelled" ? "gone" : "bad"}` },
     el("span", { class: "time" }, live ? "now" : clock(row.at)),
-    el("span", { class: "model" }, row.model ?? "any model", row.times > 1 && el("span", { class: "times" }, ` ×${count(row.times)}`)),
+    el("span", { class: "model", title: row.model }, row.model ?? "any model", row.times > 1 && el("span", { class: "times" }, ` ×${count(row.times)}`)),
     el("span", { class: "by" }, [by, where(row) && !String(by).startsWith("peer:") ? where(row) : "", row.caller !== "local" ? `for ${shortPeer(row.caller)}` : ""].filter(Boolean).join(" · ")),
     el("span", { class: "speed" }, [tokens, speed].filter(Boolean).join(" · ")),
     el("span", { class: "took" }, live || ok ? span(row.ms) : outcome(row.state)),
-    told ? el("ol", { class: "route", "aria-label": "Route" }, route.map(step)) : null);
+    told ? el("ol", { class: "route", "aria-label": "Route" }, route.map(step)) : null,
+    row.reason ? el("p", { class: "reason" }, row.reason) : null);
   item.dataset.text = text;
   return item;
 }
@@ -125,7 +126,7 @@ export function showCache(found) {
   }
   const hits = SHADES.map(([tier, name]) => [tier, name, found.hits[tier] ?? 0]).filter(([, , number]) => number);
   const all = hits.reduce((sum, [, , number]) => sum + number, 0) + found.misses;
-  setText(byId("cache-note"), all ? `${percent(all - found.misses, all)} found` : "");
+  setText(byId("cache-note"), all ? `${count(all - found.misses)} of ${count(all)} look-ups found` : "");
   const segments = [...hits, ["miss", "Missed", found.misses]].filter(([, , number]) => number).map(([tier, name, number]) => {
     const part = el("span", { class: `seg ${tier}`, title: `${name}: ${count(number)}` });
     part.style.setProperty("flex-grow", number);
