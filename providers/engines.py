@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -98,6 +99,22 @@ class Found(Struct, frozen=True, kw_only=True):
     @property
     def base_url(self) -> str:
         return f"http://{self.address}/v1"
+
+
+_FORM = re.compile(r"[.-](gguf|i?q\d(-[0-9a-z]+){0,3}|bf16|fp?(16|32)|int[48]|[48]bit|awq|gptq|mlx)$")
+
+
+def plain_name(model: str) -> str:
+    """A model's name without what engines add to it: folders, owner, file type, and how its weights are packed.
+
+    `/m/SmolLM2-135M-Instruct.Q4_1.gguf`, `HuggingFaceTB/SmolLM2-135M-Instruct` and `smollm2-135m-instruct:q8_0` are the
+    same model. A tag that tells a size (`smollm2:135m`) stays.
+    """
+    name = re.split(r"[/\\]", model.strip())[-1].lower()
+    name = re.sub(r"[:_ ]", "-", name)
+    while (shorter := _FORM.sub("", name)) != name:
+        name = shorter
+    return name
 
 
 class Answer(NamedTuple):

@@ -208,13 +208,13 @@ def _machine(data: Path) -> Finding:
 
 def _engines(loaded: Loaded, data_dir: Path | None) -> Iterator[Finding]:
     """What else computes on this machine, and whether the node uses it."""
-    from .found_engines import about, found_here, in_use, offer
+    from .found_engines import about, found_here, in_use, offer, timed
 
     found = found_here(loaded, data_dir)
     fresh = [engine for engine in found if not in_use(engine, loaded.config.providers)]
     for engine in found:
         if used := in_use(engine, loaded.config.providers):
-            yield ok("engine", f"{about(engine)}, in use as {used}")
+            yield ok("engine", f"{about(engine)}, in use as {used}{timed(loaded, used)}")
         else:
             yield note("engine", f"found: {about(engine)}", f"add it: `{offer(engine, fresh)}`")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from .cli import Command, common, trio_run
 from .exit_codes import ExitCode
@@ -97,6 +98,45 @@ def offer(found: Found, others: Sequence[Found] = ()) -> str:
     first = next((each for each in others if each.engine == found.engine), found)
     where = "" if first == found else f" --address {found.address}"
     return f"shoal providers add {found.engine}{where}"
+
+
+def same_models(found: Found, store: Path) -> dict[str, str]:
+    """Installed model -> what the engine calls it, for those that it has under another name."""
+    from ...providers.engines import plain_name
+    from ...providers.weights import CATALOGUE, installed
+
+    theirs = {plain_name(name): name for name in reversed(found.models)}
+    same = {}
+    for model in installed(store):
+        packaged = CATALOGUE.get(model.name)
+        names = (model.name, *(packaged.aliases if packaged else ()), *([model.gguf.name] if model.gguf else ()))
+        their = next((theirs[plain] for plain in map(plain_name, names) if plain in theirs), None)
+        if their is not None and model.name not in found.models and not model.encoder:
+            same[model.name] = their
+    return same
+
+
+def timed(loaded: Loaded, used: str) -> str:
+    """What the node has measured of models that this engine and the local model both have; empty where nothing is."""
+    from .. import paths
+    from ..provider_tables import table_name
+    from ..routing.rates import MAX_BYTES, Rates
+    from .figures import speed, when
+
+    rates = Rates()
+    try:
+        with paths.rates_file(loaded.data_dir).open("rb") as file:
+            rates.load(file.read(MAX_BYTES))
+    except (OSError, ValueError):
+        return ""
+    engine, local = used.partition(".")[0], table_name(loaded.config.providers, "local_hf")
+    words = []
+    for row in rates.view():
+        ours = rates.known(local, row["model"])
+        if row["provider"] == engine != local and ours is not None:
+            both = f"{speed(row)} ({when(row['at'])}), and {local} {speed(msgspec.to_builtins(ours))} ({when(ours.at)})"
+            words.append(f"; {row['model']}: {both}")
+    return "".join(words[:3])
 
 
 def as_json(found: Found, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -215,7 +255,7 @@ def _tables(
     found: Found, name: str, api_key_env: str | None, loaded: Loaded, file: Path
 ) -> dict[str, Mapping[str, Any]]:
     """What is added. CommandError where the name is taken, or a key is missing."""
-    from ..provider_tables import table_name
+    from ..provider_tables import models_store, table_name
 
     if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
         raise CommandError(f"{name!r} is no name for a backend; use letters, digits, - and _", ExitCode.USAGE)
@@ -229,7 +269,10 @@ def _tables(
         message = f"[providers.{pool}.backends.{name}] is in {file} already; mend it there, or add this one --as NAME"
         raise CommandError(message, ExitCode.REFUSED)
     keys = found.keys | ({"api_key_env": api_key_env} if api_key_env else {})
-    backend: dict[str, Mapping[str, Any]] = {f"providers.{pool}.backends.{name}": keys}
+    table = f"providers.{pool}.backends.{name}"
+    backend: dict[str, Mapping[str, Any]] = {table: keys}
+    if same := same_models(found, models_store(providers, os.environ)):
+        backend[f"{table}.aliases"] = same
     return backend if there is not None else {f"providers.{pool}": {"strategy": STRATEGY}, **backend}
 
 

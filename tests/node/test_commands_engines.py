@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from shoal.node.commands.exit_codes import ExitCode
 from shoal.node.config import ConfigError
 from shoal.node.config_edit import save, with_tables
+from shoal.node.routing.rates import Rates
 
 from tests.providers.fake_engines import fake_engine
+from tests.providers.test_weights import installed_model
 
 from .fake_node import FakeNode, fake_node, shoal
 
@@ -90,6 +92,24 @@ async def test_adding_keeps_what_is_in_the_file_and_its_rights_and_does_it_once(
         code, said = await add(tmp_path, "ollama", "--yes")
         assert (code, said) == (0, "it is in use already, as backend_manager.ollama\n")
         assert file.read_text() == after
+
+
+async def test_a_model_that_is_installed_here_too_is_offered_under_one_name(tmp_path: Path) -> None:
+    installed_model(tmp_path / "models", "m")
+    store = f'{MINE}\n[providers.local_hf]\nmodels_dir = "{tmp_path / "models"}"\n'
+    async with fake_engine("llama_cpp") as engine:
+        file = config(tmp_path / "node", engine, text=store)
+        assert (await add(tmp_path / "node", "llama_cpp", "--yes"))[0] == 0
+        tables = tomllib.loads(file.read_text())["providers"]
+        assert tables["backend_manager"]["backends"]["llama_cpp"]["aliases"] == {"m": "m.gguf"}
+        rates = Rates()
+        rates.timed("backend_manager", "m", 80.0, 50.0)
+        rates.timed("local_hf", "m", 40.0, 20.0)
+        (tmp_path / "node" / "rates.json").write_bytes(rates.dump())
+        done = await shoal("doctor", "--json", "--data-dir", str(tmp_path / "node"))
+        [told] = [each for each in json.loads(done.stdout)["findings"] if each["name"] == "engine"]
+        assert "in use as backend_manager.llama_cpp; m: 80 tokens/s, first token 50 ms (just now)" in told["text"]
+        assert "and local_hf 40 tokens/s, first token 20 ms (just now)" in told["text"]
 
 
 async def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:

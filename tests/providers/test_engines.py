@@ -6,7 +6,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.providers.engines import QUESTIONS, Answer, canonical, identified, look, loopback
+from shoal.providers.engines import QUESTIONS, Answer, canonical, identified, look, loopback, plain_name
 
 from .fake_engines import PATHS, fake_engine
 
@@ -129,3 +129,27 @@ def test_no_json_whatever_makes_it_fail(answers: dict[str, object]) -> None:
 
 def test_every_fake_is_tried() -> None:
     assert set(SAYS) | {"shoal", "another_api", "a_web_page"} == set(PATHS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SmolLM2-135M-Instruct",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "/models/SmolLM2-135M-Instruct-Q4_K_M.gguf",
+        "smollm2-135m-instruct:q8_0",
+        "C:\\models\\smollm2_135m_instruct.F16.GGUF",
+        "smollm2-135m-instruct-awq",
+        "mlx-community/SmolLM2-135M-Instruct-4bit",
+    ],
+)
+def test_one_model_has_many_names(name: str) -> None:
+    assert plain_name(name) == "smollm2-135m-instruct"
+
+
+def test_a_size_is_no_form() -> None:
+    assert plain_name("smollm2:135m") == "smollm2-135m"
+    assert plain_name("smollm2:latest") == "smollm2-latest"
+    assert plain_name("qwen3:8b") != plain_name("qwen3:14b")
+    assert plain_name("") == ""

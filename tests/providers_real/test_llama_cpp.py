@@ -199,6 +199,43 @@ async def test_a_server_that_runs_is_taken_in_with_one_command_and_answers(gguf:
         server.kill()
 
 
+async def test_the_server_and_the_local_model_are_timed_and_the_route_says_who_is_faster(
+    gguf: Path, tmp_path: Path
+) -> None:
+    server = own_server(gguf, tmp_path)
+    try:
+        await found_at(server.address)
+        text = (
+            f'[engines]\naddresses = ["{server.address}"]\ncompare_after_s = 0.5\n'
+            "[providers.backend_manager.backends.server]\n"
+            f'base_url = "http://{server.address}/v1"\nkind = "llama_cpp"\n'
+        )
+        node = await in_thread(NodeProcess, tmp_path / "node", config=text)
+        try:
+
+            async def rates() -> dict[str, Any]:
+                status = json.loads((await in_thread(node.shoal, "status", "--json")).stdout)
+                return {row["provider"]: row for row in status["rates"]}
+
+            with trio.fail_after(120):
+                while set(measured := await rates()) < {"backend_manager", "local_hf"}:
+                    await trio.sleep(0.5)
+            assert all(row["decode_tps"] > 0 and row["at"] > 1.6e9 for row in measured.values())
+            await in_thread(node.shoal, "ask", "What is the opposite of hot?", "--model", "smollm2")
+            told = json.loads((await in_thread(node.shoal, "route", "last", "--json")).stdout)
+            expected = {row["provider"]: row["expected_s"] for row in told["engines"]}
+            assert set(expected) == {"backend_manager", "local_hf"}
+            slower, faster = sorted(expected, key=lambda name: -expected[name])
+            if expected[slower] > 1.5 * expected[faster] + 0.1:
+                assert told["attempts"][0]["provider"] == faster
+                shown = _bytes((await in_thread(node.shoal, "route", "last")).stdout).decode()
+                assert "slower, so asked after the others" in shown
+        finally:
+            await in_thread(node.stop)
+    finally:
+        server.kill()
+
+
 def _bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
