@@ -46,6 +46,7 @@ from .openai_errors import from_response
 from .openai_wire import ChatAnswer, MaxTokensField, body_of, continued, models_of
 from .options import settle_lacking
 from .settings import BuildContext, ProviderSettings
+from .trace import TRACE
 
 _ERROR_BYTES = 256 * 1024
 _VECTORS_BYTES = 128 * 1024 * 1024  # 2,048 inputs, 4,096 numbers each
@@ -197,6 +198,8 @@ class OpenAiCompat(Provider):
         request, dropped = settle_lacking(request, self._lacks, self._settings.unsupported, self.name)
         model = request.model or await self._default_model()
         headers = self._request_headers()
+        if (trace := TRACE.get()) is not None:
+            headers = [*headers, *trace.headers]
         if request.prefix:
             request = continued(request, self._settings.continue_fields)
         body = body_of(request, model, max_tokens_field=self._settings.max_tokens_field)
@@ -215,6 +218,8 @@ class OpenAiCompat(Provider):
         """Vectors for texts (providers/embedding.py). Raises ProviderError."""
         model = request.model or await self._default_model()
         headers, body = self._request_headers(), embeddings_body(request, model)
+        if (trace := TRACE.get()) is not None:
+            headers = [*headers, *trace.headers]
         async with self._gate:
             call, response = await self._post("/embeddings", headers, body)
             try:

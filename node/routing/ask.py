@@ -13,6 +13,7 @@ from msgspec import UNSET, Struct, UnsetType
 from ...cache.key import Key
 from ...protocols.peer_id import PeerId
 from ...providers.base import GenerateRequest
+from ...providers.trace import Trace
 
 LOCAL = "local"
 """The caller of a request that came from this machine; any other caller is a peer id."""
@@ -92,8 +93,8 @@ class Ask(Struct, kw_only=True):
 
     asked: GenerateRequest | None = None
     """The request as the caller wrote it, before routes and defaults; the router fills it in."""
-    trace: str | None = None
-    """The `traceparent` that the caller sent (W3C Trace Context), as it came; read only where traces are exported."""
+    trace: Trace | None = None
+    """The trace that the caller named (W3C Trace Context); it goes on to whoever is asked."""
     known: Key | None = None
     """The key of `request` as it stands, where the caller has it from before."""
 

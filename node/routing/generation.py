@@ -15,6 +15,7 @@ from ...cache.key import Key
 from ...providers.base import POLICY, Dropped, ErrorKind, Event, ProviderError, Via
 from ...providers.batches import Batches
 from ...providers.gate import PARTY
+from ...providers.trace import TRACE
 from .alarm import Alarms, Watch
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
@@ -83,6 +84,8 @@ class Generation:
     async def run(self) -> None:
         """Ends with the flight: finished, or failed with the reason."""
         PARTY.set(self._flight.party)
+        if self._ask.trace is not None:
+            TRACE.set(self._ask.trace)
         if self._look_up is None:
             await self._answer()
         else:

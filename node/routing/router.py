@@ -26,6 +26,7 @@ from ...cache.key import Key
 from ...cache.record import SignedRecord
 from ...protocols.peer_id import Identity, PeerId
 from ...providers.base import ErrorKind, GenerateRequest
+from ...providers.trace import TRACE
 from .alarm import Alarms
 from .answer import Answer
 from .ask import Ask
@@ -195,6 +196,8 @@ class Router:
             seen=frozenset(seen) | {peer},
             caller=peer,
         )
+        if (trace := TRACE.get()) is not None:
+            ask.trace = trace.through(recorded=self.traced)
         return Answer(self, ask)
 
     def leader(self, cid: bytes, asker: PeerId, lost: Collection[PeerId] = ()) -> PeerId:

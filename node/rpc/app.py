@@ -15,6 +15,7 @@ from ...cache.tiers import AnswerCache
 from ...protocols.http.exchange import Exchange
 from ...protocols.http.message import Header
 from ...providers.base import GenerateRequest, Message, Status
+from ...providers.trace import TRACE, Trace
 from ..routing.ask import Ask
 from ..routing.candidates import NodeCandidates, Providers
 from ..routing.engines_here import compared
@@ -67,6 +68,20 @@ class _Providers:
 
     def engines(self, model: str | None) -> list[dict[str, Any]]:
         return [] if self._source.in_place else compared(self._registry.providers, self._source.statuses, model)
+
+
+def _in_its_trace(handler: Handler) -> Handler:
+    """The handler, where the caller has said to which trace the request belongs (providers/trace.py)."""
+
+    async def traced(exchange: Exchange, headers: Mapping[str, str]) -> None:
+        state = ",".join(value for name, value in exchange.headers if name == "tracestate")
+        before = TRACE.set(Trace.read(headers["traceparent"], state))
+        try:
+            await handler(exchange, headers)
+        finally:
+            TRACE.reset(before)
+
+    return traced
 
 
 class Rpc:
@@ -168,6 +183,8 @@ class Rpc:
         if methods is not None:
             handler = methods.get(exchange.method)
             if handler is not None:
+                if "traceparent" in headers:
+                    handler = _in_its_trace(handler)
                 await handler(exchange, headers)
                 return
         await self._other(exchange, headers, methods)

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 import trio
 
 from ...protocols.http.client import Client, ClientError
+from ...providers.trace import Trace
 from ..routing.ask import Ask
 from ..routing.attempt import ANSWERED, Attempt
 from ..routing.flight import Flight
@@ -67,7 +67,7 @@ class Otlp:
         self._headers = [_JSON, *extra_headers(environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""))]
         self._client = Client()
         self._resource = {"attributes": attributes(resource(node))}
-        self._waiting: deque[tuple[RouteNote, int, int | None, int | None, str, Parent | None]] = deque()
+        self._waiting: deque[tuple[RouteNote, int, int | None, int | None, str, Trace | None]] = deque()
         self._began = time.time_ns()
         self._problem = ""
         self.sent = self.failed = self.dropped = 0
@@ -121,7 +121,7 @@ class Otlp:
         """The metrics count it."""
 
     def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
-        parent = Parent.read(ask.trace) if ask.trace is not None else None
+        parent = ask.trace
         if parent is not None and not parent.sampled:
             return
         if len(self._waiting) >= MAX_WAITING:
@@ -178,29 +178,6 @@ def _point(point: Point, bounds: tuple[float, ...]) -> dict[str, Any]:
     }
 
 
-class Parent(NamedTuple):
-    """The caller's span: `traceparent` of W3C Trace Context, version 00. sampled: whether the caller records it."""
-
-    trace: str
-    span: str
-    sampled: bool
-
-    @classmethod
-    def read(cls, header: str) -> Parent | None:
-        """None for what is not well-formed: the request then begins a trace of its own (section 3.2.2.5)."""
-        match = _TRACEPARENT.fullmatch(header.strip())
-        if match is None or match["version"] == "ff" or not (match["trace"].strip("0") and match["span"].strip("0")):
-            return None
-        if match["version"] == "00" and match["more"]:
-            return None
-        return cls(match["trace"], match["span"], bool(int(match["flags"], 16) & 1))
-
-
-_TRACEPARENT = re.compile(
-    r"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
-)
-
-
 # -- traces ----------------------------------------------------------------------------------------------------
 
 
@@ -215,13 +192,14 @@ def spans_of(
     prompt: int | None,
     completion: int | None,
     does: str = "chat",
-    parent: Parent | None = None,
+    parent: Trace | None = None,
 ) -> Iterator[dict[str, Any]]:
     """A request's span and its attempts'. ended: nanoseconds since 1970; prompt, completion: tokens, where known.
 
     does: the operation's name. parent: the caller's span; without one the request begins a trace.
     """
-    trace, root = parent.trace if parent is not None else secrets.token_hex(16), secrets.token_hex(8)
+    trace = parent.trace if parent is not None else secrets.token_hex(16)
+    root = parent.own if parent is not None and parent.own else secrets.token_hex(8)
     began = ended - _ns(note.ms)
     first = first_token_ms(note.attempts) if note.attempts and note.attempts[-1].first_token_ms is not None else None
     about = {

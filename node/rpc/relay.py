@@ -14,6 +14,7 @@ import trio
 
 from ...protocols.http.exchange import Exchange
 from ...providers.base import ErrorKind, Event, Finish, Message, Usage
+from ...providers.trace import TRACE
 from ..routing.answer import Answer
 from ..routing.ask import Ask
 from ..routing.no_answer import NoAnswer
@@ -92,9 +93,9 @@ class Relay:
             grant.used(usage)
 
     def _admitted(self, exchange: Exchange, asks: Sequence[Ask]) -> Grant | None:
-        if self.router.traced and (trace := exchange.header("traceparent")) is not None:
+        if (trace := TRACE.get()) is not None:
             for ask in asks:
-                ask.trace = trace
+                ask.trace = trace.through(recorded=self.router.traced)
         return grant_of(exchange, asks)
 
     # -- one choice --------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from ...providers.base import (
     Usage,
 )
 from ...providers.embedding import vectors_of
+from ...providers.trace import TRACE
 from .advert import Advert
 from .resumption import GONE, RESUME, ResumeParams
 from .serving import GENERATE, MAX_HOPS, MAX_SEEN, GenerateParams
@@ -137,12 +138,14 @@ class PeerProvider(Provider):
         path = tuple(dict.fromkeys((*seen, self._me)))
         if len(path) > MAX_SEEN:
             raise ProviderError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
+        trace = TRACE.get()
         params = GenerateParams(
             request=request,
             deadline_ms=math.ceil(deadline_s * 1000),
             hops=min(hops, MAX_HOPS),
             seen=path,
             ticket=secrets.token_hex(16) if session.relayed and self._regain is not None else None,
+            trace=(trace.parent, trace.state) if trace is not None else None,
         )
         answer: PeerAnswer | None = None
         try:

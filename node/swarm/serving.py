@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from ...protocols.peer_id import PeerId
 from ...protocols.session import CallError, IncomingCall
 from ...providers.base import ErrorKind, Event, GenerateRequest, ProviderError
+from ...providers.trace import MAX_STATE_CHARS, TRACE, Trace
 from ..routing.no_answer import NoAnswer
 
 GENERATE = "generate"
@@ -27,16 +28,18 @@ MAX_SEEN = 32
 _QUOTED = re.compile(r" '[^`]*'")
 
 
-class GenerateParams(Struct, frozen=True, kw_only=True):
+class GenerateParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The params of a "generate" call. deadline_ms: what the asker still gives. hops: how often the request may be
     forwarded by whoever gets it. seen: the peers it has passed, the asker among them. ticket: by which the answer is
-    resumed when the session is lost (resumption.py)."""
+    resumed when the session is lost (resumption.py). trace: `traceparent` and `tracestate`, where the caller sent them.
+    """
 
     request: GenerateRequest
     deadline_ms: Annotated[int, Meta(ge=0, le=24 * 3600 * 1000)]
     hops: int
     seen: Annotated[tuple[PeerId, ...], Meta(max_length=MAX_SEEN)] = ()
     ticket: Annotated[str, Meta(min_length=16, max_length=64)] | None = None
+    trace: tuple[Annotated[str, Meta(max_length=128)], Annotated[str, Meta(max_length=MAX_STATE_CHARS)]] | None = None
 
 
 class PeersAnswer(Protocol):
@@ -85,6 +88,8 @@ async def serve_generate(
     if not 0 <= asked.hops <= MAX_HOPS:
         raise CallError(ErrorKind.UNAVAILABLE, "the request was forwarded too often")
     deadline_s = asked.deadline_ms / 1000
+    if asked.trace is not None:
+        TRACE.set(Trace.read(*asked.trace))
     try:
         answering = answer_for_peer(asked.request, peer, deadline_s, asked.hops, asked.seen)
     except (NoAnswer, ProviderError) as error:

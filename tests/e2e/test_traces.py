@@ -1,4 +1,5 @@
-"""A node that ends tells its collector first; and a request belongs to the trace that its caller named."""
+"""A node that ends tells its collector first; and a request belongs to the trace that its caller named, wherever it
+goes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import trio
 from shoal.protocols.http.exchange import Exchange
 from shoal.protocols.http.server import Server, serve
 
-from tests.e2e.fixtures import client, fast, in_thread, question, start
+from tests.e2e.fixtures import NO_MODEL, client, fast, in_thread, question, start, until_a_peer_offers
 from tests.providers.fake_upstream import FakeUpstream
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -38,3 +39,16 @@ async def test_the_last_spans_are_sent_before_the_end_and_carry_the_callers_trac
     assert {span["traceId"] for span in spans} == {TRACE}
     assert spans[0]["parentSpanId"] == SPAN
     assert spans[1]["parentSpanId"] == spans[0]["spanId"]
+
+
+async def test_a_trace_goes_on_through_a_peer_to_the_peers_upstream(tmp_path: Path) -> None:
+    async with FakeUpstream() as upstream:
+        giver = await start(tmp_path / "giver", config=fast(upstream.url(), share=True))
+        with giver:
+            asker = await start(tmp_path / "asker", "--join", giver.invite, config=NO_MODEL)
+            with asker:
+                await until_a_peer_offers(asker, "echo")
+                headers = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "vendor=1"}
+                await in_thread(client(asker).chat.completions.create, **question(extra_headers=headers))
+        (asked,) = upstream.chats
+    assert (asked.headers["traceparent"], asked.headers["tracestate"]) == (f"00-{TRACE}-{SPAN}-01", "vendor=1")

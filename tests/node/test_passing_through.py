@@ -42,12 +42,14 @@ class Upstream:
     def __init__(self, *deltas: dict[str, Any], whole: bool = False, finish: str = "stop") -> None:
         self.deltas, self.whole, self.finish = deltas, whole, finish
         self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
 
     async def __call__(self, exchange: Exchange) -> None:
         if exchange.path.endswith("/models"):
             await exchange.respond(200, b'{"data":[{"id":"m1"}]}')
             return
         self.bodies.append(json.loads(exchange.body))
+        self.headers.append(dict(exchange.headers))
         base = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m1", **ABOUT}
         if self.whole:
             message = {"role": "assistant", **{k: v for delta in self.deltas for k, v in delta.items()}}
@@ -279,3 +281,49 @@ async def test_a_plain_provider_adds_nothing() -> None:
         reply = await rpc.chat(model="m1")
     assert set(reply.json) == {"id", "object", "created", "model", "choices", "usage", "shoal"}
     assert set(reply.json["choices"][0]["message"]) == {"role", "content", "refusal"}
+
+
+# -- traces
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = f"00-{TRACE}-{SPAN}-01"
+
+
+async def test_the_callers_trace_goes_on_to_the_upstream_and_to_no_request_after_it() -> None:
+    upstream = Upstream({"content": "Cold."})
+    async with before(upstream) as rpc, await rpc.open() as stream:
+        for marks in ({"traceparent": PARENT, "tracestate": "a=1,b=2"}, {}):
+            body = json.dumps({"model": "m1", "messages": [USER], "temperature": 1}).encode()
+            await stream.send_all(rpc.head("POST", "/v1/chat/completions", {**marks, "connection": "keep-alive"}, body))
+            data = b""
+            while b'"shoal"' not in data:
+                data += await stream.receive_some(65536)
+    assert (upstream.headers[0]["traceparent"], upstream.headers[0]["tracestate"]) == (PARENT, "a=1,b=2")
+    assert not {"traceparent", "tracestate"} & upstream.headers[1].keys()
+
+
+async def test_where_spans_are_kept_the_nodes_own_stands_between() -> None:
+    upstream, asked = Upstream({"content": "Cold."}), []
+    async with before(upstream) as rpc:
+        rpc.router.traced = True
+
+        class Watch:
+            def boarded(self, ask: Any, flight: Any) -> None:
+                asked.append(ask.trace)
+
+            left = peeked = refused = lambda self, *_: None
+
+        rpc.router.watchers.append(Watch())
+        await rpc.chat({"traceparent": PARENT}, model="m1", stream=True)
+        await rpc.chat({"traceparent": PARENT[:-1] + "0"}, model="m1", temperature=1)
+    assert upstream.headers[0]["traceparent"] == f"00-{TRACE}-{asked[0].own}-01"
+    assert asked[0].own not in ("", SPAN)
+    assert upstream.headers[1]["traceparent"] == PARENT[:-1] + "0", "nobody records it, so nothing stands between"
+
+
+@pytest.mark.parametrize("parent", ["nonsense", f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{SPAN}-01-more"])
+async def test_what_is_no_trace_goes_nowhere(parent: str) -> None:
+    upstream = Upstream({"content": "Cold."})
+    async with before(upstream) as rpc:
+        assert (await rpc.chat({"traceparent": parent, "tracestate": "a=1"}, model="m1")).status == 200
+    assert not {"traceparent", "tracestate"} & upstream.headers[0].keys()
