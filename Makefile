@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 SHOAL  := $(VENV)/bin/shoal
 READY  := $(VENV)/.ready
 
-.PHONY: help setup model demo run test lint interop providers browser clients nat fuzz chaos swarm bench bench-local durability clean
+.PHONY: help setup model demo run test lint interop providers browser clients nat gpu fuzz chaos swarm bench bench-local durability clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -25,7 +25,7 @@ run: $(READY)   ## run a node with your own configuration
 	@$(SHOAL) run
 
 test: $(READY) model ## unit, property, two-node and end-to-end tests
-	@$(PYTHON) -m pytest -q -m "not interop and not providers and not browser and not clients and not nat" $(ARGS)
+	@$(PYTHON) -m pytest -q -m "not interop and not providers and not browser and not clients and not nat and not gpu" $(ARGS)
 
 lint: $(READY)  ## ruff, and mypy --strict on the built wheel
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -59,6 +59,10 @@ nat: $(READY)   ## real nodes behind NATs, in network namespaces: relays, punchi
 fuzz: $(READY)  ## a million random inputs for the HTTP parsers, and for all that reads a peer's bytes; ARGS="--count 1000 --seed 1"
 	@$(PYTHON) -m tests.protocols.http_fuzz $(ARGS)
 	@$(PYTHON) -m tests.swarm.fuzz $(ARGS)
+
+gpu: $(READY) model ## the local model on a GPU: its engines beside transformers' generate, and the figures; skipped without one
+	@$(PYTHON) -m pytest -q -m gpu tests/gpu $(ARGS)
+	@$(PYTHON) -m benchmarks gpu
 
 chaos: $(READY)  ## callers who leave, one answer for five nodes, and ten nodes for ten minutes, killed and started again; ARGS="--nodes 4 --seconds 60"
 	@$(PYTHON) -m tests.chaos.cancels

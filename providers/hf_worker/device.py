@@ -37,7 +37,7 @@ def missing(device: str) -> str:
     """Why a device that was asked for cannot be used; empty when it can."""
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            built = "" if torch.version.cuda or torch.version.hip else f": torch {torch.__version__} was built without"
+            built = "" if torch.version.cuda or torch.version.hip else f": torch {torch.__version__} was built without it"
             return f'torch finds no CUDA device{built}; use device = "auto"'
         at = int(device.partition(":")[2] or 0)
         if at >= torch.cuda.device_count():
