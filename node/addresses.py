@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 
 LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/4642"
 PEER_EXAMPLE = "/ip4/192.0.2.7/tcp/4642/p2p/12D3KooW..."
@@ -132,6 +133,16 @@ def multiaddr_host(text: str) -> str:
 def is_local_multiaddr(text: str) -> bool:
     """Whether a multiaddr leads to this machine only."""
     return is_loopback(multiaddr_host(text))
+
+
+def by_loopback(told: Iterable[str], peer: str) -> tuple[str, ...]:
+    """Where a node on this machine is reached even when the machine's network is gone: its first port, on loopback."""
+    for text in told:
+        if relay_of(text) is None:
+            kind, host, port, _ = _parts(text, PEER_EXAMPLE)
+            if kind in ("ip4", "ip6") and not is_loopback(host):
+                return (f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer}",)
+    return ()
 
 
 def is_peer_id(text: str) -> bool:

@@ -107,6 +107,15 @@ class SwarmSection(Section, frozen=True):
     neighbours: Annotated[
         int, said("Peers that this node connects to by itself; 0: only those that are named to it.", ge=0, le=96)
     ] = 32
+    silent_line_s: Annotated[
+        float,
+        said(
+            "Seconds after which the kernel ends an idle line beyond this machine that delivers nothing; 0: its own, "
+            "hours. While a request runs, 1.5 s of silence are enough.",
+            ge=0,
+            le=7200,
+        ),
+    ] = 6.0
     heard_adverts: Annotated[
         int, said("Nodes without a connection here of which it keeps what they offer; 0: none.", ge=0, le=1024)
     ] = 1024
@@ -310,7 +319,9 @@ class EnginesSection(Section, frozen=True):
     timeout_s: Annotated[float, said("Seconds that each of them gets; all are asked at once.", gt=0, le=30)] = 1.0
     compare_after_s: Annotated[
         float,
-        said("Seconds from the start until engines with the same model are timed by a short answer; 0: never.", ge=0),
+        said(
+            "Seconds from the start until engines here with the same model are timed by a short answer; 0: never.", ge=0
+        ),
     ] = 20.0
 
 

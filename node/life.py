@@ -88,6 +88,7 @@ class Life:
             dht=self.dht,
             neighbours=config.swarm.neighbours,
             heard=config.swarm.heard_adverts,
+            silent_line_s=config.swarm.silent_line_s,
             public_block=self.cache.public_block if self.cache is not None else None,
         )
         if self.cache is not None:

@@ -86,6 +86,14 @@ GATHERING_S = 4.0
 """Seconds after the start in which peers are still expected to come up."""
 
 
+def told_in_dht(host: Host, relaying: Relaying) -> list[str]:
+    """Where this node says that it can be dialled, to whoever keeps its records: loopback among its machine's alone."""
+    from .swarm.advert import beyond_machine
+
+    told = relaying.announced()
+    return told if all(host.is_here(peer) for peer in host.connected()) else list(beyond_machine(told))
+
+
 class PublicBlocks:
     """The block source of bitswap over the cache's public blocks."""
 
@@ -101,7 +109,7 @@ class SwarmSeat:
 
     on_reach: called when others can reach this node at other addresses than before. generations: what peers may join,
     set before the seat is taken. dht: what is found beyond the peers; None: nothing.
-    neighbours, heard: as for Swarm.
+    neighbours, heard: as for Swarm. silent_line_s: as in HostLimits.
     """
 
     def __init__(
@@ -120,9 +128,11 @@ class SwarmSeat:
         dht: DhtSeat | None = None,
         neighbours: int = 32,
         heard: int = 1024,
+        silent_line_s: float = 6.0,
     ) -> None:
         self._mdns, self._relay = mdns, relay or RelaySection(use=False)
         self._dht, self._neighbours, self._heard = dht, neighbours, heard
+        self._silent_line_s = silent_line_s
         self._identity, self._data = identity, data
         self._describe, self._serve, self._find_blocks = describe, serve, find_blocks
         self._blocks = PublicBlocks(public_block)
@@ -148,13 +158,14 @@ class SwarmSeat:
         from ..protocols.p2p.bitswap import Bitswap
         from ..protocols.p2p.errors import ListenFailed
         from ..protocols.p2p.host import Host
+        from ..protocols.p2p.limits import HostLimits
         from ..protocols.p2p.reservations import Reservations
         from .swarm.admission import Admission
         from .swarm.nat import Nat
         from .swarm.peerbook import PeerBook
         from .swarm.swarm import Swarm
 
-        host = Host(self._identity, [], membership.key)
+        host = Host(self._identity, [], membership.key, limits=HostLimits(silent_line_s=self._silent_line_s))
         # The swarm opens up by itself when it is joined later on, unless where to listen is settled already.
         settled = membership.listen if membership.chosen or membership.opened else ()
         section = _SwarmSection(
@@ -213,7 +224,7 @@ class SwarmSeat:
                 nat.running(),
                 swarm.running(),
                 _beside(self._discovery(host, swarm, membership.key)),
-                self._in_dhts(host, swarm, bitswap, membership.key, relaying.announced),
+                self._in_dhts(host, swarm, bitswap, membership.key, lambda: told_in_dht(host, relaying)),
             ):
                 self.host, self.swarm, self.bitswap, self.nat = host, swarm, bitswap, nat
                 self.relaying = relaying

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 
 from ...protocols.peer_id import Identity, PeerId, verify
 from ...providers.base import ModelInfo
+from .. import addresses
 
 VERSION = 1
 DOMAIN = b"shoal-advert-v1\0"
@@ -116,6 +117,18 @@ class Advert(AdvertContent, frozen=True, kw_only=True, omit_defaults=True):
 _decode = msgspec.msgpack.Decoder(Advert).decode
 
 
+def beyond_machine(told: Iterable[str]) -> tuple[str, ...]:
+    """Addresses without those that lead to whatever machine they are used on. What cannot be read is left out, too."""
+    return tuple(address for address in told if not _is_local(address))
+
+
+def _is_local(address: str) -> bool:
+    try:
+        return addresses.is_local_multiaddr(address)
+    except ValueError:
+        return True
+
+
 class AdvertRefused(Exception):
     """An advert is not believed. reason: one of `Reason`."""
 
@@ -180,11 +193,18 @@ def verified(wire: Any, *, swarm: str, now: float) -> Advert:
 
 
 class Held(Struct, frozen=True):
-    """wire: as it came, to be passed on. by: the peer that brought it; the signer itself, or one that passed it on."""
+    """wire: as it came, to be passed on. by: the peer that brought it; the signer itself, or one that passed it on.
+    here: that peer was on this machine, so that loopback addresses in it mean this machine."""
 
     advert: Advert
     wire: list[bytes]
     by: PeerId
+    here: bool = True
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the signer can be dialled from here."""
+        return self.advert.addresses if self.here else beyond_machine(self.advert.addresses)
 
     @property
     def direct(self) -> bool:
@@ -205,15 +225,15 @@ class AdvertBook:
         self._held: dict[PeerId, Held] = {}
         self._relayed: Counter[PeerId] = Counter()  # held adverts that a peer passed on, by that peer
 
-    def take(self, wire: Any, *, brought_by: PeerId) -> Advert:
-        """Believe an advert of the peer that brings it, or raise AdvertRefused and count it."""
-        return self._take(wire, brought_by, relayed=False)
+    def take(self, wire: Any, *, brought_by: PeerId, here: bool = True) -> Advert:
+        """Believe an advert of the peer that brings it, or raise AdvertRefused and count it. here: see Held."""
+        return self._take(wire, brought_by, relayed=False, here=here)
 
-    def take_relayed(self, wire: Any, *, brought_by: PeerId) -> Advert:
+    def take_relayed(self, wire: Any, *, brought_by: PeerId, here: bool = True) -> Advert:
         """The same for one of another peer than the one that passes it on."""
-        return self._take(wire, brought_by, relayed=True)
+        return self._take(wire, brought_by, relayed=True, here=here)
 
-    def _take(self, wire: Any, brought_by: PeerId, *, relayed: bool) -> Advert:
+    def _take(self, wire: Any, brought_by: PeerId, *, relayed: bool, here: bool) -> Advert:
         now = self._clock()
         try:
             advert = verified(wire, swarm=self.swarm, now=now)
@@ -236,7 +256,7 @@ class AdvertBook:
             raise
         self.taken += 1
         self._drop(advert.peer)
-        self._held[advert.peer] = Held(advert, [bytes(part) for part in wire], brought_by)
+        self._held[advert.peer] = Held(advert, [bytes(part) for part in wire], brought_by, here)
         if relayed:
             self._relayed[brought_by] += 1
         return advert
@@ -274,9 +294,17 @@ class AdvertBook:
         """The adverts of those who have not said farewell."""
         return [held for held in self.all() if not held.advert.leaving]
 
-    def wire(self, peer: PeerId) -> list[bytes] | None:
-        """A peer's advert as it came, if it may be passed on."""
+    def addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Where a peer can be dialled from here, as its advert says while it holds."""
         held = self._held.get(peer)
+        return held.addresses if held is not None and self._clock() < held.advert.expires else ()
+
+    def wire(self, peer: PeerId, *, here: bool = True) -> list[bytes] | None:
+        """A peer's advert as it came, if it may be passed on; beyond this machine (here: False) only without loopback
+        addresses."""
+        held = self._held.get(peer)
+        if held is not None and not here and len(beyond_machine(held.advert.addresses)) < len(held.advert.addresses):
+            return None
         if held is None or self._clock() >= held.advert.expires or len(held.wire[0]) > MAX_RELAYED_BYTES:
             return None
         return held.wire

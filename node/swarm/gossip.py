@@ -42,6 +42,7 @@ class Swarm(Protocol):
     def book(self) -> AdvertBook: ...
     def sessions(self) -> Sequence[Session]: ...
     def is_connected(self, peer: PeerId) -> bool: ...
+    def is_here(self, peer: PeerId) -> bool: ...  # connected, and on this machine
     def learned(self, advert: Advert, session: Session) -> None: ...  # an advert that was passed on is believed
 
 
@@ -164,7 +165,8 @@ class Gossip:
         for wire in told[:MAX_PULLED]:
             await trio.lowlevel.checkpoint()  # a signature takes 0.1 ms to check
             try:
-                advert = book.take_relayed(wire, brought_by=session.remote_peer)
+                here = self._swarm.is_here(session.remote_peer)
+                advert = book.take_relayed(wire, brought_by=session.remote_peer, here=here)
             except AdvertRefused as refused:
                 if refused.reason not in ("stale", "expired"):
                     log.warning("an advert that was passed on is refused: %s", refused)
@@ -175,13 +177,13 @@ class Gossip:
             else:
                 book.forget(self._me)
 
-    def answer(self, params: Any) -> list[list[bytes]]:
+    def answer(self, params: Any, asker: PeerId) -> list[list[bytes]]:
         """The adverts that a peer asks for, as they came here. CallError for a question that is ill-typed."""
         if not isinstance(params, list) or len(params) > MAX_PULLED or not all(isinstance(p, str) for p in params):
             raise CallError("bad_request", f"ask for the adverts of at most {MAX_PULLED} peers, by their ids")
-        told, room = list[list[bytes]](), MAX_ANSWER_BYTES
+        told, room, here = list[list[bytes]](), MAX_ANSWER_BYTES, self._swarm.is_here(asker)
         for peer in params:
-            wire = self._swarm.book().wire(PeerId(peer))
+            wire = self._swarm.book().wire(PeerId(peer), here=here)
             if wire is not None and len(wire[0]) <= room:
                 told.append(wire)
                 room -= len(wire[0])

@@ -43,6 +43,7 @@ class Swarm(Protocol):
     def peer(self, peer_id: PeerId) -> Peer: ...
     def seek(self, peer_id: PeerId, addrs: Sequence[str]) -> Peer: ...
     def notify(self) -> None: ...
+    def is_here(self, peer_id: PeerId) -> bool: ...
     def is_barred(self, peer_id: PeerId) -> bool: ...  # must not be connected to
     def may_serve(self, peer_id: PeerId) -> bool: ...
 
@@ -73,6 +74,9 @@ class Neighbourhood:
         known = self._links.peers.get(peer)
         return known is not None and known.usable
 
+    def is_here(self, peer: PeerId) -> bool:
+        return self._swarm.is_here(peer)
+
     def learned(self, advert: Advert, session: Session) -> None:
         """An advert that a peer has passed on is believed."""
         self.gossip.spread(advert.peer, session.remote_peer)
@@ -93,8 +97,7 @@ class Neighbourhood:
 
     async def connect(self, peer_id: PeerId) -> Session | None:
         """A session with a peer of whom only an advert is known, or None after 3 s."""
-        advert = self.book().get(peer_id)
-        return await self.reach(peer_id, advert.addresses if advert is not None else ())
+        return await self.reach(peer_id, self.book().addresses(peer_id))
 
     async def reach(self, peer_id: PeerId, told: Sequence[str]) -> Session | None:
         """A session with a peer that is said to be at these addresses, or None after 3 s: a request waits for it."""
@@ -133,15 +136,15 @@ class Neighbourhood:
         have = sum(bool(peer.sessions) or (peer.seeking is not None and not peer.problem) for peer in peers)
         if have >= self._wanted or not self._links.open:
             return
-        heard = {held.advert.peer: held.advert for held in self.book().all() if held.advert.addresses}
+        heard = {held.advert.peer: held.addresses for held in self.book().all() if held.addresses}
         strangers = {peer for peer in heard if self._is_stranger(peer)}
         for peer_id in whom_to_seek(strangers, have, _random, wanted=self._wanted):
-            self._seek(heard[peer_id])
+            self._seek(peer_id, heard[peer_id])
 
-    def _seek(self, advert: Advert) -> None:
-        peer = self._swarm.peer(advert.peer)
+    def _seek(self, peer_id: PeerId, told: Sequence[str]) -> None:
+        peer = self._swarm.peer(peer_id)
         peer.stranger = not peer.met
-        addrs = tuple(address for address in advert.addresses if leads_to(address, peer.id))
+        addrs = tuple(address for address in told if leads_to(address, peer.id))
         if addrs:
             self._swarm.seek(peer.id, addrs[:MAX_ADDRESSES])
 

@@ -44,6 +44,7 @@ class Host(Protocol):
     """What is wanted of protocols/p2p/host.py."""
 
     def addresses(self) -> list[str]: ...
+    def public_addresses(self) -> list[str]: ...  # those that may be passed on
     def remote_ips(self, peer_id: PeerId, /) -> list[str]: ...
 
 
@@ -149,8 +150,9 @@ class Relaying:
         return peer_id in self._used or peer_id in self.named
 
     def announced(self) -> list[str]:
-        """Where others can dial this node, what serves strangers best first."""
-        own = self._host.addresses()
+        """Where others can dial this node, what serves strangers best first. Addresses of this machine only stand there
+        when there are no others."""
+        own = self._host.public_addresses()
         public = [address for address in own if is_public(addresses.multiaddr_host(address))]
         return [*public, *self._places.addresses(), *(address for address in own if address not in public)]
 

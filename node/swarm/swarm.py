@@ -30,6 +30,7 @@ from ...protocols.session import (
     SessionLimits,
 )
 from ...providers.base import ErrorKind
+from .. import addresses
 from ..version import version
 from . import admission as admissions
 from . import joining, load
@@ -108,7 +109,9 @@ class Swarm:
         self._adverts = AdvertBook(self.name, heard=heard)
         self._nursery: trio.Nursery | None = None
         self._links = Links(host, self.me, self, limits or SessionLimits())
-        self._telling = Telling(identity, self.name, describe=describe, peers=lambda: self._links.peers.values())
+        self._telling = Telling(
+            identity, self.name, describe=describe, peers=lambda: self._links.peers.values(), is_here=host.is_here
+        )
         self.admission = admission or Admission(config.name, self.me)
         self._around = Neighbourhood(self.me, self._links, self, wanted=neighbours)
         self._gossip = self._around.gossip
@@ -214,6 +217,10 @@ class Swarm:
 
     def is_connected(self, peer: PeerId) -> bool:
         return self._around.is_connected(peer)
+
+    def is_here(self, peer_id: PeerId) -> bool:
+        """Whether a peer is connected, and on this machine."""
+        return self._host.is_here(peer_id)
 
     # -- what discovery needs --------------------------------------------------------------------------------------
 
@@ -397,11 +404,12 @@ class Swarm:
     def take_advert(self, session: Session, wire: Any) -> None:
         peer = self.peer(session.remote_peer)
         try:
-            advert = self._adverts.take(wire, brought_by=peer.id)
+            self._adverts.take(wire, brought_by=peer.id, here=self.is_here(peer.id))
         except AdvertRefused as refused:
             log.warning("an advert is refused: %s", refused, extra={"peer": peer.id})
             return
-        peer.learn(tuple(address for address in advert.addresses if leads_to(address, peer.id)))
+        told = tuple(address for address in self._adverts.addresses(peer.id) if leads_to(address, peer.id))
+        peer.learn((*told, *addresses.by_loopback(told, peer.id)) if self.is_here(peer.id) else told)
         peer.last_good = time.time()
         self.spawn(self._remember, peer)
         self._gossip.spread(peer.id, peer.id)
@@ -446,7 +454,7 @@ class Swarm:
         if method == admissions.CALL:
             return self.admission.wire
         if method == ADVERTS:
-            return self._gossip.answer(params)
+            return self._gossip.answer(params, peer)
         if method in joining.METHODS:
             if not self.admission.may(peer, "cache"):
                 raise CallError("not_allowed", "the swarm's owner has not given this node the right to read answers")

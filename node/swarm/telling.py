@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
+import msgspec
 import trio
 
-from ...protocols.peer_id import Identity
+from ...protocols.peer_id import Identity, PeerId
 from ...protocols.session import Session
 from ..version import version
-from .advert import TTL_S, AdvertContent, AdvertWriter
+from .advert import TTL_S, AdvertContent, AdvertWriter, beyond_machine
 from .peer import Peer
 
 log = logging.getLogger("shoal.swarm")
@@ -24,7 +25,8 @@ ADVERT_GAP_S = 0.5
 
 
 class Telling:
-    """describe: what this node offers a peer now. peers: everyone known."""
+    """describe: what this node offers a peer now. peers: everyone known. is_here: whether a peer is on this machine;
+    others are not told of loopback."""
 
     def __init__(
         self,
@@ -33,8 +35,9 @@ class Telling:
         *,
         describe: Callable[[], AdvertContent],
         peers: Callable[[], Iterable[Peer]],
+        is_here: Callable[[PeerId], bool],
     ) -> None:
-        self._identity, self._describe, self._peers = identity, describe, peers
+        self._identity, self._describe, self._peers, self._is_here = identity, describe, peers, is_here
         self._writer = AdvertWriter(identity, swarm)
         self._issue = 0
         self._news = trio.Event()
@@ -65,8 +68,14 @@ class Telling:
         """Send the advert, unless the peer has this issue of it already. Each has a number of its own."""
         if self._left or (peer.told == self._issue and peer.told_on is not None and peer.told_on.lost is None):
             return
-        if self._send(session, self._describe):
+        if self._send(session, lambda: self._content(peer)):
             peer.told, peer.told_on = self._issue, session
+
+    def _content(self, peer: Peer) -> AdvertContent:
+        content = self._describe()
+        if self._is_here(peer.id):
+            return content
+        return msgspec.structs.replace(content, addresses=beyond_machine(content.addresses))
 
     def leave(self) -> None:
         """The last word: nothing is offered here any more. Those who only heard of this node hear that, too."""

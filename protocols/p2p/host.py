@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from ..peer_id import Identity, PeerId
-from . import addresses, negotiation, remedies, sockets
+from . import addresses, identify, negotiation, remedies, sockets, telling
 from .circuits import Circuits
 from .closing import close, close_all, cut
 from .dialling import Dial, is_live
@@ -78,6 +77,7 @@ class Host:
         self._nursery: trio.Nursery | None = None
         self._on_upgrade: list[PeerCallback] = []
         self.circuits = Circuits(self)
+        self.handle(identify.PROTOCOL, identify.Identify(self).answer)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -90,6 +90,7 @@ class Host:
         remedies.apply()
         self._libp2p, network = build(self._identity.seed, self._psk, self.limits, self._advertised)
         self._network = network
+        self._libp2p._push_identify_to_all_peers = _nothing  # one answer for all; peers are told by who uses this host
         network.set_stream_handler(self._guard(self._libp2p._swarm_stream_handler))
         network.register_notifee(_Notifee(self._connected))
         for protocol, handler in self._handlers.items():
@@ -145,7 +146,7 @@ class Host:
         except ValueError as error:
             raise ListenFailed(address, str(error)) from None
         if str(parsed) not in network.listeners:
-            _probe(address, *addresses.host_port(parsed))
+            sockets.check_free(address, *addresses.host_port(parsed))
             if not await network.listen(parsed):
                 raise ListenFailed(address, "the address cannot be bound")
         return [found for found in self.addresses() if found not in before]
@@ -154,8 +155,32 @@ class Host:
         listening = self.listening()
         return list(dict.fromkeys([*self.external, *addresses.concrete(listening)])) if listening else []
 
+    def told(self, remote_ip: str | None) -> list[tuple[str, int]]:
+        """What a peer is told of this host's addresses; remote_ip: the other end of its connection, None: a relay."""
+        return telling.for_peer(self._told(), addresses.machine_addresses(), remote_ip)
+
+    def public_addresses(self) -> list[str]:
+        """`addresses()` as far as they may be passed on to anybody (telling.py)."""
+        pairs = telling.for_everyone(self._told(), addresses.machine_addresses())
+        return [f"{addresses.to_text(*pair)}/p2p/{self.peer_id}" for pair in pairs]
+
+    def is_here(self, peer_id: PeerId) -> bool:
+        """Whether a peer is connected, and on this machine."""
+        machine = addresses.machine_addresses()
+        return any(telling.is_here(ip, machine) for ip in self.remote_ips(peer_id))
+
+    def public_key(self) -> bytes:
+        """In libp2p's spelling."""
+        key: bytes = self._libp2p.get_public_key().serialize()
+        return key
+
+    def protocols(self) -> list[str]:
+        """What this host answers."""
+        return [str(name) for name in self._libp2p.get_mux().get_protocols() if name is not None]
+
     def _advertised(self, candidates: list[Any]) -> list[Any]:
-        return [Multiaddr(addresses.to_text(*pair)) for pair in self._told()]
+        pairs = telling.for_everyone(self._told(), addresses.machine_addresses())
+        return [Multiaddr(addresses.to_text(*pair)) for pair in pairs]
 
     # -- peers ---------------------------------------------------------------------------------------------------
 
@@ -284,6 +309,7 @@ class Host:
             if peer_id in self._barred:
                 self._nursery.start_soon(self._turn_out, connection)
                 return
+            sockets.notice_silence(connection.muxed_conn, self.limits.silent_line_s)
             if peer_id not in self._known:
                 self._known.add(peer_id)
                 self._call(self._on_connect, peer_id)
@@ -436,6 +462,10 @@ class _Notifee:
     disconnected = opened_stream = closed_stream = listen = listen_close = _nothing
 
 
+async def _nothing() -> None:
+    pass
+
+
 def _id(peer_id: str) -> Any:
     """The library's form of a peer id; ValueError when it is none. Peers of other kinds may have RSA ids ("Qm...")."""
     try:
@@ -450,16 +480,6 @@ def _id(peer_id: str) -> Any:
 async def _reset(stream: P2pStream | None) -> None:
     if stream is not None:
         await stream.reset()
-
-
-def _probe(address: str, host: str, port: int) -> None:
-    """ListenFailed when somebody listens there: 0.8.1 sets SO_REUSEPORT, by which two nodes would share a port."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise ListenFailed(address, f"{error.strerror or error}; choose another with `listen`") from None
 
 
 def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException | None:

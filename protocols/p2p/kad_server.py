@@ -35,6 +35,7 @@ from .kad_statement import LOCATE, NODE, PROVIDE, StatementRefused, peer_bytes
 from .kad_store import RecordStore
 from .kad_table import Table, place_of
 from .stream import P2pStream
+from .telling import is_of_machine
 
 log = logging.getLogger("shoal.p2p.dht")
 
@@ -182,10 +183,12 @@ class KadServer:
 
     def _closest(self, key: bytes, but: PeerId) -> list[Entry]:
         named: list[Entry] = []
+        here = self._host.is_here(but)
         for peer in self._table.closest(place_of(key), self._limits.closer + 1):
             at = self._table.addresses(peer) or ()
             if peer != but and at and self._admits(peer):
-                told = tuple(data for address in at[:TOLD_ADDRESSES] if (data := binary(address, peer)))
+                fit = at if here else [address for address in at if not is_of_machine(address)]
+                told = tuple(data for address in fit[:TOLD_ADDRESSES] if (data := binary(address, peer)))
                 named.append(Entry(peer_bytes(peer), told))
         return named[: self._limits.closer]
 

@@ -23,4 +23,7 @@ class HostLimits(Struct, frozen=True, kw_only=True):
     dial_addresses: int = 16
     dial_circuits: int = 4  # addresses through relays, besides
     circuit_lag_s: float = 0.1  # what direct addresses are ahead of those through relays
+    silent_line_s: float = (
+        6.0  # an idle line beyond this machine that delivers nothing is closed after; 0: by the kernel
+    )
     close_s: float = 3.0  # for the whole host

@@ -26,6 +26,7 @@ from multiaddr import Multiaddr
 
 from ..peer_id import PeerId
 from ..rate import Bucket
+from . import addresses
 from .circuit import binary_of, peer_of, receive_hop, receive_stop, send
 from .circuit_message import HOP, STOP, Hop, HopKind, Limit, Status, Stop, StopKind
 from .errors import P2pError, ProtocolViolation, StreamLost
@@ -179,7 +180,9 @@ class Relay:
             del self._reserved[expired]
         until = self._clock() + self.limits.reservation_s
         self._reserved[peer] = until
-        told = tuple(Multiaddr(address).to_bytes() for address in self._host.addresses()[:TOLD_ADDRESSES])
+        end = stream.endpoint
+        at = self._host.told(end.remote_ip if end is not None else None)[:TOLD_ADDRESSES]
+        told = tuple(Multiaddr(f"{addresses.to_text(*pair)}/p2p/{self._host.peer_id}").to_bytes() for pair in at)
         status = Hop(HopKind.STATUS, expires=int(until), addresses=told, limit=self._limit(), status=Status.OK)
         await send(stream, status)
 

@@ -93,10 +93,14 @@ class FakeHost:
         self._nursery: trio.Nursery | None = None
         self._connected: set[PeerId] = set()
         self.barred: set[PeerId] = set()
+        self.beyond: set[PeerId] = set()  # peers on other machines
         self.listening: list[str] = [f"/ip4/127.0.0.1/tcp/{PORT + number}"]
 
     def addresses(self) -> list[str]:
         return [f"{address}/p2p/{self.peer_id}" for address in self.listening]
+
+    def is_here(self, peer_id: PeerId) -> bool:
+        return peer_id not in self.beyond
 
     async def listen(self, address: str) -> None:
         self.listening.append(address.replace("0.0.0.0", f"192.0.2.{self._number + 1}"))

@@ -96,6 +96,9 @@ class FakeHost:
     def addresses(self) -> list[str]:
         return [f"{address}/p2p/{ME}" for address in self.own]
 
+    def public_addresses(self) -> list[str]:
+        return self.addresses()
+
     def remote_ips(self, peer_id: PeerId) -> list[str]:
         return ["11.22.33.10"]
 

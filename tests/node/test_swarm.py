@@ -201,7 +201,7 @@ async def test_a_peers_advert_opens_no_port(autojump_clock):
     async with FakeNode(network, 0, listen=()).running() as one, FakeNode(network, 1).running() as two:
         await two.host.listen("/ip4/0.0.0.0/tcp/4642")
         await one.swarm.join(two.host.addresses()[0])
-        await until(lambda: len(one.swarm.peers()[0].addresses) == 2)
+        await until(lambda: len(one.swarm.peers()[0].addresses) >= 2)
         await trio.sleep(1)
         assert len(one.host.listening) == 1
 

@@ -100,6 +100,40 @@ async def test_a_node_that_was_only_heard_of_and_is_away_is_given_up_and_no_cand
         assert len(one.host._network.dials) == dials
 
 
+async def test_loopback_addresses_stay_on_their_machine_whoever_passes_them_on(autojump_clock):
+    """`far` is on another machine than the others; `near` says that it listens on loopback alone."""
+    network = FakeNetwork()
+    async with (
+        FakeNode(network, 0, neighbours=0).running() as between,
+        FakeNode(network, 1, neighbours=0).running() as near,
+        FakeNode(network, 2, neighbours=0).running() as far,
+        FakeNode(network, 3, neighbours=0).running() as beside,
+    ):
+        near.content = offering("rare", addresses=(f"/ip4/127.0.0.1/tcp/9/p2p/{near.id}",))
+        far.host.beyond |= {between.id, near.id, beside.id}
+        for node in (between, near, beside):
+            node.host.beyond.add(far.id)
+        for node in (near, far, beside):
+            await node.swarm.join(between.swarm.invite())
+        await until(lambda: beside.swarm.book().addresses(near.id), within=5)
+        await trio.sleep(5)
+        assert far.swarm.book().get(near.id) is None
+        await far.swarm.join(near.swarm.invite())
+        await until(lambda: far.swarm.book().get(near.id), within=5)
+        assert far.swarm.book().get(near.id).addresses == ()
+
+
+async def test_loopback_addresses_from_another_machine_are_not_dialled():
+    book = AdvertBook("test")
+    writer = AdvertWriter(IDENTITIES[4], "test")
+    me = f"/ip4/127.0.0.1/tcp/9/p2p/{IDENTITIES[4].peer_id}"
+    there = f"/ip4/192.0.2.4/tcp/9/p2p/{IDENTITIES[4].peer_id}"
+    book.take_relayed(writer.write(offering(addresses=(me, there))), brought_by=IDENTITIES[5].peer_id, here=False)
+    assert book.addresses(IDENTITIES[4].peer_id) == (there,)
+    assert book.wire(IDENTITIES[4].peer_id, here=False) is None
+    assert book.wire(IDENTITIES[4].peer_id, here=True) is not None
+
+
 async def test_what_is_passed_on_is_checked_and_bounded(monkeypatch):
     monkeypatch.setattr("shoal.node.swarm.advert.MAX_RELAYED_BY_ONE", 3)
     monkeypatch.setattr("shoal.node.swarm.advert.MAX_HELD", 5)
