@@ -37,8 +37,9 @@ def missing(device: str) -> str:
     """Why a device that was asked for cannot be used; empty when it can."""
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            built = "" if torch.version.cuda or torch.version.hip else f": torch {torch.__version__} was built without it"
-            return f'torch finds no CUDA device{built}; use device = "auto"'
+            built = torch.version.cuda or torch.version.hip
+            lacks = "" if built else f": torch {torch.__version__} was built without it"
+            return f'torch finds no CUDA device{lacks}; use device = "auto"'
         at = int(device.partition(":")[2] or 0)
         if at >= torch.cuda.device_count():
             return f'there is no {device}, torch finds {torch.cuda.device_count()}; use device = "auto"'
