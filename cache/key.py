@@ -30,17 +30,14 @@ class Key:
     older: the names that the request had under earlier keys of a private swarm; answers from then are found by them.
     """
 
-    __slots__ = ("_text", "cid", "mode", "older")
+    __slots__ = ("_text", "cid", "digest", "mode", "older")
 
     def __init__(self, cid: bytes, mode: Mode = "cid", older: tuple[Key, ...] = ()) -> None:
         codec_of(cid)
         self.cid, self.mode, self.older = cid, mode, older
-        self._text: str | None = None
-
-    @property
-    def digest(self) -> bytes:
+        self.digest = cid[-DIGEST_BYTES:]
         """The 32 bytes that both modes share; the store's index is by them."""
-        return self.cid[-DIGEST_BYTES:]
+        self._text: str | None = None
 
     @property
     def text(self) -> str:

@@ -8,11 +8,13 @@ What was deleted counts as perhaps there: the look at the disk finds out.
 from __future__ import annotations
 
 import sqlite3
+import struct
 from array import array
 from bisect import bisect_left
 
 FILTER_BITS = 1 << 22
 _MASK = FILTER_BITS - 1
+_numbers = struct.Struct(">3I").unpack_from
 
 
 class Known:
@@ -32,15 +34,15 @@ class Known:
     def add(self, digest: bytes) -> None:
         """digest: the 32 bytes that name a request."""
         since = self._since
-        for at in (8, 12, 16):
-            bit = int.from_bytes(digest[at : at + 4]) & _MASK
+        for number in _numbers(digest, 8):
+            bit = number & _MASK
             since[bit >> 3] |= 1 << (bit & 7)
 
     def may_hold(self, digest: bytes) -> bool:
         """False: there is no answer to this request on the disk."""
         since = self._since
-        for at in (8, 12, 16):
-            bit = int.from_bytes(digest[at : at + 4]) & _MASK
+        for number in _numbers(digest, 8):
+            bit = number & _MASK
             if not since[bit >> 3] & 1 << (bit & 7):
                 break
         else:

@@ -28,13 +28,16 @@ from .schema import (
     MAX_BLOCK_BYTES,
     MAX_CONTENT_BYTES,
     MAX_INLINE_BYTES,
+    SIGNING_PREFIX,
+    VERSION,
     Reason,
     Record,
     RecordRefused,
-    fault_of,
-    form_of,
+    fault_of_answer,
     read,
     signed_part,
+    usage_form,
+    with_signature,
 )
 
 __all__ = [
@@ -59,7 +62,7 @@ class RecordError(ValueError):
     """This answer must not become a record (empty, cut off, another model than the pinned one, too long)."""
 
 
-class SignedRecord(Struct, frozen=True):
+class SignedRecord(Struct, frozen=True, gc=False):
     """A record with its block. extra: the raw block with the content as UTF-8, when it is not in the record."""
 
     record: Record
@@ -132,30 +135,44 @@ def sign(
         raise RecordError("the answer holds half a surrogate pair, which has no UTF-8 form") from None
     if len(raw) > MAX_CONTENT_BYTES:
         raise RecordError(f"the answer is longer than {MAX_CONTENT_BYTES} bytes")
-    unsigned = Record(
+    created = int(time.time() * 1000) if created_ms is None else created_ms
+    linked = cid_of(RAW, raw) if len(raw) > MAX_INLINE_BYTES else None
+    text = cid_of(RAW, raw) if link_text and linked is None else None
+    form = {
+        "v": VERSION,
+        "request": key.reference,
+        "model": model,
+        "provider": provider,
+        "content": content if linked is None else cbrrr.CID(linked),
+        "finish": finish,
+        "usage": usage_form(usage),
+        "created": created,
+        "node": identity.peer_id,
+    }
+    if text is not None:
+        form["text"] = cbrrr.CID(text)
+    if (fault := fault_of_answer(form)) is not None:
+        raise RecordError(f"the answer does not make a record: {fault}")
+    try:
+        unsigned = cbrrr.encode_dag_cbor(form)
+    except (ValueError, TypeError) as error:
+        raise RecordError(f"the answer does not make a record: {type(error).__name__} in dag-cbor") from None
+    sig = identity.sign(SIGNING_PREFIX + unsigned)
+    block = with_signature(unsigned, sig)
+    record = Record(
         request=key.reference,
         model=model,
         provider=provider,
         content=content,
         finish=finish,
         usage=usage,
-        created=int(time.time() * 1000) if created_ms is None else created_ms,
+        created=created,
         node=identity.peer_id,
-        sig=bytes(64),
-        text_cid=cid_of(RAW, raw) if link_text else None,
+        sig=sig,
+        content_cid=linked,
+        text_cid=text,
     )
-    if len(raw) > MAX_INLINE_BYTES:
-        unsigned = replace(unsigned, content_cid=cid_of(RAW, raw), text_cid=None)
-    form = form_of(unsigned)
-    if (fault := fault_of(form)) is not None:
-        raise RecordError(f"the answer does not make a record: {fault}")
-    try:
-        form["sig"] = sig = identity.sign(signed_part(form))
-        block = bytes(cbrrr.encode_dag_cbor(form))
-    except (ValueError, TypeError) as error:
-        raise RecordError(f"the answer does not make a record: {type(error).__name__} in dag-cbor") from None
-    extra = raw if unsigned.content_cid else None
-    return SignedRecord(replace(unsigned, sig=sig), block, cid_of(DAG_CBOR, block), extra)
+    return SignedRecord(record, block, cid_of(DAG_CBOR, block), None if linked is None else raw)
 
 
 # -- using -----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ FINISHES = ("stop", "length")
 
 _REQUIRED = frozenset(("v", "request", "model", "provider", "content", "finish", "usage", "created", "node", "sig"))
 _OPTIONAL = frozenset(("text",))
+_SIG_HEAD = b"\x63sig\x58\x40"  # a text of 3 bytes, and the head of 64 bytes (RFC 8949, section 3)
 _COUNTS = ("prompt_tokens", "completion_tokens")
 _EXTRA_COUNTS = ("cached_tokens", "reasoning_tokens")
 
@@ -46,7 +47,7 @@ class RecordRefused(Exception):
         return f"{self.reason}: {self.sentence}"
 
 
-class Record(Struct, frozen=True, kw_only=True):
+class Record(Struct, frozen=True, kw_only=True, gc=False):
     """An answer, as its block says. Times in milliseconds since 1970 UTC; CIDs and digests binary.
 
     request: the CID (36 bytes) or the digest (32 bytes) of the canonical request. It is bytes and not a link on
@@ -89,7 +90,7 @@ def form_of(record: Record) -> dict[str, Any]:
         "provider": record.provider,
         "content": record.content if record.content_cid is None else cbrrr.CID(record.content_cid),
         "finish": record.finish,
-        "usage": _usage_form(record.usage),
+        "usage": usage_form(record.usage),
         "created": record.created,
         "node": record.node,
         "sig": record.sig,
@@ -99,7 +100,7 @@ def form_of(record: Record) -> dict[str, Any]:
     return form
 
 
-def _usage_form(usage: Usage | None) -> dict[str, Any]:
+def usage_form(usage: Usage | None) -> dict[str, Any]:
     if usage is None:
         return {}
     form: dict[str, Any] = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
@@ -115,6 +116,14 @@ def _usage_form(usage: Usage | None) -> dict[str, Any]:
 def signed_part(form: dict[str, Any]) -> bytes:
     """What the signature covers: the prefix, and the canonical dag-cbor of the map without `sig`."""
     return SIGNING_PREFIX + bytes(cbrrr.encode_dag_cbor({k: v for k, v in form.items() if k != "sig"}))
+
+
+def with_signature(unsigned: bytes, sig: bytes) -> bytes:
+    """The block, from the canonical dag-cbor of the map without `sig`, as `signed_part` has it behind the prefix.
+
+    In the canonical order (the shorter name first) it stands between `v`, 3 bytes behind the map's head, and the rest.
+    """
+    return b"%c%b%b%b%b" % (unsigned[0] + 1, unsigned[1:4], _SIG_HEAD, sig, unsigned[4:])
 
 
 def read(block: bytes) -> tuple[dict[str, Any], Record]:
@@ -167,22 +176,27 @@ def fault_of(form: dict[str, Any]) -> str | None:
             codec_of(form["request"])
         except CidError as error:
             return f"`request` is {error}"
-    if form["model"] is not None and not _is_name(form["model"]):
-        return f"`model` is not null or a text of 1 to {MAX_NAME_CHARS} characters"
-    if not _is_name(form["provider"]):
-        return f"`provider` is not a text of 1 to {MAX_NAME_CHARS} characters"
     if type(form["content"]) is not str and not _is_raw_link(form["content"]):
         return "`content` is not a text or a link to a raw block"
     if "text" in form and (type(form["content"]) is not str or not _is_raw_link(form["text"])):
         return "`text` is not a link to a raw block beside a content in full"
-    if form["finish"] not in FINISHES:
-        return '`finish` is not "stop" or "length"'
-    if type(form["created"]) is not int or not 0 <= form["created"] < 2**53:
-        return "`created` is not a time in milliseconds"
     if type(form["node"]) is not str:
         return "`node` is not a text"
     if type(form["sig"]) is not bytes or len(form["sig"]) != 64:
         return "`sig` is not 64 bytes"
+    return fault_of_answer(form)
+
+
+def fault_of_answer(form: dict[str, Any]) -> str | None:
+    """The same for the fields that whoever answered has a say in."""
+    if form["model"] is not None and not _is_name(form["model"]):
+        return f"`model` is not null or a text of 1 to {MAX_NAME_CHARS} characters"
+    if not _is_name(form["provider"]):
+        return f"`provider` is not a text of 1 to {MAX_NAME_CHARS} characters"
+    if form["finish"] not in FINISHES:
+        return '`finish` is not "stop" or "length"'
+    if type(form["created"]) is not int or not 0 <= form["created"] < 2**53:
+        return "`created` is not a time in milliseconds"
     return _usage_fault(form["usage"])
 
 

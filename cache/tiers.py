@@ -40,7 +40,7 @@ Trust = Literal["any", "swarm"] | Collection[str]
 EXPIRY_INTERVAL_S = 3600.0
 
 
-class Hit(Struct, frozen=True):
+class Hit(Struct, frozen=True, gc=False):
     """A remembered answer and the tier that gave it. cid_text: the response CID as people write it."""
 
     signed: SignedRecord
@@ -102,7 +102,7 @@ class AnswerCache:
         publish: bool = True,
         publisher: KuboPublisher | None = None,
         auto_publish: bool = True,
-        on_public: Callable[[list[bytes]], None] | None = None,
+        on_public: Callable[[Sequence[bytes]], None] | None = None,
     ) -> None:
         if isinstance(trust, str) and trust not in ("any", "swarm"):
             raise ValueError(f'unknown trust rule {trust!r}: use "any", "swarm" or a list of peer ids')

@@ -325,7 +325,7 @@ class SwarmSeat:
         except ValueError:
             return None
 
-    def announce(self, cids: list[bytes]) -> None:
+    def announce(self, cids: Sequence[bytes]) -> None:
         """Blocks that peers may have from now on: who has asked for one over bitswap before gets it."""
         if self.bitswap is not None:
             for cid in cids:

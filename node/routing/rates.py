@@ -93,7 +93,7 @@ class Rates:
     def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
         if not flight.ended or flight.failure is not None or flight.peer is not None or flight.cache != "miss":
             return
-        if not flight.route or any(flight is each for each in self._counted):
+        if not flight.route or flight in self._counted:
             return
         self._counted.append(flight)
         usage = next((event for event in reversed(flight.events) if isinstance(event, Usage)), None)
@@ -251,10 +251,18 @@ def _usual(before: float | None, now: float) -> float:
 
 
 def _differs(told: Rate, now: Rate) -> bool:
-    pairs = [(getattr(told, name), getattr(now, name)) for name in ("decode_tps", "prefill_tps", "first_token_ms")]
-    if any((old is None) != (new is None) for old, new in pairs):
-        return True
-    return now.at - told.at > OLD_S or any(abs(new - old) > OFF_BY * old for old, new in pairs if old is not None)
+    return (
+        _off(told.first_token_ms, now.first_token_ms)
+        or _off(told.decode_tps, now.decode_tps)
+        or _off(told.prefill_tps, now.prefill_tps)
+        or now.at - told.at > OLD_S
+    )
+
+
+def _off(old: float | None, new: float | None) -> bool:
+    if old is None or new is None:
+        return old is not new
+    return abs(new - old) > OFF_BY * old
 
 
 def _rounded(rate: Rate) -> Rate:

@@ -6,7 +6,6 @@ is rebuilt from the text that was relayed and verified, so that nothing is store
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 from msgspec import Struct, UnsetType
 
-from ...cache.key import Key, Mode
+from ...cache.key import Key
 from ...cache.record import Record, RecordError, RecordRefused, SignedRecord, events, sign
 from ...protocols.peer_id import Identity, PeerId
 from ...providers.base import Event, GenerateRequest
@@ -164,7 +163,8 @@ class Recorder:
         request, publish = ask.request, ask.cache_control.publish
         if said.finish is None:
             raise RecordError("the answer is not whole")
-        aliases = (model,) if model is not None and request.model and stands_for(model, request.model) else ()
+        asked = request.model
+        aliases = (model,) if model and asked and model != asked and stands_for(model, asked) else ()
         signed = sign(
             self._signer,
             key,
@@ -194,14 +194,9 @@ class Recorder:
         return self.cache.remember_streamed(meta, said.text, asked_key, request=asked, public=public)
 
 
-@functools.lru_cache(maxsize=4096)
-def _spelt(cid: bytes, mode: Mode) -> str:
-    return Key(cid, mode).text
-
-
 def request_text(key: Key | UnsetType | None) -> str | None:
-    """A request's name as text; spelling a CID costs more than finding the answer, so it is remembered."""
-    return _spelt(key.cid, key.mode) if isinstance(key, Key) else None
+    """A request's name as text."""
+    return key.text if isinstance(key, Key) else None
 
 
 _VERSION = re.compile(r"[-:@.](\d[\w.-]*|latest)")
