@@ -68,6 +68,11 @@ class Gate:
         return self._waiting
 
     @property
+    def has_room(self) -> bool:
+        """Whether the next one would not wait."""
+        return self._free > 0
+
+    @property
     def full(self) -> bool:
         """Whether the next one would be refused, or would displace another."""
         return not self._free and self._waiting >= self._room

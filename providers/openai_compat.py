@@ -46,6 +46,7 @@ from .openai_errors import from_response
 from .openai_wire import ChatAnswer, MaxTokensField, body_of, continued, models_of
 from .options import settle_lacking
 from .settings import BuildContext, ProviderSettings
+from .severable import Severable
 from .trace import TRACE
 
 _ERROR_BYTES = 256 * 1024
@@ -193,36 +194,32 @@ class OpenAiCompat(Provider):
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         return _Generating(self, request)
 
-    async def start(self, request: GenerateRequest) -> tuple[Call, _Events]:
-        """Inside the gate: what to leave at the end, and the events until then."""
+    def settled(self, request: GenerateRequest) -> tuple[GenerateRequest, tuple[str, ...]]:
+        """The request as the upstream gets it, and the options that were left out. Raises ProviderError."""
         request, dropped = settle_lacking(request, self._lacks, self._settings.unsupported, self.name)
-        model = request.model or await self._default_model()
-        headers = self._request_headers()
-        if (trace := TRACE.get()) is not None:
-            headers = [*headers, *trace.headers]
-        if request.prefix:
-            request = continued(request, self._settings.continue_fields)
+        return continued(request, self._settings.continue_fields) if request.prefix else request, dropped
+
+    def call(self, request: GenerateRequest, model: str) -> Call:
+        """The call for it, which is to be entered and left inside the gate."""
         body = body_of(request, model, max_tokens_field=self._settings.max_tokens_field)
-        call, response = await self._post("/chat/completions", headers, body)
-        try:
-            if response.status != 200:
-                raise await self._refusal(response, request)
-            kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
-            answer = ChatAnswer(request, key=self._credential.read())
-        except BaseException:
-            await call.__aexit__(None, None, None)
-            raise
-        return call, _Events(response, answer, dropped, whole=kind == "application/json")
+        return self._post("/chat/completions", body)
+
+    async def begin(self, call: Call, request: GenerateRequest, dropped: tuple[str, ...]) -> _Events:
+        """Enter the call; the events until its end."""
+        response = await self._entered(call)
+        if response.status != 200:
+            raise await self._refusal(response, request)
+        kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
+        answer = ChatAnswer(request, key=self._credential.read())
+        return _Events(response, answer, dropped, whole=kind == "application/json")
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Vectors for texts (providers/embedding.py). Raises ProviderError."""
-        model = request.model or await self._default_model()
-        headers, body = self._request_headers(), embeddings_body(request, model)
-        if (trace := TRACE.get()) is not None:
-            headers = [*headers, *trace.headers]
+        body = embeddings_body(request, request.model or await self.default_model())
         async with self._gate:
-            call, response = await self._post("/embeddings", headers, body)
+            call = self._post("/embeddings", body)
             try:
+                response = await self._entered(call)
                 if response.status != 200:
                     raise await self._refusal(response, _NOTHING)
                 return embeddings_of(await response.read(_VECTORS_BYTES), len(request.inputs))
@@ -231,13 +228,17 @@ class OpenAiCompat(Provider):
             finally:
                 await call.__aexit__(None, None, None)
 
-    async def _post(self, path: str, headers: list[tuple[str, str]], body: bytes) -> tuple[Call, Response]:
-        """The call, which is to be left at the end, and its response. Failures until the head are ProviderErrors; those
-        of the body are the reader's."""
+    def _post(self, path: str, body: bytes) -> Call:
+        headers = self._request_headers()
+        if (trace := TRACE.get()) is not None:
+            headers += trace.headers
         url, timeout = self._base + path, self._settings.connect_timeout_s
-        call = self._client.request("POST", url, headers=headers, body=body, connect_timeout=timeout)
+        return self._client.request("POST", url, headers=headers, body=body, connect_timeout=timeout)
+
+    async def _entered(self, call: Call) -> Response:
+        """Failures until the answer's head are ProviderErrors; those of the body are the reader's."""
         try:
-            return call, await call.__aenter__()
+            return await call.__aenter__()
         except ClientError as error:
             raise self._unreached(error) from error
 
@@ -249,7 +250,8 @@ class OpenAiCompat(Provider):
         if request.has_tools and not self._settings.tools:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not call tools; ask another provider")
 
-    async def _default_model(self) -> str:
+    async def default_model(self) -> str:
+        """For a request that names none. Raises ProviderError."""
         if self._settings.default_model:
             return self._settings.default_model
         if self._settings.models:
@@ -379,25 +381,51 @@ class OpenAiCompat(Provider):
 _NOTHING = GenerateRequest(messages=())
 
 
-class _Generating:
+class _Generating(Severable):
     """The context of one answer. A class, as a generator for each context is a tenth of a short request's time."""
 
-    __slots__ = ("_call", "_provider", "_request")
+    __slots__ = ("_call", "_provider", "_request", "_severed", "_waiting")
 
     def __init__(self, provider: OpenAiCompat, request: GenerateRequest) -> None:
         self._provider, self._request = provider, request
         self._call: Call | None = None
+        self._waiting: trio.CancelScope | None = None
+        self._severed = False
+
+    def sever(self) -> None:
+        self._severed = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._call is not None:
+            self._call.sever()
 
     async def __aenter__(self) -> AsyncIterator[Event]:
-        provider = self._provider
-        provider.refuse_what_it_cannot(self._request)
-        await provider.gate.__aenter__()
+        provider, request = self._provider, self._request
+        provider.refuse_what_it_cannot(request)
+        model = request.model
+        if model is not None and provider.gate.has_room:
+            await provider.gate.__aenter__()
+        else:
+            model = await self._wait(model)
         try:
-            self._call, events = await provider.start(self._request)
-        except BaseException:
-            await provider.gate.__aexit__(None, None, None)
+            request, dropped = provider.settled(request)
+            self._call = provider.call(request, model)
+            if self._severed:
+                self._call.sever()
+            return await provider.begin(self._call, request, dropped)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
             raise
-        return events
+
+    async def _wait(self, model: str | None) -> str:
+        """The way in that may take time: the model to ask for, once the gate is open."""
+        with trio.CancelScope() as self._waiting:
+            model = model or await self._provider.default_model()
+            await self._provider.gate.__aenter__()
+        if self._waiting.cancelled_caught or model is None:
+            raise ProviderError(ErrorKind.CANCELLED, f"{self._provider.name} was not asked in time")
+        self._waiting = None
+        return model
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

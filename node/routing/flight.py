@@ -22,13 +22,13 @@ Reader = Hashable
 class Flight:
     """What is known of an answer while it is made: its events, who writes it, and how it ended.
 
-    deadline: the latest of its readers' deadlines. party: for whom it takes up room. scope: what its writer works in,
-    as long as it does (`stop`).
+    deadline: the latest of its readers' deadlines. party: for whom it takes up room. end: what ends its writer's
+    work, while there is something to end (`stop`).
     """
 
     def __init__(self, deadline: float, *, read_ahead: int = 4096, party: str = "") -> None:
         self.deadline, self.party = deadline, party
-        self.scope: trio.CancelScope | None = None
+        self.end: Callable[[], None] | None = None
         self.stopped = False  # nobody wants it any more
         self.events: list[Event] = []
         self.ended = False
@@ -117,8 +117,8 @@ class Flight:
     def stop(self) -> None:
         """Ends the generation, wherever it waits."""
         self.stopped = True
-        if self.scope is not None:
-            self.scope.cancel()
+        if self.end is not None:
+            self.end()
 
     def when_deadline_moves(self, callback: Callable[[float], None] | None) -> None:
         """`callback(deadline)` is called when a reader with a later deadline joins."""

@@ -7,6 +7,7 @@ nodes' caches against the first attempt. What a finished answer leaves behind (r
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
 import trio
@@ -15,6 +16,7 @@ from ...cache.key import Key
 from ...providers.base import POLICY, Dropped, ErrorKind, Event, ProviderError, Via
 from ...providers.batches import Batches
 from ...providers.gate import PARTY
+from ...providers.severable import Severable
 from ...providers.trace import TRACE
 from .alarm import Alarms, Watch
 from .ask import Ask
@@ -80,6 +82,7 @@ class Generation:
         self._won_elsewhere = False
         self._trying: tuple[Attempt, float] | None = None
         self._regroup_until: float | None = None
+        self._stream: object = None  # that of the attempt under way, or of the last one
 
     async def run(self) -> None:
         """Ends with the flight: finished, or failed with the reason."""
@@ -346,62 +349,35 @@ class Generation:
     ) -> tuple[object, ProviderError | None]:
         """Moves a provider's events into the flight under the attempt's limits; gives the stream for its result."""
         ask, flight, said = self._ask, self._flight, self._answer_so_far.said
-        limit = trio.CancelScope()
         first_s = min(ask.first_token_s, self._limits.join_first_s) if candidate.joins else ask.first_token_s
-        watch = self._alarms.watch(min(start + first_s, flight.deadline), limit.cancel)
+        request = ask.request if plan is FRESH else prefixed(ask.request, plan)
         error: ProviderError | None = None
-        events: object = None
-        if flight.alone:
-            flight.scope = limit  # a scope around all attempts costs as much as this one, and serves only to stop it
-            if flight.stopped:
-                limit.cancel()
-        else:
+        self._stream = None
+        limit = _Limit()
+        watch = self._alarms.watch(min(start + first_s, flight.deadline), limit.pass_)
 
-            def later(deadline: float) -> None:
-                # A reader with more time has joined. Until the first event the attempt's own limit may be what counts.
-                if attempt.first_token_ms is None:
-                    watch.set(min(start + first_s, deadline))
+        def later(deadline: float) -> None:
+            # A reader with more time has joined. Until the first event the attempt's own limit may be what counts.
+            if attempt.first_token_ms is None:
+                watch.set(min(start + first_s, deadline))
 
-            flight.when_deadline_moves(later)
+        flight.when_deadline_moves(later)
         try:
-            with limit:
-                request = ask.request if plan is FRESH else prefixed(ask.request, plan)
-                opened = candidate.open(request, ask, deadline_s=flight.deadline - start)
-                async with opened if duel is None else duel.open(opened, request, attempt) as stream:
-                    events = stream
-                    source: AsyncIterable[Event] = stream
-                    if splice is not None:
-                        source = _Spliced(stream, splice, lambda: self._heard(candidate, attempt, start, watch))
-                    # What came in one packet is passed on in one turn, where nobody has to look at each event.
-                    batches = stream if isinstance(stream, Batches) and splice is None and duel is None else None
-                    async for event in source:
-                        if duel is not None:
-                            candidate, attempt = duel.over(candidate, attempt)
-                        if self._won_elsewhere:
-                            await trio.lowlevel.checkpoint()  # the walk is cancelled; this event was at hand already
-                        passed = False
-                        for one in (event,) if batches is None else (event, *batches.ready()):
-                            if said.add(one):
-                                if attempt.first_token_ms is None:
-                                    self._first(candidate, attempt, start, stream)
-                                flight.put(one)
-                                passed = True
-                            elif type(one) is Dropped:
-                                attempt.dropped = one.options
-                            elif type(one) is Via and candidate.peer is None:
-                                attempt.via = one.name
-                        if passed and flight.full:
-                            watch.set(flight.deadline)
-                            await flight.room()
-                        if said.finish is not None:
-                            if batches is not None and batches.over:
-                                break
-                            watch.set(min(self._now() + AFTER_FINISH_S, flight.deadline))
-                        elif passed:
-                            watch.set(min(self._now() + ask.idle_s, flight.deadline))
-                        if passed and said.bytes > self._limits.max_answer_bytes:
-                            error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} writes without end")
-                            break
+            opened = candidate.open(request, ask, deadline_s=flight.deadline - start)
+            if flight.alone and duel is None and isinstance(opened, Severable):
+                limit.end = flight.end = opened.sever
+                if flight.stopped:
+                    return None, _stopped()
+                error = await self._draw(opened, candidate, splice, attempt, start, watch, None)
+            else:
+                with trio.CancelScope() as scope:
+                    limit.end = scope.cancel
+                    if flight.alone:
+                        flight.end = scope.cancel
+                        if flight.stopped:
+                            scope.cancel()
+                    drawn = opened if duel is None else duel.open(opened, request, attempt)
+                    error = await self._draw(drawn, candidate, splice, attempt, start, watch, duel)
         except ProviderError as caught:
             error = caught
         except Exception as caught:  # a provider may be anybody's code: its fault costs one attempt, not the node
@@ -409,16 +385,65 @@ class Generation:
         finally:
             watch.stop()
             if flight.alone:
-                flight.scope = None
-            else:
-                flight.when_deadline_moves(None)
+                flight.end = None
+            flight.when_deadline_moves(None)
         if said.finish is not None:
-            return events, None  # the answer is whole; how its stream was closed does not matter
-        if limit.cancelled_caught:
-            error = _stopped() if flight.stopped else self._too_slow(candidate, attempt)
+            return self._stream, None  # the answer is whole; how its stream was closed does not matter
+        if flight.alone and flight.stopped:
+            error = _stopped()
+        elif limit.passed:
+            error = self._too_slow(candidate, attempt)
         if error is None:
             error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} ended its stream without an end mark")
-        return events, error
+        return self._stream, error
+
+    async def _draw(
+        self,
+        opened: AbstractAsyncContextManager[AsyncIterator[Event]],
+        candidate: Candidate,
+        splice: Splice | None,
+        attempt: Attempt,
+        start: float,
+        watch: Watch,
+        duel: Duel | None,
+    ) -> ProviderError | None:
+        """The same inside the limits: what the provider says until it has no more, or too much."""
+        ask, flight, said = self._ask, self._flight, self._answer_so_far.said
+        async with opened as stream:
+            self._stream = stream
+            source: AsyncIterable[Event] = stream
+            if splice is not None:
+                source = _Spliced(stream, splice, lambda: self._heard(candidate, attempt, start, watch))
+            # What came in one packet is passed on in one turn, where nobody has to look at each event.
+            batches = stream if isinstance(stream, Batches) and splice is None and duel is None else None
+            async for event in source:
+                if duel is not None:
+                    candidate, attempt = duel.over(candidate, attempt)
+                if self._won_elsewhere:
+                    await trio.lowlevel.checkpoint()  # the walk is cancelled; this event was at hand already
+                passed = False
+                for one in (event,) if batches is None else (event, *batches.ready()):
+                    if said.add(one):
+                        if attempt.first_token_ms is None:
+                            self._first(candidate, attempt, start, stream)
+                        flight.put(one)
+                        passed = True
+                    elif type(one) is Dropped:
+                        attempt.dropped = one.options
+                    elif type(one) is Via and candidate.peer is None:
+                        attempt.via = one.name
+                if passed and flight.full:
+                    watch.set(flight.deadline)
+                    await flight.room()
+                if said.finish is not None:
+                    if batches is not None and batches.over:
+                        break
+                    watch.set(min(self._now() + AFTER_FINISH_S, flight.deadline))
+                elif passed:
+                    watch.set(min(self._now() + ask.idle_s, flight.deadline))
+                if passed and said.bytes > self._limits.max_answer_bytes:
+                    return ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} writes without end")
+        return None
 
     def _first(self, candidate: Candidate, attempt: Attempt, start: float, stream: object) -> None:
         """The first event of an attempt has come."""
@@ -480,6 +505,21 @@ class Generation:
 
 
 _UNUSED, _NEVER = trio.CancelScope(), trio.Event()
+
+
+class _Limit:
+    """An attempt's time. end: what ends it; passed: whether that was called."""
+
+    __slots__ = ("end", "passed")
+
+    def __init__(self) -> None:
+        self.end: Callable[[], None] | None = None
+        self.passed = False
+
+    def pass_(self) -> None:
+        self.passed = True
+        if self.end is not None:
+            self.end()
 
 
 class _PrefixRejected(Diverged):

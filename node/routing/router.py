@@ -370,9 +370,10 @@ class Router:
         if key is not None and self.beyond is not None and beside and self.beyond.anybody:
             look_up = functools.partial(self.beyond.find, key, ask.request)
         part = self._part(flight, ask, key) if self.together is not None and shared is not None else None
-        with trio.CancelScope() as flight.scope:
+        with trio.CancelScope() as scope:
+            flight.end = scope.cancel
             if flight.stopped:
-                flight.scope.cancel()
+                scope.cancel()
             await self._make(flight, ask, shared, look_up, part)
 
     async def _make(

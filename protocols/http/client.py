@@ -157,7 +157,8 @@ class Client:
 class Call:
     """A request on its way; a context that gives the Response."""
 
-    __slots__ = ("_body", "_client", "_connect_timeout", "_headers", "_method", "_response", "_url")
+    __slots__ = ("_body", "_client", "_connect_timeout", "_dialling", "_headers", "_method", "_response", "_severed",
+                 "_url")  # fmt: skip
 
     def __init__(
         self,
@@ -171,6 +172,16 @@ class Call:
         self._client, self._method, self._url, self._headers, self._body = client, method, url, headers, body
         self._connect_timeout = connect_timeout
         self._response: Response | None = None
+        self._dialling: trio.CancelScope | None = None
+        self._severed = False
+
+    def sever(self) -> None:
+        """End this request from outside: whoever waits for it, or for its answer, gets ConnectionLost at once."""
+        self._severed = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+        elif self._response is not None:
+            self._response.sever()
 
     async def __aenter__(self) -> Response:
         client, origin = self._client, self._url.origin
@@ -178,18 +189,23 @@ class Call:
         data = self._encode(proxy)
         wire = client._take(origin)
         if wire is not None:
-            response = Response(client, origin, wire, self._method)
+            response = self._response = Response(client, origin, wire, self._method)
             try:
                 await response._begin(data)
             except ConnectionLost:
-                if response._received:
+                if response._received or self._severed:
                     raise
             else:
-                self._response = response
                 return response
         trust = client._trust() if origin.tls or (proxy is not None and proxy.origin.tls) else None
-        wire = await dial(origin, proxy, trust, client.limits, self._connect_timeout)
-        self._response = response = Response(client, origin, wire, self._method)
+        with trio.CancelScope() as self._dialling:
+            if self._severed:
+                self._dialling.cancel()
+            wire = await dial(origin, proxy, trust, client.limits, self._connect_timeout)
+        if self._dialling.cancelled_caught:
+            raise ConnectionLost(f"{origin}: the request was left before it was sent")
+        self._dialling = None
+        response = self._response = Response(client, origin, wire, self._method)
         await response._begin(data)
         return response
 
@@ -262,6 +278,11 @@ class Response:
                 raise BadResponse(f"{self._origin}: the answer is longer than {limit} bytes")
             parts.append(chunk)
         return b"".join(parts)
+
+    def sever(self) -> None:
+        """Whoever waits for more of it gets ConnectionLost."""
+        if self._wire is not None:
+            self._wire.close()
 
     async def _begin(self, data: bytes) -> None:
         """Send the request and read the answer's head; closes the connection when that fails."""
