@@ -306,6 +306,9 @@ class TelemetrySection(Section, frozen=True):
         ),
     ] = None
     interval_s: Annotated[float, said("Seconds between two sends.", ge=1)] = 15.0
+    max_waiting: Annotated[
+        int, said("Requests whose spans are kept while the collector is away; more are dropped.", ge=1)
+    ] = 2048
 
 
 class EnginesSection(Section, frozen=True):

@@ -192,9 +192,14 @@ class Life:
 
     async def _tell_collector(self, endpoint: str) -> None:
         """Send metrics and traces on, until cancelled."""
-        interval_s = self.daemon.loaded.config.telemetry.interval_s
-        me = self.daemon.identity.peer_id
-        self._collector = otlp = Otlp(endpoint, self.rpc.telemetry.collect, node=me, interval_s=interval_s)
+        telemetry, me = self.daemon.loaded.config.telemetry, self.daemon.identity.peer_id
+        self._collector = otlp = Otlp(
+            endpoint,
+            self.rpc.telemetry.collect,
+            node=me,
+            interval_s=telemetry.interval_s,
+            max_waiting=telemetry.max_waiting,
+        )
         self.router.watchers.append(otlp)
         self.router.traced = True
         await otlp.run()

@@ -20,6 +20,7 @@ from typing import Literal
 from msgspec import Struct
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS = "application/openmetrics-text"
 MAX_SERIES = 256
 """Label sets of one metric; names come from callers and peers, so what goes beyond is counted as `other`."""
 MAX_LABEL_CHARS = 120
@@ -130,15 +131,23 @@ class Histogram(Series):
         return Metric(self._name, self._unit, "histogram", self._about, points, self._bounds)
 
 
-def exposition(metrics: Iterable[Metric]) -> str:
-    """The text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+def exposition(metrics: Iterable[Metric], *, open_metrics: bool = False) -> str:
+    """The text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
+
+    open_metrics: OpenMetrics 1.0 (https://prometheus.io/docs/specs/om/open_metrics_spec/), which names a counter
+    without `_total` in its head, says units, and ends with a mark.
+    """
     lines: list[str] = []
+    number = _float if open_metrics else _number
     for metric in metrics:
         if not metric.points:
             continue
         name = metric.prometheus_name
         sample = f"{name}_total" if metric.kind == "counter" else name
-        lines += (f"# HELP {sample} {_escape_help(metric.about)}", f"# TYPE {sample} {metric.kind}")
+        head = name if open_metrics else sample
+        lines += (f"# HELP {head} {_escape_help(metric.about, open_metrics)}", f"# TYPE {head} {metric.kind}")
+        if open_metrics and (unit := _UNITS.get(metric.unit)) and name.endswith("_" + unit):
+            lines.append(f"# UNIT {head} {unit}")
         for point in metric.points:
             labels = ",".join(f'{_NOT_A_NAME.sub("_", key)}="{_escape(value)}"' for key, value in point.labels)
             if metric.kind != "histogram":
@@ -149,9 +158,11 @@ def exposition(metrics: Iterable[Metric]) -> str:
             comma, total = "," if labels else "", 0
             for bound, count in zip((*metric.bounds, math.inf), point.buckets, strict=True):
                 total += count
-                lines.append(f'{name}_bucket{{{labels}{comma}le="{_number(bound)}"}} {total}')
+                lines.append(f'{name}_bucket{{{labels}{comma}le="{number(bound)}"}} {total}')
             braces = f"{{{labels}}}" if labels else ""
             lines += (f"{name}_sum{braces} {_number(point.value)}", f"{name}_count{braces} {total}")
+    if open_metrics:
+        lines.append("# EOF")
     return "\n".join(lines) + "\n"
 
 
@@ -161,8 +172,15 @@ def _escape(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"").replace("\r", " ")
 
 
-def _escape_help(text: str) -> str:
-    return text.replace("\\", r"\\").replace("\n", r"\n")
+def _escape_help(text: str, quotes: bool = False) -> str:
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
+    return text.replace('"', r"\"") if quotes else text
+
+
+def _float(value: float) -> str:
+    """As OpenMetrics writes a bucket's bound: always with a point."""
+    text = _number(value)
+    return f"{text}.0" if text.lstrip("-").isdigit() else text
 
 
 def _number(value: float) -> str:

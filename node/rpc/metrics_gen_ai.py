@@ -22,8 +22,11 @@ FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.7
 PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 TOKENS = tuple(float(4**power) for power in range(14))
 
-WHO = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.response.model", "shoal.from")
-"""shoal.from: "here", "peer", or the cache's tier."""
+WHO = (
+    *("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model"),
+    "shoal.from",
+)
+"""shoal.from: "here", "peer", or the cache's tier. A model that was asked for, and that nobody has, is not named."""
 
 
 class GenAi:
@@ -70,14 +73,16 @@ class GenAi:
 
     def peeked(self, ask: Ask, found: Found) -> None:
         """An answer from memory: its time is below what the buckets tell apart."""
-        self._duration.observe(0.0, (operation(ask), found.provider, found.model or "", "memory", ""))
+        asked = (ask.asked or ask.request).model or ""
+        self._duration.observe(0.0, (operation(ask), found.provider, asked, found.model or "", "memory", ""))
 
     def refused(self, ask: Ask, why: NoAnswer) -> None:
         self._refused.add((why.code or str(why.kind),))
 
     def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
         where = note.cache if note.cache not in ("miss", "bypass") else "peer" if note.peer else "here"
-        who = (operation(ask), note.provider or "none", note.model or "", where)
+        asked = note.asked_model if note.provider else None
+        who = (operation(ask), note.provider or "none", asked or "", note.model or "", where)
         ok = note.outcome == ANSWERED
         self._duration.observe(note.ms / 1000, (*who, "" if ok else note.outcome))
         if where not in ("here", "peer"):

@@ -21,7 +21,7 @@ from ..routing.router import Router
 from ..version import version
 from .events import Activity
 from .events_feed import PACE_S, Feed, Section
-from .metrics import CONTENT_TYPE, MAX_SERIES, Metric, Point, by, counter, exposition, gauge, one
+from .metrics import CONTENT_TYPE, MAX_SERIES, OPEN_METRICS, Metric, Point, by, counter, exposition, gauge, one
 from .metrics_gen_ai import GenAi
 from .models import Models
 from .node_api import Node, ProviderFacts
@@ -115,8 +115,11 @@ class Telemetry:
     # -- metrics -----------------------------------------------------------------------------------------------
 
     async def metrics(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
-        """`GET /metrics`."""
-        await exchange.respond(200, exposition(self.collect()).encode(), [("content-type", CONTENT_TYPE)])
+        """`GET /metrics`: Prometheus' text, or OpenMetrics for who asks for that."""
+        wanted = OPEN_METRICS in headers.get("accept", "")
+        kind = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8" if wanted else CONTENT_TYPE
+        text = exposition(self.collect(), open_metrics=wanted)
+        await exchange.respond(200, text.encode(), [("content-type", kind)])
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as it stands now."""

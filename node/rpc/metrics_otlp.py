@@ -2,7 +2,9 @@
 
 One span for a request, one below it for each attempt; names and attributes are the semantic conventions' for generative
 AI. No prompt, no answer, no CID. Source of the format: opentelemetry-proto 1.5 and its JSON mapping (ids as hex, 64-bit
-integers as text). Needs no package, and runs beside the requests: what cannot be sent is dropped and counted.
+integers as text). Needs no package, and runs beside the requests. While the collector is away the spans wait, bounded
+in number, and it is asked at growing intervals, as the OTLP specification wants it (failures, OTLP/HTTP throttling);
+what it refuses for good, or what there is no room for, is dropped and counted.
 
     otlp = Otlp("http://127.0.0.1:4318", telemetry, node=peer_id)
     nursery.start_soon(otlp.run)
@@ -10,8 +12,11 @@ integers as text). Needs no package, and runs beside the requests: what cannot b
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import logging
 import os
+import random
 import secrets
 import time
 from collections import deque
@@ -39,6 +44,11 @@ log = logging.getLogger("shoal.telemetry")
 SEND_S = 10.0
 MAX_WAITING = 2048
 """Requests whose spans wait to be sent; more are dropped."""
+BATCH = 512
+"""Requests whose spans go in one body."""
+MAX_PAUSE_S = 300.0
+AGAIN = frozenset({408, 429, 502, 503, 504})
+"""Statuses after which the same may be sent again."""
 MAX_ANSWER_BYTES = 1 << 20
 CUMULATIVE = 2
 SERVER, CLIENT = 2, 3
@@ -47,11 +57,20 @@ OK, ERROR = 1, 2
 _JSON = ("content-type", "application/json")
 
 
+class Outcome(enum.Enum):
+    """What became of a body: taken, to be sent again, or refused for good."""
+
+    TAKEN = 0
+    AGAIN = 1
+    REFUSED = 2
+
+
 class Otlp:
     """endpoint: the collector's base address; `/v1/metrics` and `/v1/traces` are appended. interval_s: between sends.
 
     collect: the metrics as they stand. node: this node's peer id. environ: OTEL_EXPORTER_OTLP_HEADERS may hold the
-    headers that a collector wants. Add it to `Router.watchers` for the traces.
+    headers that a collector wants. max_waiting: requests whose spans are kept while the collector is away. Add it to
+    `Router.watchers` for the traces.
     """
 
     def __init__(
@@ -61,43 +80,74 @@ class Otlp:
         *,
         node: str,
         interval_s: float = 15.0,
+        max_waiting: int = MAX_WAITING,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._endpoint, self._collect, self._interval_s = endpoint.rstrip("/"), collect, interval_s
         self._headers = [_JSON, *extra_headers(environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""))]
         self._client = Client()
         self._resource = {"attributes": attributes(resource(node))}
+        self._max_waiting = max_waiting
         self._waiting: deque[tuple[RouteNote, int, int | None, int | None, str, Trace | None]] = deque()
+        self._unsent: list[list[dict[str, Any]]] = []  # the batch that goes next, so that its ids stay as they are
+        self._asked_to_wait_s = 0.0
+        self._sending = trio.Lock()
         self._began = time.time_ns()
         self._problem = ""
         self.sent = self.failed = self.dropped = 0
 
     async def run(self) -> None:
         """Sends until cancelled."""
+        failures = 0
         async with self._client.running():
             while True:
-                await trio.sleep(self._interval_s)
-                await self.flush()
+                await trio.sleep(self._pause_s(failures))
+                failures = 0 if await self.flush() else failures + 1
 
-    async def flush(self) -> None:
-        """Send what there is now. Raises nothing of the network's."""
-        await self._post("/v1/metrics", metrics_body(self._resource, self._collect(), self._began, time.time_ns()))
-        if self._waiting:
-            notes, self._waiting = self._waiting, deque()
-            spans = [span for note in notes for span in spans_of(*note)]
-            if not await self._post("/v1/traces", traces_body(self._resource, spans)):
-                self.dropped += len(notes)
+    def _pause_s(self, failures: int) -> float:
+        """Seconds until the next send: longer with every failure, and never the same for all nodes of a collector."""
+        if not failures:
+            return self._interval_s
+        longer = min(self._interval_s * 2.0 ** min(failures, 10), max(MAX_PAUSE_S, self._interval_s))
+        return max(longer * random.uniform(0.5, 1.0), self._asked_to_wait_s)  # noqa: S311  (no secret)
 
-    async def _post(self, path: str, body: Any) -> bool:
-        problem = "it did not answer in time"
+    async def flush(self) -> bool:
+        """Send what there is now. False when the collector took not all of it. Raises nothing of the network's."""
+        async with self._sending:
+            return await self._flush()
+
+    async def _flush(self) -> bool:
+        body = metrics_body(self._resource, self._collect(), self._began, time.time_ns())
+        outcome = await self._post("/v1/metrics", body)
+        whole = outcome is Outcome.TAKEN  # one that refuses metrics may take traces
+        while outcome is not Outcome.AGAIN and (self._unsent or self._waiting):
+            if not self._unsent:
+                notes = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+                self._unsent = [list(spans_of(*note)) for note in notes]
+            spans = [span for request in self._unsent for span in request]
+            outcome = await self._post("/v1/traces", traces_body(self._resource, spans))
+            if outcome is Outcome.REFUSED:
+                self.dropped += len(self._unsent)
+            if outcome is not Outcome.AGAIN:
+                self._unsent = []
+            whole = whole and outcome is Outcome.TAKEN
+        return whole
+
+    async def _post(self, path: str, body: Any) -> Outcome:
+        problem, outcome, self._asked_to_wait_s = "it did not answer in time", Outcome.AGAIN, 0.0
         with trio.move_on_after(SEND_S):
             try:
                 call = self._client.request(
                     "POST", self._endpoint + path, headers=self._headers, body=msgspec.json.encode(body)
                 )
                 async with call as response:
-                    await response.read(MAX_ANSWER_BYTES)
-                    problem = "" if response.status < 300 else f"it answered with status {response.status}"
+                    answer = await response.read(MAX_ANSWER_BYTES)
+                    if response.status < 300:
+                        problem, outcome = refused_part(answer), Outcome.TAKEN
+                    else:
+                        problem = f"it answered with status {response.status}"
+                        outcome = Outcome.AGAIN if response.status in AGAIN else Outcome.REFUSED
+                        self._asked_to_wait_s = seconds(response.header("retry-after"))
             except ClientError as error:
                 problem = str(error)
         if problem != self._problem:
@@ -106,8 +156,9 @@ class Otlp:
             else:
                 log.info("telemetry is sent to %s again", self._endpoint)
         self._problem = problem
-        self.sent, self.failed = self.sent + (not problem), self.failed + bool(problem)
-        return not problem
+        taken = outcome is Outcome.TAKEN
+        self.sent, self.failed = self.sent + taken, self.failed + (not taken)
+        return outcome
 
     # -- what the router tells ---------------------------------------------------------------------------------
 
@@ -124,12 +175,28 @@ class Otlp:
         parent = ask.trace
         if parent is not None and not parent.sampled:
             return
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) + len(self._unsent) >= self._max_waiting:
             self.dropped += 1
             return
         usage = usage_of(flight)
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (None, None)
         self._waiting.append((note, time.time_ns(), *tokens, operation(ask), parent))
+
+
+def refused_part(answer: bytes) -> str:
+    """What a collector that took the rest says it did not (ExportTracePartialSuccess); "" when it took all."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError):
+        part = msgspec.json.decode(answer).get("partialSuccess") or {}
+        number = part.get("rejectedSpans") or part.get("rejectedDataPoints")
+        if number and str(number) != "0":
+            return f"it refused {str(number)[:20]} of what was sent: {str(part.get('errorMessage'))[:MAX_LABEL_CHARS]}"
+    return ""
+
+
+def seconds(retry_after: str | None) -> float:
+    """Retry-After where it is a number of seconds, at most `MAX_PAUSE_S`; else 0."""
+    text = retry_after or ""
+    return min(float(text), MAX_PAUSE_S) if text.isascii() and text.isdigit() else 0.0
 
 
 def resource(node: str) -> dict[str, Any]:
