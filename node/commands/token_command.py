@@ -26,7 +26,9 @@ def command() -> None:
 
 @command.command(examples="shoal token new ci --models smollm2 --rpm 60 --expires 30d\nshoal token new me --admin")
 @click.argument("name")
-@click.option("--models", metavar="NAME[,NAME]", default="", help="The only models it may ask for.")
+@click.option(
+    "--models", metavar="NAME[,NAME]", default="", help="The only models it may ask for; * stands for anything."
+)
 @click.option("--rpm", type=click.IntRange(1, 1_000_000), help="Requests a minute.")
 @click.option("--expires", metavar="TIME", help="When it ends: 12h, 30d, or a date (2030-01-31).")
 @click.option("--admin", is_flag=True, help="It may also change the node: join a swarm, pin and forget answers.")

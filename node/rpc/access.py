@@ -13,6 +13,7 @@ A token proves more than a Host header does, so a request with a good one may co
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import ipaddress
 import math
@@ -55,10 +56,16 @@ class TokenGrant:
         return self.token.name
 
     def check_model(self, model: str | None) -> None:
-        if self.token.models and model not in self.token.models:
+        if self.token.models and not self._may_ask(model):
             self._desk.count(self.token, refused=1)
             named = ", ".join(self.token.models)
             raise ApiError(403, f"This token is for these models only: {named}.", param="model", code="model_refused")
+
+    def _may_ask(self, model: str | None) -> bool:
+        """By name, or by a pattern: `openai/*` is every model of that vendor."""
+        if model is None or model in self.token.models:
+            return model is not None
+        return any(fnmatch.fnmatchcase(model, allowed) for allowed in self.token.models)
 
     def used(self, usage: Usage | None) -> None:
         if usage is not None:
@@ -131,11 +138,14 @@ class Access:
             return None
         wanted = headers.get("access-control-request-headers", "")
         allowed = wanted if _HEADER_LIST.fullmatch(wanted) else "authorization, content-type"
-        return [
+        answer = [
             ("access-control-allow-methods", "GET, POST, DELETE"),
             ("access-control-allow-headers", allowed),
             ("access-control-max-age", "600"),
         ]
+        if headers.get("access-control-request-private-network") == "true":  # a page of the internet asks this machine
+            answer.append(("access-control-allow-private-network", "true"))
+        return answer
 
     def _grant(self, method: str, path: str, headers: Mapping[str, str]) -> TokenGrant | None:
         secret = secret_of(headers)
@@ -150,7 +160,7 @@ class Access:
             desk.count(token, refused=1)
             message = "This token may ask, but not change the node; make one with `shoal token new NAME --admin`."
             raise ApiError(403, message, code="admin_only")
-        if path.startswith("/v1/") and method == "POST":
+        if path.startswith("/v1/") and method == "POST" and not path.endswith("/count_tokens"):
             wait = desk.take(token)
             if wait:
                 desk.count(token, refused=1)
@@ -169,11 +179,15 @@ class Access:
 
 
 def secret_of(headers: Mapping[str, str]) -> str | None:
-    """What a client shows as its key: OpenAI's clients as a bearer token, Anthropic's in a header of their own."""
+    """What a client shows as its key: OpenAI's clients as a bearer token, Anthropic's in a header of their own.
+
+    Some send both, and one of them is for somebody else: the one that can be a token of ours counts.
+    """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and secret:
-        return secret.strip()
-    return headers.get("x-api-key")
+    bearer, key = secret.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key")
+    if key is None or bearer.startswith(PREFIX):
+        return bearer or None
+    return key if key.startswith(PREFIX) or not bearer else bearer
 
 
 def _unauthorized(message: str) -> ApiError:

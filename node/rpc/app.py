@@ -25,7 +25,7 @@ from .cache_api import CacheApi
 from .completions import Completions
 from .dashboard import Dashboard
 from .embeddings import Embeddings
-from .errors import JSON, ApiError, ShapedError, render
+from .errors import JSON, ApiError, ShapedError, refuse_encoded, render
 from .ipfs_gateway import Gateway
 from .messages import Messages
 from .messages_answer import render_anthropic
@@ -179,6 +179,8 @@ class Rpc:
                 await exchange.respond(204, b"", allowed)
                 return
         exchange.note = access.admit(exchange.method, exchange.path, headers, outside=outside)
+        if "content-encoding" in headers:
+            refuse_encoded(headers["content-encoding"])
         methods = self._exact.get(exchange.path)
         if methods is not None:
             handler = methods.get(exchange.method)
@@ -202,6 +204,9 @@ class Rpc:
     async def _other(self, exchange: Exchange, headers: Mapping[str, str], exact: dict[str, Handler] | None) -> None:
         """HEAD, OPTIONS, paths with a name in them, and what is not there."""
         method = exchange.method
+        if exchange.path == "*":
+            await self._no_method(exchange, sorted({method for methods in self.paths.values() for method in methods}))
+            return
         if exact is None:
             for prefix, items in self._items:
                 rest = exchange.path.removeprefix(prefix)

@@ -93,6 +93,13 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param)
 
 
+def refuse_encoded(coding: str) -> None:
+    """Raises ApiError 415 for a body that is compressed (RFC 9110, 15.5.16)."""
+    if coding.lower() not in ("", "identity"):
+        message = "The body is compressed, and is read as it is here; leave Content-Encoding out."
+        raise ApiError(415, message, code="unsupported_encoding", headers=(("accept-encoding", "identity"),))
+
+
 def face_of(error: NoAnswer) -> Face:
     """The error's face: by its code where one is known, else by its kind."""
     named = CODES.get(error.code) if error.code is not None else None

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from ...protocols.http.exchange import Exchange
-from ...providers.base import Usage
+from ...providers.base import GenerateRequest, Usage
 from ..routing.ask import Ask
 
 
@@ -34,5 +34,15 @@ def grant_of(exchange: Exchange, asks: Iterable[Ask]) -> Grant | None:
     if grant is not None:
         for ask in asks:
             grant.check_model(ask.request.model)
+            for other in _others(ask.request):
+                grant.check_model(other)
             ask.token = grant.name
     return grant
+
+
+def _others(request: GenerateRequest) -> list[str | None]:
+    """The models that the request lets an upstream choose from, too: OpenRouter takes a list of fallbacks."""
+    found = request.extra.get("models")
+    if not isinstance(found, list):
+        return []
+    return [each if isinstance(each, str) else None for each in found]

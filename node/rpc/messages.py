@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import msgspec
+
 from ...protocols.http.exchange import Exchange
+from ...protocols.http.message import Header
 from ..routing.answer import Answer
 from .chat_answer import Whole, shoal_object
 from .chat_request import ChatCall
-from .errors import ApiError
+from .errors import JSON
+from .grant import grant_of
 from .messages_answer import MessageEvents, message_body
-from .messages_request import read_messages
+from .messages_request import CountBody, read_messages
 from .openai_chat import asks_of
 from .relay import Relay
+from .token_estimate import estimate
+
+ESTIMATED: Header = ("x-shoal-estimated", "input_tokens")
 
 
 class Messages:
@@ -34,8 +41,11 @@ class Messages:
             await self._relay.whole(exchange, asks, partial(_render, call))
 
     async def count_tokens(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
-        """Refused: who will answer, and with which tokenizer, is not known before the question is asked."""
-        raise ApiError(404, "Tokens are not counted here; the usage of an answer tells how many there were.")
+        """An estimate that says so: who will answer, and with which tokenizer, is not known before it is asked."""
+        call = read_messages(exchange.body, headers, CountBody)
+        grant_of(exchange, asks_of(self._relay.router, call))
+        body = {"input_tokens": estimate(call.request), "shoal": {"estimated": True}}
+        await exchange.respond(200, msgspec.json.encode(body), [JSON, ESTIMATED])
 
 
 def _writer(call: ChatCall, answer: Answer) -> MessageEvents:

@@ -99,9 +99,15 @@ class MessagesBody(Struct, kw_only=True):
     output_config: dict[str, Any] | None = None
 
 
-def read_messages(body: bytes, headers: Mapping[str, str]) -> ChatCall:
+class CountBody(MessagesBody, kw_only=True):
+    """The same where nothing is to be written, only counted."""
+
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None  # type: ignore[assignment]
+
+
+def read_messages(body: bytes, headers: Mapping[str, str], kind: type[MessagesBody] = MessagesBody) -> ChatCall:
     """The call in a body and its headers (lower-case names). Raises ApiError."""
-    typed = typed_as(decode_object(body), MessagesBody)
+    typed = typed_as(decode_object(body), kind)
     system = typed.system if isinstance(typed.system, str) else "\n\n".join(t.text for t in typed.system or ())
     messages = [Message("system", system)] if system else []
     for index, turn in enumerate(typed.messages):

@@ -17,7 +17,7 @@ from .chat_request import ChatBody
 from .completions import CompletionBody
 from .embeddings import EmbeddingsBody
 from .errors import JSON
-from .messages_request import MessagesBody
+from .messages_request import CountBody, MessagesBody
 from .responses_request import ResponseBody
 
 # -- what comes back -------------------------------------------------------------------------------------------
@@ -161,6 +161,13 @@ class AnthropicMessage(Struct):
     shoal: Shoal
 
 
+class TokenCount(Struct):
+    """shoal: {"estimated": true}."""
+
+    input_tokens: int
+    shoal: dict[str, Any]
+
+
 class Model(Struct):
     id: str
     object: str
@@ -217,7 +224,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "post", "/v1/messages", "Answer a conversation (Anthropic)", AnthropicMessage, MessagesBody, True, ANSWERING
     ),
-    Operation("post", "/v1/messages/count_tokens", "Tokens are not counted here", None, statuses=(404,)),
+    Operation("post", "/v1/messages/count_tokens", "An estimate of a prompt's tokens", TokenCount, CountBody),
     Operation("get", "/v1/models", "What this node and its swarm offer", ModelList),
     Operation("get", "/v1/models/{id}", "One model", Model, statuses=(404,)),
     Operation("get", "/healthz", "The process answers", State),
@@ -248,7 +255,7 @@ EVENT: dict[str, Any] = {
 }
 """One server-sent event; its data is JSON as the API whose stream it is describes it."""
 
-_REFUSALS = (400, 401, 403, 413, 429, 500)
+_REFUSALS = (400, 401, 403, 413, 415, 429, 500)
 _REASONS = {
     400: "The request is malformed; `param` names the field",
     401: "A token is needed, or this one is not good",
@@ -258,6 +265,7 @@ _REASONS = {
     408: "The request took too long to arrive",
     409: "Not in the state for it",
     413: "The body is too long",
+    415: "The body is compressed",
     422: "The block is not an answer",
     429: "Too many requests, of the token, the node or the provider; see Retry-After",
     500: "A fault of the node's own",

@@ -45,9 +45,11 @@ class Continue(Struct, frozen=True):
 Event = Request | Continue | HttpError
 State = Literal["idle", "head", "body", "refused"]
 
-_FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"})
+_SINGLE = frozenset({"authorization", "origin", "content-type", "content-encoding", "proxy-authorization"})
+"""Fields with one value: of two, one program would believe the first and another the last (RFC 9110, 5.3)."""
+_FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"}) | _SINGLE
 _UNKNOWN_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [^ ]+ HTTP/1\.[01]\r\n")
-_SCHEME = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
+_SCHEME = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
 
 
 class _Head(Struct, frozen=True):
@@ -106,9 +108,9 @@ def _parse_head(head: bytes, max_headers: int, max_body: int) -> _Head:
     if len(found.fields) > max_headers:
         raise HttpError(431, f"the request has more than {max_headers} headers")
     headers = tuple((lower_name(name), value.decode("latin-1").strip(" \t")) for name, value in found.fields)
-    path, query = _split_target(method, found.target)
+    path, query, authority = _split_target(method, found.target)
     http_1_0 = version == "1.0"
-    keep_alive, size, expect = _framing(headers, http_1_0, max_body)
+    keep_alive, size, expect = _framing(headers, http_1_0, max_body, authority)
     return _Head(method.decode("ascii"), path, query, headers, keep_alive, http_1_0, size, expect)
 
 
@@ -117,38 +119,45 @@ _remembered_head = functools.lru_cache(maxsize=512)(_parse_head)
 """Clients send the same head again and again, and what it says depends on nothing else: 12 us become one."""
 
 
-def _split_target(method: bytes, target: bytes) -> tuple[str, str]:
-    """Path and query of a request's target, in any of its four forms (RFC 9112, 3.2)."""
+def _split_target(method: bytes, target: bytes) -> tuple[str, str, str | None]:
+    """Path and query of a request's target, in any of its four forms (RFC 9112, 3.2), and the authority in it."""
     if b"#" in target:
         raise HttpError(400, "the request's target must not have a fragment")
     if method == b"CONNECT":
-        return target.decode("ascii"), ""
+        return target.decode("ascii"), "", None
+    authority = None
     if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
         absolute = _SCHEME.match(target)
         if absolute is None:
             raise HttpError(400, "the request's target must be a path")
+        authority = absolute[1].decode("ascii").lower()
         target = target[absolute.end() :]
         if not target.startswith(b"/"):
             target = b"/" + target
     path, _, query = target.decode("ascii").partition("?")
-    return path, query
+    return path, query, authority
 
 
-def _framing(headers: tuple[Header, ...], http_1_0: bool, max_body: int) -> tuple[bool, int | None, bool]:
+def _framing(
+    headers: tuple[Header, ...], http_1_0: bool, max_body: int, authority: str | None
+) -> tuple[bool, int | None, bool]:
     """How the message is framed (RFC 9112, 6.3): keep_alive, size and expect of `_Head`.
 
-    What could be read in two ways is refused.
+    What could be read in two ways is refused. authority: the host in the target, which Host has to repeat.
     """
     length = coding = None
     expect = False
     keep_alive = not http_1_0
     hosts = 0
     options: set[str] = set()
+    single: set[str] = set()
     for name, value in headers:
         if name not in _FRAMING:
             continue
         if name == "host":
             hosts += 1
+            if authority is not None and value.lower() != authority:
+                raise HttpError(400, "the host in the request's target is not the one in its Host header")
         elif name == "content-length":
             if length is not None or not (value.isascii() and value.isdigit()):
                 raise HttpError(400, "Content-Length must be one number")
@@ -159,6 +168,10 @@ def _framing(headers: tuple[Header, ...], http_1_0: bool, max_body: int) -> tupl
             coding = value
         elif name == "connection":
             options.update(option.strip() for option in value.lower().split(","))
+        elif name in _SINGLE:
+            if name in single:
+                raise HttpError(400, f"the header {name} can stand only once in a request")
+            single.add(name)
         else:
             if value.lower() != "100-continue":
                 raise HttpError(417, "Expect can only be 100-continue")

@@ -5,6 +5,7 @@ That pages of other sites are refused (Host, Origin, Sec-Fetch-Site) is in test_
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import openai
 import pytest
 import trio
 from shoal.node.tokens import TokenBook, Tokens
-from shoal.providers.base import Usage
+from shoal.providers.base import ModelInfo, Status, Usage
 
-from .fakes_router import Scripted, says
+from .fakes_router import STOP, Scripted, Wait, says
 from .fakes_rpc import door
 
 CHAT = "/v1/chat/completions"
@@ -191,3 +192,72 @@ async def test_a_named_origin_still_needs_a_token_from_outside(book: TokenBook) 
     assert ahead.status == 204, "a browser asks ahead without a key"
     assert reply.status == 401
     assert reply.headers["access-control-allow-origin"] == SITE
+
+
+async def test_a_pattern_stands_for_models_and_fallbacks_are_models_too(book: TokenBook) -> None:
+    _, secret = book.new("ci", models=("cheap/*", "m1"))
+    status = Status(ready=True, models=(ModelInfo("m1"),), default_model="m1", any_model=True)
+    provider = Scripted("first", says("Cold."), status=status)
+    async with door(provider, tokens=Tokens(book), outside=True) as rpc:
+        for model, status in (("cheap/a", 200), ("m1", 200), ("dear/a", 403), ("auto", 403), ("cheap", 403)):
+            assert (await rpc.chat(bearer(secret), model=model)).status == status, model
+        for fallbacks in (["dear/a"], ["cheap/a", "dear/a"], [None]):
+            reply = await rpc.chat(bearer(secret), model="m1", models=fallbacks)
+            assert (reply.status, reply.error["code"]) == (403, "model_refused")
+        assert (await rpc.chat(bearer(secret), model="m1", models=["cheap/a"])).status == 200
+
+
+async def test_of_two_keys_the_one_that_can_be_a_token_counts(book: TokenBook) -> None:
+    _, secret = book.new("ci")
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        for headers in ({**bearer("sk-other"), "x-api-key": secret}, {**bearer(secret), "x-api-key": "sk-other"}):
+            assert (await rpc.ask("POST", CHAT, BODY, headers)).status == 200
+        once = rpc.head("POST", CHAT, bearer(secret), b"{}")
+        twice = once.replace(b"\r\n\r\n", b"\r\nAuthorization: Bearer x\r\n\r\n")
+        stream = await rpc.open()
+        await stream.send_all(twice)
+        assert b"400 Bad Request" in await stream.receive_some(4096)
+
+
+async def test_counting_tokens_is_no_request_of_the_rate(book: TokenBook) -> None:
+    _, secret = book.new("ci", rpm=1)
+    body = {"model": "m1", "messages": [{"role": "user", "content": "Hot?"}]}
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        for _ in range(3):
+            assert (await rpc.ask("POST", "/v1/messages/count_tokens", body, bearer(secret))).status == 200
+        assert (await rpc.ask("POST", CHAT, BODY, bearer(secret))).status == 200
+        assert (await rpc.ask("POST", CHAT, BODY, bearer(secret))).status == 429
+
+
+async def test_a_page_of_the_internet_that_was_named_may_ask_this_machine() -> None:
+    asked = {
+        "origin": "https://chat.example",
+        "access-control-request-method": "POST",
+        "access-control-request-private-network": "true",
+    }
+    async with door(cold(), origins=("https://chat.example",)) as rpc:
+        reply = await rpc.ask("OPTIONS", CHAT, b"", asked)
+        other = await rpc.ask("OPTIONS", CHAT, b"", {**asked, "origin": "https://evil.example"})
+    assert reply.headers["access-control-allow-private-network"] == "true"
+    assert other.status == 403
+    assert "access-control-allow-private-network" not in other.headers
+
+
+async def test_a_token_that_is_revoked_asks_no_more_and_an_answer_that_has_begun_is_told_to_its_end(
+    book: TokenBook,
+) -> None:
+    _, secret = book.new("ci")
+    gate = trio.Event()
+    provider = Scripted("first", ["Co", Wait(gate), "ld.", STOP])
+    async with door(provider, tokens=Tokens(book), outside=True) as rpc, await rpc.open() as stream:
+        body = json.dumps({**BODY, "stream": True}).encode()
+        await stream.send_all(rpc.head("POST", CHAT, bearer(secret), body))
+        data = b""
+        while b'"Co"' not in data:
+            data += await stream.receive_some(65536)
+        book.revoke("ci")
+        assert (await rpc.ask("POST", CHAT, BODY, bearer(secret))).status == 401
+        gate.set()
+        while piece := await stream.receive_some(65536):
+            data += piece
+    assert b"[DONE]" in data

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from shoal.node.rpc.token_estimate import of_text
 from shoal.providers.base import ErrorKind, Finish, ImagePart, ReasoningDelta, ToolCallDelta, Usage
 
 from .fakes_router import STOP, Pause, Scripted, fails, says
@@ -180,13 +181,14 @@ async def test_failures_have_anthropics_names() -> None:
         nobody = await ask(rpc, model="claude-none")
         limited = await ask(rpc)
         count = await rpc.ask("POST", "/v1/messages/count_tokens", {"model": "m1", "messages": []})
+        assert count.json["error"]["type"] == "invalid_request_error"
         other = await rpc.ask("POST", "/v1/messages/batches", {})
         broken = await rpc.ask("POST", "/v1/messages", b"{")
     assert (nobody.status, nobody.json["error"]["type"]) == (404, "not_found_error")
     assert (limited.status, limited.json["error"]["type"]) == (429, "rate_limit_error")
     assert int(limited.headers["retry-after"]) >= 1
-    assert (count.status, other.status, broken.status) == (404, 404, 400)
-    assert count.json["error"]["type"] == other.json["error"]["type"] == "not_found_error"
+    assert (count.status, other.status, broken.status) == (400, 404, 400)
+    assert other.json["error"]["type"] == "not_found_error"
 
 
 async def test_a_stream_that_breaks_off_ends_with_an_error_event_and_no_stop() -> None:
@@ -207,3 +209,25 @@ async def test_an_answer_from_the_cache_is_a_message_too() -> None:
     assert reply.json["content"][0]["text"] == "Cold."
     assert reply.headers["x-shoal-cache"] == "memory"
     assert len(provider.calls) == 1
+
+
+async def test_tokens_are_estimated_and_the_answer_says_so() -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 20  # 200 tokens in cl100k
+    tool = {"name": "look", "description": "Look around.", "input_schema": {"type": "object"}}
+    body = {"model": "m1", "system": "Be brief.", "messages": [{"role": "user", "content": text}]}
+    provider = Scripted("first", says("x"))
+    async with door(provider) as rpc:
+        plain = await rpc.ask("POST", "/v1/messages/count_tokens", body)
+        tooled = await rpc.ask("POST", "/v1/messages/count_tokens?beta=true", {**body, "tools": [tool]})
+    assert plain.json == {"input_tokens": plain.json["input_tokens"], "shoal": {"estimated": True}}
+    assert plain.headers["x-shoal-estimated"] == "input_tokens"
+    assert 170 < plain.json["input_tokens"] < 260
+    assert 10 < tooled.json["input_tokens"] - plain.json["input_tokens"] < 60
+    assert not provider.calls, "nobody is asked"
+
+
+def test_the_estimate_knows_other_scripts() -> None:
+    russian, chinese = "Сегодня прекрасная погода, давайте гулять", "今天的天气非常好我们一起去公园散步"
+    assert 18 <= of_text(russian) <= 26, "cl100k: 22"
+    assert 16 <= of_text(chinese) <= 24
+    assert of_text("") == 0

@@ -255,3 +255,20 @@ async def test_a_refusal_that_has_a_name_is_no_error_in_the_log(caplog: pytest.L
         assert (await rpc.chat(model="nobody")).status == 404
         assert (await rpc.ask("POST", "/v1/chat/completions", b"{")).status == 400
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate, gzip"])
+async def test_a_compressed_body_is_refused_as_such(coding: str) -> None:
+    async with door(Scripted("first", says("x"))) as rpc:
+        reply = await rpc.chat({"content-encoding": coding})
+        message = await rpc.ask("POST", "/v1/messages", b"\x1f\x8b", {"content-encoding": coding})
+        assert (await rpc.chat({"content-encoding": "identity"})).status == 200
+    assert (reply.status, reply.error["code"]) == (415, "unsupported_encoding")
+    assert reply.headers["accept-encoding"] == "identity"
+    assert message.json["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_whole_server_may_be_asked_what_it_allows() -> None:
+    async with door(Scripted("first", says("x"))) as rpc:
+        reply = await rpc.ask("OPTIONS", "*")
+    assert (reply.status, reply.headers["allow"]) == (204, "DELETE, GET, HEAD, OPTIONS, POST")

@@ -100,9 +100,9 @@ def test_no_continue_without_a_body_or_in_http_1_0() -> None:
 
 
 def test_an_absolute_target_gives_its_path() -> None:
-    request = only_request(b"GET http://example.org:80/x?y HTTP/1.1\r\nHost: example.org\r\n\r\n")
+    request = only_request(b"GET http://Example.org:80/x?y HTTP/1.1\r\nHost: example.org:80\r\n\r\n")
     assert (request.path, request.query) == ("/x", "y")
-    assert only_request(b"GET http://example.org?y HTTP/1.1\r\nHost: a\r\n\r\n").path == "/"
+    assert only_request(b"GET http://example.org?y HTTP/1.1\r\nHost: example.org\r\n\r\n").path == "/"
 
 
 def test_options_may_ask_about_the_whole_server() -> None:
@@ -135,6 +135,10 @@ REFUSED = {
     "bytes beyond ASCII in the target": (b"GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "another scheme": (b"GET ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "a star for anything but OPTIONS": (b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    "another host in the target than in Host": (b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    "a user in the target": (b"GET http://a@b/ HTTP/1.1\r\nHost: b\r\n\r\n", 400),
+    "two credentials": (get("Authorization: Bearer x", "Authorization: Bearer y"), 400),
+    "two origins": (get("Origin: http://a", "Origin: http://b"), 400),
     "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400),
     "two Hosts": (get("Host: b"), 400),
     "line feeds alone": (b"GET / HTTP/1.1\nHost: a\n\n", 400),
