@@ -99,6 +99,14 @@ class Lab:
     def flush(self, side: str) -> None:
         self._do("flush", side)
 
+    def six(self) -> None:
+        """Global IPv6 addresses for everybody, beside those of IPv4."""
+        self._do("six")
+
+    def nofour(self, name: str) -> None:
+        """A node without IPv4."""
+        self._do("nofour", name)
+
     def delay(self, milliseconds: float) -> None:
         self._do("delay", milliseconds)
 

@@ -11,24 +11,29 @@
 #   lab.sh linkdown a|b             take the middle link of that node down
 #   lab.sh loss a|b PERCENT         drop packets at random
 #   lab.sh heal                     undo cut, linkdown and loss
+#   lab.sh six                      global IPv6 addresses for everybody, without a NAT
+#   lab.sh nofour NS                take a node's IPv4 address away
 #   lab.sh delay MS | nodelay       every packet on the public net takes MS milliseconds longer, each way
-#   lab.sh in NS COMMAND...         run in a namespace: pub relay relay2 nata nodea natb nodeb
+#   lab.sh in NS COMMAND...         run in a namespace: pub relay relay2 nata nodea nodea2 natb nodeb
 #
 # KIND   cone  the NAT keeps ports and lets in only who was called, address and port
 #        full  everything that comes in goes to the node
 #        open  like cone, with port 4001 forwarded
+#        hairpin  like open, for who is behind the same NAT, too
 #        sym   a new port for every destination: no port can be foretold
 #
+#   nodea2 10.1.0.3 ----+
 #   nodea 10.1.0.2 -- nata (10.1.0.1 | 11.22.33.1) --+        +-- relay  11.22.33.10 (.11 to .14 too)
 #   nodeb 10.2.0.2 -- natb (10.2.0.1 | 11.22.33.2) --+-- pub -+-- relay2 11.22.33.20
 #
-# 11.22.33.0/24 is public in here only, no route leads out. The ranges for examples (RFC 5737) count as private in many
+# IPv6: relay 2a0e:33::10, relay2 2a0e:33::20, nodea 2a0e:a::2, nodea2 2a0e:a::3, nodeb 2a0e:b::2.
+# 11.22.33.0/24 and 2a0e::/16 are public in here only, no route leads out. The ranges for examples (RFC 5737) count as private in many
 # libraries, so they would not do. tc netem is not in every kernel: wire.py delays instead.
 set -u
 P=${LAB_PREFIX:?a prefix for the names of the namespaces}
 HERE=$(cd "$(dirname "$0")" && pwd)
 STATE=${LAB_STATE:?a directory for what runs beside the namespaces}
-NAMES="pub relay relay2 nata nodea natb nodeb"
+NAMES="pub relay relay2 nata nodea nodea2 natb nodeb"
 
 x() { local name=$1; shift; ip netns exec "$P$name" "$@"; }
 
@@ -49,20 +54,23 @@ pair() { # NS1 IF1 NS2 IF2
 }
 
 nat() { # a|b KIND
-  local side=$1 kind=$2 lan post=masquerade pre=""
-  [ "$side" = a ] && lan=10.1.0.2 || lan=10.2.0.2
+  local side=$1 kind=$2 lan wan post=masquerade pre="" back=""
+  [ "$side" = a ] && lan=10.1.0.2 wan=11.22.33.1 || lan=10.2.0.2 wan=11.22.33.2
   local forward="chain prenat { type nat hook prerouting priority -100; policy accept; iifname \"wan\""
   case $kind in
     cone) ;;
     full) pre="$forward dnat to $lan; }" ;;
     open) pre="$forward tcp dport 4001 dnat to $lan; }" ;;
+    hairpin)
+      pre="chain prenat { type nat hook prerouting priority -100; policy accept; ip daddr $wan tcp dport 4001 dnat to $lan; }"
+      back="oifname \"lan\" ip saddr $lan/24 masquerade;" ;;
     sym) post="masquerade random,fully-random" ;;
     *) echo "unknown kind of NAT: $kind" >&2; exit 2 ;;
   esac
   x "nat$side" nft flush ruleset
   x "nat$side" nft -f /dev/stdin <<RULES
 table ip lab {
-  chain postnat { type nat hook postrouting priority 100; policy accept; oifname "wan" $post; }
+  chain postnat { type nat hook postrouting priority 100; policy accept; oifname "wan" $post; $back }
   $pre
   chain inlocal { type filter hook input priority 0; policy accept; iifname "wan" drop; }
   chain cutall { type filter hook forward priority -20; policy accept; }
@@ -95,14 +103,38 @@ up() { # KIND_A KIND_B
   x relay2 ip addr add 11.22.33.20/24 dev wan
   for side in a b; do
     [ $side = a ] && net=10.1.0 || net=10.2.0
-    pair "nat$side" lan "node$side" eth
+    x "nat$side" ip link add lan type bridge
+    x "nat$side" ip link set lan up
+    pair "nat$side" "to-node$side" "node$side" eth
+    x "nat$side" ip link set "to-node$side" master lan
     x "nat$side" ip addr add "$net.1/24" dev lan
     x "node$side" ip addr add "$net.2/24" dev eth
     x "node$side" ip route add default via "$net.1"
     x "nat$side" sysctl -qw net.ipv4.ip_forward=1
   done
+  pair nata to-nodea2 nodea2 eth
+  x nata ip link set to-nodea2 master lan
+  x nodea2 ip addr add 10.1.0.3/24 dev eth
+  x nodea2 ip route add default via 10.1.0.1
   nat a "${1:-cone}"
   nat b "${2:-cone}"
+}
+
+six() {
+  for n in nata natb; do x $n sysctl -qw net.ipv6.conf.all.forwarding=1; done
+  x relay ip addr add 2a0e:33::10/64 dev wan nodad
+  x relay2 ip addr add 2a0e:33::20/64 dev wan nodad
+  for side in a b; do
+    [ $side = a ] && number=1 other=b next=2 || { number=2; other=a; next=1; }
+    x "nat$side" ip addr add "2a0e:33::$number/64" dev wan nodad
+    x "nat$side" ip addr add "2a0e:$side::1/64" dev lan nodad
+    x "nat$side" ip -6 route add "2a0e:$other::/64" via "2a0e:33::$next"
+    x "node$side" ip addr add "2a0e:$side::2/64" dev eth nodad
+    x "node$side" ip -6 route add default via "2a0e:$side::1"
+    for n in relay relay2; do x $n ip -6 route add "2a0e:$side::/64" via "2a0e:33::$number"; done
+  done
+  x nodea2 ip addr add 2a0e:a::3/64 dev eth nodad
+  x nodea2 ip -6 route add default via 2a0e:a::1
 }
 
 heal() {
@@ -128,6 +160,8 @@ case "${1:-}" in
   nat) nat "$2" "$3" ;;
   flush) flush "$2" ;;
   heal) heal ;;
+  six) six ;;
+  nofour) x "$2" ip -4 addr flush dev eth ;;
   cut) cut "$2" ;;
   linkdown) x pub ip link set "to-nat$2" down ;;
   loss) x "nat$2" nft add rule ip lab cutall numgen random mod 100 '<' "$3" drop ;;
@@ -144,5 +178,5 @@ case "${1:-}" in
     wire_stop
     for n in nata natb relay relay2; do x pub ip link set "to-$n" master br0; done ;;
   in) n=$2; shift 2; x "$n" "$@" ;;
-  *) sed -n 2,27p "$0"; exit 2 ;;
+  *) sed -n 2,32p "$0"; exit 2 ;;
 esac
