@@ -43,11 +43,10 @@ class Answer:
         self._flight = flight
         self._next = 0
         self._pending: list[Event] = []
-        self._started = 0.0
         self._watch: Watch | None = None
 
     async def __aenter__(self) -> Answer:
-        self._started = self._router.now()
+        self._ask.began = self._router.now()
         if self._flight is not None:
             self._router._board(self._flight, self._ask)
             return self
@@ -68,7 +67,7 @@ class Answer:
         if self._watch is not None:
             self._watch.stop()
         flight.leave()
-        self._router._left(self._ask, flight, round((self._router.now() - self._started) * 1000, 3))
+        self._router._left(self._ask, flight, round((self._router.now() - self._ask.began) * 1000, 3))
         if not flight.landed and flight.readers == 0 and not isinstance(error, NoAnswer):
             with trio.CancelScope(shield=True), trio.move_on_after(CLEANUP_S):
                 await flight.landing()

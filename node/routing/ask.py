@@ -88,6 +88,8 @@ class Ask(Struct, kw_only=True):
     caller: str = LOCAL
     allow_fallback: bool = True
     whole: bool = False
+    began: float = 0.0
+    """When the router was asked (trio time); it fills that in."""
     token: str = ""
     """The name of the token that the caller showed, where it showed one."""
 

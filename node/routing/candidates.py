@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -278,12 +278,12 @@ class NodeCandidates:
             length = target.context_length or candidate.context_length
             yield msgspec.structs.replace(candidate, asks=asks, context_length=length, here=False)
 
-    def _names(self) -> Iterator[str]:
-        yield from (name for name in self._order if name == PEERS or name in self._registry.providers)
-        if self._order:
-            yield from (name for name in self._registry.providers if name not in self._order)
-        else:
-            yield from self._registry.providers
+    def _names(self) -> Iterable[str]:
+        providers = self._registry.providers
+        if not self._order:
+            return providers
+        placed = [name for name in self._order if name == PEERS or name in providers]
+        return [*placed, *(name for name in providers if name not in self._order)]
 
     def _here(self, name: str, request: GenerateRequest, ask: Ask) -> Candidate | None:
         if not ask.from_here and name not in self._registry.shared:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 import trio
 
 from ...cache.record import Record
-from ...providers.base import ErrorKind, Event
+from ...providers.base import ErrorKind, Event, Usage
 from .attempt import Attempt
 from .no_answer import NoAnswer
 
@@ -47,6 +47,7 @@ class Flight:
         self.route: list[Attempt] = []
         self.response_cid: str | None = None
         self.record: Record | None = None
+        self.usage: Usage | None = None
 
         self._waiting: dict[Reader, trio.lowlevel.Task] = {}
         self._at_end: dict[Reader, trio.lowlevel.Task] = {}
@@ -89,6 +90,9 @@ class Flight:
     def finish(self, events: Sequence[Event]) -> None:
         """The last events; the answer is whole."""
         self.events.extend(events)
+        for event in events[-2:]:  # the count of tokens stands before the Finish
+            if type(event) is Usage:
+                self.usage = event
         self.ended = True
         if self._waiting:
             self._wake_all()

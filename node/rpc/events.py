@@ -20,7 +20,7 @@ from ..routing.flight import Flight
 from ..routing.no_answer import NoAnswer
 from ..routing.recording import Found
 from ..routing.router import RouteNote
-from .metrics_gen_ai import first_token_ms, usage_of
+from .metrics_gen_ai import first_token_ms
 
 RECENT = 40
 """Finished requests that are remembered."""
@@ -31,8 +31,6 @@ MAX_REASON_CHARS = 200
 
 class _Live(Struct):
     id: int
-    at: float
-    began: float
     ask: Ask
     flight: Flight
 
@@ -57,13 +55,13 @@ class Activity:
 
     def boarded(self, ask: Ask, flight: Flight) -> None:
         self.version += 1
-        self._live[id(ask)] = _Live(next(self._ids), time.time(), trio.current_time(), ask, flight)
+        self._live[id(ask)] = _Live(next(self._ids), ask, flight)
 
     def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
         self.version += 1
         self.finished[note.outcome] += 1
         live = self._live.pop(id(ask), None)
-        usage = usage_of(flight)
+        usage = flight.usage
         tokens = usage.completion_tokens if usage is not None else len(flight.events)
         if note.cache in ("miss", "bypass"):
             self.output_tokens += tokens
@@ -104,14 +102,14 @@ class Activity:
 
 
 def _live_row(live: _Live, now: float) -> dict[str, Any]:
-    flight, ms = live.flight, round((now - live.began) * 1000, 1)
+    flight, ms = live.flight, round((now - live.ask.began) * 1000, 1)
     route = list(flight.route)
     first = first_token_ms(route) if route and route[-1].first_token_ms is not None else None
     tokens = len(flight.events)
     rate = _rate(tokens, ms - first) if first is not None else None
     return {
         "id": live.id,
-        "at": live.at,
+        "at": time.time() - ms / 1000,
         "state": "live",
         "caller": live.ask.caller,
         "model": flight.model or live.ask.request.model,

@@ -106,26 +106,44 @@ class Counter(Series):
         return counter(self._name, self._about, (Point(self._pairs(v), n) for v, n in self._counts.items()), self._unit)
 
 
+class Distribution:
+    """One of a histogram's. counts: those of the buckets, then the sum of all that was observed."""
+
+    __slots__ = ("_bounds", "counts")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0.0] * (len(bounds) + 2)
+
+    def observe(self, value: float) -> None:
+        counts = self.counts
+        counts[bisect_left(self._bounds, value)] += 1
+        counts[-1] += value
+
+
 class Histogram(Series):
     """Distributions by label values. bounds: upper bounds of the buckets, ascending; a last one without is implied."""
 
     def __init__(self, name: str, unit: str, about: str, bounds: Sequence[float], labels: Sequence[str]) -> None:
         super().__init__(labels)
         self._name, self._unit, self._about, self._bounds = name, unit, about, tuple(bounds)
-        self._series: dict[tuple[str, ...], list[float]] = {}  # the buckets' counts, then the sum
+        self._series: dict[tuple[str, ...], Distribution] = {}
 
-    def observe(self, value: float, values: tuple[str, ...]) -> None:
+    def of(self, values: tuple[str, ...]) -> Distribution:
+        """The distribution for these label values, to observe in; from MAX_SERIES on, one for all others."""
         series = self._series.get(values)
         if series is None:
             if len(self._series) >= MAX_SERIES:
                 values = self._other
-            series = self._series.setdefault(values, [0.0] * (len(self._bounds) + 2))
-        series[bisect_left(self._bounds, value)] += 1
-        series[-1] += value
+            series = self._series.setdefault(values, Distribution(self._bounds))
+        return series
+
+    def observe(self, value: float, values: tuple[str, ...]) -> None:
+        self.of(values).observe(value)
 
     def metric(self) -> Metric:
         points = [
-            Point(self._pairs(values), series[-1], tuple(int(count) for count in series[:-1]))
+            Point(self._pairs(values), series.counts[-1], tuple(int(count) for count in series.counts[:-1]))
             for values, series in self._series.items()
         ]
         return Metric(self._name, self._unit, "histogram", self._about, points, self._bounds)

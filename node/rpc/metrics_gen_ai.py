@@ -6,16 +6,16 @@ is Shoal's own has its own prefix. Of a request nothing is kept but who answered
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
-from ...providers.base import Usage
 from ..routing.ask import Ask
 from ..routing.attempt import ANSWERED, Attempt
 from ..routing.flight import Flight
 from ..routing.no_answer import NoAnswer
 from ..routing.recording import Found
 from ..routing.router import RouteNote
-from .metrics import Counter, Histogram, Metric
+from .metrics import MAX_SERIES, Counter, Distribution, Histogram, Metric
 
 REQUEST_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -57,6 +57,7 @@ class GenAi:
             ("gen_ai.provider.name", "shoal.outcome"),
             "s",
         )
+        self._kept: dict[tuple[str, ...], _Kept] = {}
         self._refused = Counter("shoal.requests.refused", "Questions that nobody was asked.", ("error.type",))
 
     def metrics(self) -> Iterator[Metric]:
@@ -83,11 +84,15 @@ class GenAi:
         where = note.cache if note.cache not in ("miss", "bypass") else "peer" if note.peer else "here"
         asked = note.asked_model if note.provider else None
         who = (operation(ask), note.provider or "none", asked or "", note.model or "", where)
+        kept = self._kept.get(who) or self._keep(who)
         ok = note.outcome == ANSWERED
-        self._duration.observe(note.ms / 1000, (*who, "" if ok else note.outcome))
+        if ok:
+            kept.duration.observe(note.ms / 1000)
+        else:
+            self._duration.observe(note.ms / 1000, (*who, note.outcome))
         if where not in ("here", "peer"):
             return
-        self._observe_tokens(note, flight, who, whole=ok, text=ask.request.embed is None)
+        kept.observe_tokens(note, flight, whole=ok, text=ask.request.embed is None)
         if flight.readers == 0:  # the attempts are the flight's, not each caller's
             for attempt in note.attempts:
                 ended = attempt.ms > 0 or flight.ended or attempt is not note.attempts[-1]
@@ -95,22 +100,59 @@ class GenAi:
                 self._attempts.add(labels)
                 self._attempt_s.add(labels, attempt.ms / 1000)
 
-    def _observe_tokens(
-        self, note: RouteNote, flight: Flight, who: tuple[str, ...], *, whole: bool, text: bool
-    ) -> None:
+    def _keep(self, who: tuple[str, ...]) -> _Kept:
+        if len(self._kept) >= MAX_SERIES:
+            self._kept.clear()
+        kept = self._kept[who] = _Kept(
+            lambda: self._duration.of((*who, "")),
+            lambda: self._first_token.of(who),
+            lambda: self._per_token.of(who),
+            lambda: self._tokens.of((*who, "input")),
+            lambda: self._tokens.of((*who, "output")),
+        )
+        return kept
+
+
+class _Kept:
+    """The distributions of requests with the same labels, found once; each is made when there is something for it."""
+
+    def __init__(self, *make: Callable[[], Distribution]) -> None:
+        self._duration, self._first_token, self._per_token, self._input, self._output = make
+
+    @functools.cached_property
+    def duration(self) -> Distribution:
+        return self._duration()
+
+    @functools.cached_property
+    def first_token(self) -> Distribution:
+        return self._first_token()
+
+    @functools.cached_property
+    def per_token(self) -> Distribution:
+        return self._per_token()
+
+    @functools.cached_property
+    def input(self) -> Distribution:
+        return self._input()
+
+    @functools.cached_property
+    def output(self) -> Distribution:
+        return self._output()
+
+    def observe_tokens(self, note: RouteNote, flight: Flight, *, whole: bool, text: bool) -> None:
         last = note.attempts[-1] if note.attempts else None
         if last is None or last.first_token_ms is None:
             return
         if text:
-            self._first_token.observe(first_token_ms(note.attempts) / 1000, who)
-        usage = usage_of(flight)
+            self.first_token.observe(first_token_ms(note.attempts) / 1000)
+        usage = flight.usage
         if not whole or usage is None:
             return
-        self._tokens.observe(usage.prompt_tokens, (*who, "input"))
+        self.input.observe(usage.prompt_tokens)
         if text:
-            self._tokens.observe(usage.completion_tokens, (*who, "output"))
+            self.output.observe(usage.completion_tokens)
         if usage.completion_tokens > 1 and last.ms > last.first_token_ms:
-            self._per_token.observe((last.ms - last.first_token_ms) / 1000 / (usage.completion_tokens - 1), who)
+            self.per_token.observe((last.ms - last.first_token_ms) / 1000 / (usage.completion_tokens - 1))
 
 
 def operation(ask: Ask) -> str:
@@ -120,13 +162,5 @@ def operation(ask: Ask) -> str:
 
 def first_token_ms(attempts: list[Attempt]) -> float:
     """Milliseconds from the first attempt's start to the last one's first token."""
-    return sum(attempt.ms for attempt in attempts[:-1]) + (attempts[-1].first_token_ms or 0.0)
-
-
-def usage_of(flight: Flight) -> Usage | None:
-    """The token counts of an answer that has ended, where its provider gave them: they stand before the Finish."""
-    if flight.ended:
-        for event in flight.events[-2:]:
-            if type(event) is Usage:
-                return event
-    return None
+    first = attempts[-1].first_token_ms or 0.0
+    return first if len(attempts) == 1 else sum(attempt.ms for attempt in attempts[:-1]) + first

@@ -37,7 +37,7 @@ from ..routing.recording import Found
 from ..routing.router import RouteNote
 from ..version import version
 from .metrics import MAX_LABEL_CHARS, Metric, Point
-from .metrics_gen_ai import first_token_ms, operation, usage_of
+from .metrics_gen_ai import first_token_ms, operation
 
 log = logging.getLogger("shoal.telemetry")
 
@@ -178,7 +178,7 @@ class Otlp:
         if len(self._waiting) + len(self._unsent) >= self._max_waiting:
             self.dropped += 1
             return
-        usage = usage_of(flight)
+        usage = flight.usage
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (None, None)
         self._waiting.append((note, time.time_ns(), *tokens, operation(ask), parent))
 

@@ -202,7 +202,7 @@ class Call:
             if self._severed:
                 self._dialling.cancel()
             wire = await dial(origin, proxy, trust, client.limits, self._connect_timeout)
-        if self._dialling.cancelled_caught:
+        if wire is None or self._dialling.cancelled_caught:
             raise ConnectionLost(f"{origin}: the request was left before it was sent")
         self._dialling = None
         response = self._response = Response(client, origin, wire, self._method)
