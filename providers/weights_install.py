@@ -55,6 +55,11 @@ def install(name_or_path: str, store: Path, progress: Progress = lambda stage, d
     folder = weights.folder_of(name, store)
     if (there := _there(name_or_path, store)) is not None and weights.is_current(there):
         return there.path
+    if name not in CATALOGUE and not weights.is_path(name_or_path) and not weights.is_hub_id(name):
+        known = ", ".join(CATALOGUE)
+        raise WeightsRefused(
+            f"no model is known as {name!r}; known: {known}; or give OWNER/MODEL, a .gguf file, a folder"
+        )
     _make_folder(store)
     with _lock(store / f".{folder.name}.lock", progress):
         there = _there(name_or_path, store)
@@ -160,19 +165,14 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
         _check_gguf(gguf)
         if not weights.llama_cpp_installed():
             _need_libraries(*CONVERTER)
-        _need_space(fresh, 4 * gguf.stat().st_size)  # 4 bits or more become 16
+        _need_space(fresh, 8 * gguf.stat().st_size)  # 4 bits become 32, and stay beside them; others 16
         source, digest = str(gguf), _sha256(gguf)
-    elif weights.is_hub_id(name):
+    else:
         commit = _from_hub(name, fresh / "model", progress)
         weights.check_folder(name, fresh / "model")
         weights.check_tokenizer(fresh / "model")
         _write_manifest(fresh / "model", name, f"hub {name} {commit}", "")
         return
-    else:
-        known = ", ".join(CATALOGUE)
-        raise WeightsRefused(
-            f"no model is known as {name!r}; known: {known}; or give OWNER/MODEL, a .gguf file, a folder"
-        )
     _make_model(gguf, fresh / "model", progress)
     weights.check_folder(name, fresh / "model")
     _write_manifest(fresh / "model", name, source, digest)
@@ -289,7 +289,11 @@ def _from_hub(name: str, folder: Path, progress: Progress) -> str:
 
     half = folder.parents[1] / f".part-{weights.folder_of(name, folder).name}"
     progress("download", 0, 0)
-    commit = weights_hub.fetch(name, half, progress, need_space=lambda size: _need_space(half, size))
+    try:
+        commit = weights_hub.fetch(name, half, progress, need_space=lambda size: _need_space(half, size))
+    finally:
+        with contextlib.suppress(OSError):  # what has come stays, to be gone on from
+            half.rmdir()
     half.rename(folder)
     return commit
 

@@ -23,7 +23,7 @@ CHUNK_S = 0.15
 """While others are decoding, a piece is made so small that they wait about this long, in seconds."""
 SMALLEST_CHUNK = 32
 """Tokens of a piece from which on its speed is worth noting, and below which none is made for the others' sake."""
-DRAFTED_TOKENS = 8
+DRAFTED_TOKENS = 16
 """Tokens that are decided in one pass of the model when they were drafted; a stream comes in pieces so long."""
 
 

@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STEPS = ("tokenizer", "configuration", "weights", "writing", "packing")
+from .__main__ import die_with_parent
+
+STEPS = ("tokenizer", "configuration", "packing", "weights", "writing")
 
 
 class ConversionError(Exception):
@@ -29,10 +31,11 @@ def _step(done: int) -> None:
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Write `source` as fp16 safetensors with configuration and tokenizer into `folder` (made when missing).
+    """Write `source` as safetensors with configuration and tokenizer into `folder` (made when missing).
 
-    fp16, because a GGUF's scales are: bf16 would round the weights eight times as coarsely, and change answers.
-    Beside them, where the file has four-bit blocks of a kind that torch can compute with, those (`gguf_blocks.py`).
+    In fp32, unrounded, with the file's four-bit blocks beside them where it has some that torch can compute with
+    (`gguf_blocks.py`): those are what is served, and the plain weights are what others may compare them with. Any other
+    file in fp16, because a GGUF's scales are: bf16 would round the weights eight times as coarsely, and change answers.
     """
     _step(0)
     # Imported here, so that a wrong call answers at once and not after two seconds of imports.
@@ -52,9 +55,12 @@ def convert(source: Path, folder: Path) -> None:
         raise ConversionError(f"{source.name} has no chat template, so it is no model to talk to; choose one that is")
     _step(1)
     config = transformers.AutoConfig.from_pretrained(str(source.parent), **where)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
     _step(2)
-    tensors = load_gguf_checkpoint(str(source), return_tensors=True, model_to_load=model, torch_dtype=torch.float16)
+    packed = packed_tensors(source)
+    dtype = torch.float16 if packed is None else torch.float32
+    _step(3)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    tensors = load_gguf_checkpoint(str(source), return_tensors=True, model_to_load=model, torch_dtype=dtype)
     lacking = model.load_state_dict(tensors["tensors"], strict=False)
     tied = set(model.all_tied_weights_keys)
     missing = sorted(set(lacking.missing_keys) - tied)
@@ -64,12 +70,10 @@ def convert(source: Path, folder: Path) -> None:
             f" (first: {(missing + lacking.unexpected_keys)[0]})"
         )
     model.tie_weights()
-    _step(3)
+    _step(4)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
-    _step(4)
-    packed = packed_tensors(source, model.get_output_embeddings().weight.data)
     if packed is not None:
         save_file(packed, str(folder / PACKED))
     _step(5)
@@ -81,6 +85,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m shoal.providers.hf_worker.convert MODEL.gguf FOLDER", file=sys.stderr)
         return 2
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    die_with_parent()  # an installation that was killed leaves nobody behind who writes into what the next one clears
     try:
         convert(Path(arguments[0]).resolve(), Path(arguments[1]))
     except Exception as fault:  # the boundary of a process: whatever it is becomes one line and an exit code

@@ -1,7 +1,8 @@
 """Continuous batching on `llama.Llama`, the lean forward of the Llama family on a CPU.
 
-While few sequences run, a coarser and faster copy of the model drafts the next tokens of those that take the likeliest,
-and the model itself decides on all of them in one pass. It picks the same tokens as without, to the bit.
+While few sequences run, a coarser and faster copy of the model drafts their next tokens, drawing the same numbers as
+they will where tokens are drawn, and the model itself decides on all of them in one pass. It picks the same tokens as
+without, to the bit.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from torch import Tensor
 from .batch import Batch, Pieces, Row, Slot, common
 from .engine import Interrupted, Sequence
 from .llama import Llama, Segment
-from .packed import FEW_ROWS
+from .packed import FEW_ROWS, PANEL_ROWS
 from .slot_memory import SlotMemory
 
 DRAFT_TOKENS = FEW_ROWS - 1
 """Tokens of a draft checked at once: so few that each is computed to the bit as if it came alone."""
-DRAFTED_ROWS = 2
-"""Sequences for which tokens are drafted; for more, one pass serves so many rows that drafting gains nothing."""
+DRAFTED_ROWS = PANEL_ROWS
+"""Tokens decided in one pass, of all sequences: so many cost no more than one."""
 MOST_SLOTS = 32
 """Slots that are made; each takes address space for the longest sequence."""
 WORTH_COPYING = 16
@@ -124,22 +125,25 @@ class LeanEngine(Batch[_Slot]):
         pieces = super()._pieces(rows, gone)
         if self.preparing is not None and not self.preparing.ident:
             self.preparing.start()
-        alone = len(rows) <= DRAFTED_ROWS and len(rows) == len(self._rows) and not self._waiting
-        if self._drafter is None or not alone or not all(row.sequence.sampler.greedy for row in rows):
+        most = DRAFTED_ROWS // len(rows)
+        alone = len(rows) == len(self._rows) and not self._waiting
+        if self._drafter is None or most < 2 or not alone:
             return pieces
-        growing = [(row, piece) for row, piece in pieces if len(piece) < min(row.pace, row.room)]
+        twins = {id(row): row.sequence.sampler.twin() for row in rows if not row.sequence.sampler.greedy}
+
+        def wanted(row: Row[_Slot], piece: list[int]) -> bool:
+            return len(piece) < min(row.pace, row.room, most) and piece[-1] not in self._ends
+
+        growing = [(row, piece) for row, piece in pieces if wanted(row, piece)]
         while growing and not any(gone(row.sequence.id) for row in rows):
             segments = [
                 Segment(row.slot.memory.values, len(row.slot.tokens) + len(piece) - 1, 1) for row, piece in growing
             ]
             logits = self._drafter([piece[-1] for _, piece in growing], segments, list(range(len(growing))))
-            for (_, piece), token in zip(growing, logits.argmax(-1).tolist(), strict=True):
-                piece.append(token)
-            growing = [
-                (row, piece)
-                for row, piece in growing
-                if len(piece) < min(row.pace, row.room) and piece[-1] not in self._ends
-            ]
+            for at, ((row, piece), token) in enumerate(zip(growing, logits.argmax(-1).tolist(), strict=True)):
+                twin = twins.get(id(row))
+                piece.append(token if twin is None else twin.pick(logits[at]))
+            growing = [(row, piece) for row, piece in growing if wanted(row, piece)]
         return pieces
 
     # -- slots -----------------------------------------------------------------------------------------------

@@ -11,17 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .packed import FEW_ROWS, Dense, Halves, Int4, Rescored, quantised, quantised_rows
+from .packed import FEW_ROWS, Blocks, Dense, Halves, Int4, Rescored, quantised, quantised_rows
 
 FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 FAMILY["qwen3"] = "Qwen3ForCausalLM"
 TRIAL_ROWS = 8
+PACKED = ("packed", "int4", "float16")
+"""Forms in which a weight is not kept in one of torch's types."""
 ROPES = ("default", "linear", "llama3")
 
 
@@ -105,11 +108,11 @@ class _Layer(NamedTuple):
 class Llama:
     """config: config.json. tensors: the model's weights by transformers' names, and those of `gguf_blocks.py`.
 
-    form: "float16" (`packed.Halves`), "packed" (four-bit weights are among the tensors), "int4" (they are
-    made from the plain ones here), or another dtype of torch. positions: the longest sequence.
+    form: "packed" (`packed.Blocks`, made of what is among the tensors), "float16" (`packed.Halves`), "int4"
+    (`packed.Int4`, of the same or of plain tensors), or another dtype of torch. positions: the longest sequence.
     kept: the same as `tensors`; what is taken from it stays in use, so that a mapped file that is only read to be
-    packed goes out of memory with `tensors`. beside: a model of the same weights in another form, whose first and last
-    layer are shared.
+    packed goes out of memory with `tensors`. beside: a model of the same weights in another form, whose first layer is
+    shared.
     """
 
     def __init__(
@@ -128,24 +131,21 @@ class Llama:
         self._inner, self._form = config["intermediate_size"], form
         self._tensors, self._kept = tensors, kept or tensors
         self.memory_shape = (config["num_hidden_layers"], 2, self._groups, positions, self._width)
-        self.invariant = form == "float16"
+        self.invariant = form in ("packed", "float16")
         """Whether the bits of a row do not depend on the rows that are computed with it."""
         name = "model.embed_tokens.weight"
         # Packing fp16 is one thread's work and holds no lock of Python's.
-        with ThreadPoolExecutor(torch.get_num_threads() if self.invariant else 1) as pool:
+        with ThreadPoolExecutor(torch.get_num_threads() if form == "float16" else 1) as pool:
             layers = pool.map(lambda at: self._layer(at, config), range(config["num_hidden_layers"]))
             if beside is not None:
                 self._cis: Tensor = beside._cis
-                self._embedding: Tensor = beside._embedding
+                self._first: Blocks | Tensor = beside._first
                 self._norm: Tensor = beside._norm
-                self._head: Linear = beside._head
             else:
                 self._cis = _rotations(config, self._width, positions)
-                self._embedding = self._kept(name)
-                if form not in ("packed", "int4", "float16"):
-                    self._embedding = self._embedding.to(getattr(torch, form))
-                self._norm = tensors("model.norm.weight").float()
-                self._head = self._last(name if config.get("tie_word_embeddings") else "lm_head.weight")
+                self._first = self._rows("embedding") or self._plain(name)
+                self._norm = tensors("model.norm.weight").float().clone()
+            self._head: Linear = self._last(name if config.get("tie_word_embeddings") else "lm_head.weight")
             self._layers = list(layers)
         del self._tensors, self._kept
 
@@ -158,11 +158,12 @@ class Llama:
 
         def product(name: str, *parts: str) -> Linear:
             if self._form == "packed":
-                q = f"{at}.{name}.q"
-                return Int4(self._kept(q), self._tensors(f"{at}.{name}.s").clone(), once=self._tensors(q))
+                return Blocks(self._kept(f"{at}.{name}"))
+            if self._form == "int4" and (once := _found(self._tensors, f"{at}.{name}")) is not None:
+                return Int4(self._kept(f"{at}.{name}"), once=once)
             weight = torch.cat([get(f"{part}.weight", paired=part[-6:] in ("q_proj", "k_proj")) for part in parts])
             if self._form == "int4":
-                return Int4(*quantised(weight))
+                return Int4(quantised(weight))
             if self._form == "float16":
                 return Halves(weight)
             return Dense(weight.to(getattr(torch, self._form)))
@@ -179,23 +180,31 @@ class Llama:
             product("o", "self_attn.o_proj"),
             product("gu", "mlp.gate_proj", "mlp.up_proj"),
             product("down", "mlp.down_proj"),
-            get("input_layernorm.weight").float(),
-            get("post_attention_layernorm.weight").float(),
+            get("input_layernorm.weight").float().clone(),
+            get("post_attention_layernorm.weight").float().clone(),
             bias,
             head_norms,
         )
 
-    def _last(self, name: str) -> Linear:
+    def _plain(self, name: str) -> Tensor:
+        """A plain matrix in the form that it is used in."""
         weight = self._kept(name)
-        if self._form in ("packed", "int4", "float16"):
-            try:
-                rough = self._kept("head.q"), self._kept("head.s")
-            except KeyError:
-                rough = quantised_rows(self._tensors(name))
-            return Rescored(*rough, weight)
-        if name == "model.embed_tokens.weight":
-            return Dense(self._embedding)
-        return Dense(weight.to(getattr(torch, self._form)))
+        return weight if self._form in PACKED else weight.to(getattr(torch, self._form))
+
+    def _rows(self, name: str) -> Blocks | None:
+        """The first or last layer in blocks; None where there are none, or others are wanted."""
+        found = _found(self._kept, name) if self._form in PACKED else None
+        return Blocks(found) if found is not None and found.dtype == torch.uint8 else None
+
+    def _last(self, name: str) -> Linear:
+        tied = name == "model.embed_tokens.weight"
+        full = self._first if tied else self._rows("head") or self._plain(name)
+        if self._form in ("int4", "float16"):
+            q, s = _found(self._tensors, "rough.q"), _found(self._tensors, "rough.s")
+            if q is None or s is None:
+                q, s = quantised_rows(self._tensors(name))
+            return Rescored(q, s, full.rows if isinstance(full, Blocks) else partial(_taken, full))
+        return full if isinstance(full, Blocks) else Dense(full)
 
     def __call__(
         self,
@@ -212,7 +221,7 @@ class Llama:
         turned = (heads + groups) * width
         where = [at for segment in segments for at in range(segment.start, segment.start + segment.rows)]
         cis = self._cis[where]
-        x = self._embedding[tokens].float()
+        x = self._embedded(torch.tensor(tokens))
         rows = len(tokens)
         # Few rows go through the kernels row by row, so they get the same bits in any company; attention keeps to that.
         single = [(segment.rows if self.invariant else rows) < FEW_ROWS for segment in segments]
@@ -250,6 +259,9 @@ class Llama:
         check()
         return self._head(self._normed(x[wanted], self._norm))
 
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        return self._first.rows(tokens) if isinstance(self._first, Blocks) else _taken(self._first, tokens)
+
     def trial(self) -> None:
         """Compute some rows for nobody, as many as several streams or a draft have."""
         memory = torch.zeros(*self.memory_shape[:3], TRIAL_ROWS, self._width)
@@ -270,6 +282,17 @@ class Llama:
         causal = mask is None
         out = attend(query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=True)
         return out.squeeze(0).transpose(0, 1).reshape(count, -1)
+
+
+def _taken(weight: Tensor, rows: Tensor) -> Tensor:
+    return weight[rows].float()
+
+
+def _found(tensors: Tensors, name: str) -> Tensor | None:
+    try:
+        return tensors(name)
+    except KeyError:
+        return None
 
 
 def _mask(segment: Segment) -> Tensor | None:

@@ -42,6 +42,10 @@ class Noting:
         self._sampler, self._top = sampler, top
         self.notes: deque[Note] = deque()
 
+    def twin(self) -> Any:
+        """See `sampling.Sampler`; what it picks is not noted."""
+        return self._sampler.twin()  # type: ignore[attr-defined]
+
     def pick(self, logits: Any) -> int:
         """The next token, by one row of logits: a tensor of torch, or an array."""
         token = self._sampler.pick(logits)

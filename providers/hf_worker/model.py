@@ -23,7 +23,7 @@ from .cores import usable_cores
 from .device import CPU_POSITIONS, choose, fast_dtype, missing
 from .encoder import Encoder, UnfitEncoderError
 from .frames import Load
-from .gguf_blocks import FILE as DRAFT
+from .gguf_blocks import FILE as BLOCKS
 from .lean_engine import LeanEngine
 from .llama import Llama, covers
 from .loaded import LoadError, Model, no_template
@@ -106,12 +106,12 @@ def load_lean(wanted: Load, device: str, threads: int) -> Model:
         return Llama(config, opened(files), form=form, positions=positions, kept=opened(files), beside=beside)
 
     def drafting() -> Llama:
-        drafter = made("packed", beside=model)
+        drafter = made("int4", beside=model)
         give_back_memory()
         return drafter
 
-    drafts = (folder / DRAFT).is_file()
-    form = _form(wanted.dtype, drafts=drafts, halves=config.get("dtype", config.get("torch_dtype")) in HALVES)
+    blocks = (folder / BLOCKS).is_file()
+    form = _form(wanted.dtype, blocks=blocks, halves=config.get("dtype", config.get("torch_dtype")) in HALVES)
     try:
         model = made(form)
     except UnfitWeightsError as fault:
@@ -120,7 +120,7 @@ def load_lean(wanted: Load, device: str, threads: int) -> Model:
         form = "float32"
         model = made(form)
     give_back_memory()
-    dtype = "int4" if form == "packed" else form
+    dtype = form
     trials = None
     if not wanted.threads and wanted.calibrated:
         file, of = Path(wanted.calibrated), key(wanted.name, dtype, torch.__version__, threads)
@@ -141,7 +141,7 @@ def load_lean(wanted: Load, device: str, threads: int) -> Model:
         engine=LeanEngine(
             model,
             kv_tokens=kv_tokens,
-            drafter=drafting if drafts and form == "float16" else None,
+            drafter=drafting if blocks and form in ("packed", "float16") else None,
             ends=frozenset(closing),
             prompt_threads=0 if wanted.threads else usable_cores(),
         ),
@@ -157,18 +157,18 @@ def load_lean(wanted: Load, device: str, threads: int) -> Model:
     )
 
 
-def _form(asked: str, *, drafts: bool, halves: bool) -> str:
+def _form(asked: str, *, blocks: bool, halves: bool) -> str:
     """How the lean path holds the weights; see `llama.Llama`. halves: they are stored in 16 bits."""
-    if asked == "int4":
-        return "packed" if drafts else "int4"
     if asked == "float16" and not packs_halves():
         raise LoadError('dtype "float16" has no kernel on this processor; use "auto", "float32" or "bfloat16"')
     if asked != "auto":
         return asked
     fast = str(dtype_of("auto", "cpu")).removeprefix("torch.")
-    if drafts or (halves and fast == "float32"):  # fp32's answers, for half of its memory
-        return "float16" if packs_halves() else "float32"
-    return fast
+    if not packs_halves():  # no FBGEMM, whose kernels unpack blocks, too
+        return fast
+    if blocks:
+        return "packed"
+    return "float16" if halves and fast == "float32" else fast  # fp32's answers, for half of its memory
 
 
 def load_encoder(wanted: Load) -> Encoder:

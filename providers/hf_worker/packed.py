@@ -1,29 +1,40 @@
 """Linear layers with packed weights, computed by torch's own kernels.
 
-`Halves` keeps 16 bits a weight and computes in fp32 (FBGEMM's fp16 kernel): the answers are those of fp32 on the same
-weights, a row's bits do not depend on the rows beside it, and a weight costs half of fp32's memory traffic.
+`Blocks` keeps a GGUF's blocks of four or eight bits as they are, and unpacks a piece of the matrix at a time into a
+core's cache (FBGEMM's kernels for embeddings do it at 5 weights a nanosecond), where it is multiplied in fp32: not one
+weight is rounded, and nothing is as small in memory. Up to 16 rows cost the same, and a row's bits do not depend on the
+rows beside it while there are fewer than 64.
 
-`Int4` keeps 4 bits in groups of 32, as a GGUF's Q4_1 and Q4_0 blocks hold them: `(q - 8) * scale + zero` with q in
-0..15. It is twice as fast as `Halves` for one row and not as exact: the kernel takes scales, activations and results
-in bf16 only (its fp32 form is not vectorised in torch 2.13, and a hundred times slower), which moves the difference of
-the two likeliest logits by 0.03, and one greedy answer in five (docs/local-models.md). So it drafts, and `Halves`
-decides. Many rows are computed by unpacking a piece of the matrix into one shared buffer and multiplying in fp32.
+`Halves` keeps 16 bits a weight and computes in fp32 (FBGEMM's fp16 kernel), for weights that come in 16 bits.
 
-On disk (`draft.safetensors`, made once by `gguf_blocks.py`): `NAME.q` uint8 [N, K/2], the lower half of the columns in
-the low nibbles and the upper half in the high ones; `NAME.s` bf16 [K/32, N, 2], scale and zero.
+`Int4` computes with the same blocks by a kernel that takes scales, activations and results in bf16 only (its fp32 form
+is not vectorised in torch 2.13, and a hundred times slower). It is several times as fast for one row, and moves the
+difference of the two likeliest logits by 0.03, and one greedy answer in five (docs/local-models.md). So it drafts.
+
+On disk (`blocks.safetensors`, made once by `gguf_blocks.py`): uint8 [N, K/32, 20], 32 values of four bits, the first of
+two in the low nibble, then scale and least value in fp16; or [N, K/32, 40], 32 bytes, then the two in fp32. A weight is
+`value * scale + least`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 GROUP = 32
+FOUR_BITS, EIGHT_BITS = 20, 40
+"""Bytes of a block."""
+PANEL_ROWS = 16
+"""Rows are filled up to a multiple of this: as many floats as a register of AVX-512 holds."""
 FEW_ROWS = 48
-"""From here on unpacking pays (measured with AVX-512 and with AVX2: 32 to 96, by matrix and threads)."""
-TILE_ROWS = 1024
-"""Rows unpacked at once: the buffer stays in a core's cache."""
+"""From here on unpacking pays for `Int4`, and rows of one sequence are attended together."""
+TILE_WEIGHTS = 1 << 19
+"""Weights unpacked at once for few rows: they stay in a core's cache of 2 MB."""
+MANY_ROWS, LARGE_TILE_WEIGHTS = 64, 1 << 22
+"""So many rows are worth a larger piece, and are not turned round; some of their sums have another order."""
 KEPT = 64
 """Logits that are computed again in full precision."""
 
@@ -32,70 +43,91 @@ _pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
 _kernel8 = torch.ops.aten._weight_int8pack_mm
 _kernel16 = torch.ops.quantized.linear_dynamic_fp16
 _pack16 = torch.ops.quantized.linear_prepack_fp16
+_unpack = {
+    FOUR_BITS: torch.ops.quantized.embedding_bag_4bit_unpack,
+    EIGHT_BITS: torch.ops.quantized.embedding_bag_byte_unpack,
+}
 
 LARGEST_HALF = 65504.0
-
-_scratch = torch.empty(0)
 
 
 class UnfitWeightsError(Exception):
     """These weights cannot be packed in this way; the message says why."""
 
 
-def nibbles(q: Tensor) -> Tensor:
-    """Values 0..15, uint8 [N, K], two a byte: [N, K/2]."""
-    half = q.shape[1] // 2
-    return q[:, :half] | (q[:, half:] << 4)
+def blocks_of(values: Tensor, scale: Tensor, least: Tensor) -> Tensor:
+    """Blocks of values 0..15 or 0..255, uint8 [N, K/32, 32]; scale and least [N, K/32], fp16 or fp32."""
+    if scale.dtype == torch.float16:
+        values = values[..., 0::2] | (values[..., 1::2] << 4)
+    return torch.cat([values, torch.stack([scale, least], -1).view(torch.uint8)], -1).contiguous()
 
 
-def unpacked(packed: Tensor) -> Tensor:
-    """The opposite of `nibbles`."""
-    return torch.cat([packed & 15, packed >> 4], dim=1)
+def taken_apart(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of blocks of four bits: values [N, K/32, 32], and fp32 scale and least [N, K/32]."""
+    data, ends = blocks[..., :-4], blocks[..., -4:].contiguous().view(torch.float16).float()
+    return torch.stack([data & 15, data >> 4], -1).flatten(-2), ends[..., 0], ends[..., 1]
 
 
-def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix of any floating type in four bits: the least of each group is 0 and the largest 15, as in Q4_1."""
+def quantised(weight: Tensor) -> Tensor:
+    """A matrix of any floating type in blocks of four bits: of each the least is 0 and the largest 15, as in Q4_1."""
     rows = weight.float().view(weight.shape[0], -1, GROUP)
-    low, high = rows.amin(-1), rows.amax(-1)
-    scale = ((high - low) / 15).clamp_min(1e-12)
-    q = ((rows - low[..., None]) / scale[..., None]).round_().clamp_(0, 15).to(torch.uint8)
-    return nibbles(q.view(weight.shape)), scales(scale, low)
+    least = rows.amin(-1).half()
+    scale = ((rows.amax(-1) - least.float()) / 15).clamp_min(1e-7).half()
+    values = ((rows - least.float()[..., None]) / scale.float()[..., None]).round_().clamp_(0, 15).to(torch.uint8)
+    return blocks_of(values, scale, least)
 
 
-def scales(scale: Tensor, least: Tensor) -> Tensor:
-    """Scale and least value of each group, [N, K/32] each, as the kernel takes them."""
-    return torch.stack([scale, least + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
+class Blocks:
+    """A linear layer whose weights stay in blocks of four or eight bits; see the module. Takes and gives fp32."""
+
+    def __init__(self, blocks: Tensor) -> None:
+        self._count, groups, size = blocks.shape
+        self._inputs, self._blocks, self._unpack = groups * GROUP, blocks, _unpack[size]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = len(x)
+        if rows >= MANY_ROWS:
+            wide = x.new_empty(rows, self._count)
+            for at in self._pieces(LARGE_TILE_WEIGHTS):
+                torch.mm(x, self._weights(self._blocks[at]).T, out=wide[:, at])
+            return wide
+        columns = x.new_zeros(self._inputs, -(-rows // PANEL_ROWS) * PANEL_ROWS)
+        columns[:, :rows] = x.T
+        out = x.new_empty(self._count, columns.shape[1])
+        for at in self._pieces(TILE_WEIGHTS):
+            torch.mm(self._weights(self._blocks[at]), columns, out=out[at])
+        return out[:, :rows].T.contiguous()
+
+    def _pieces(self, weights: int) -> Iterator[slice]:
+        tile = max(weights // self._inputs, 1)
+        return (slice(start, start + tile) for start in range(0, self._count, tile))
+
+    def rows(self, at: Tensor) -> Tensor:
+        """Some rows of the matrix, in fp32."""
+        return self._weights(self._blocks[at])
+
+    def _weights(self, blocks: Tensor) -> Tensor:
+        weights: Tensor = self._unpack(blocks.flatten(0, 1))
+        return weights.view(len(blocks), self._inputs)
 
 
 class Int4:
-    """A linear layer with packed weights; see the module. Takes and gives fp32 [rows, features].
+    """A linear layer by the kernel for four bits; see the module. Takes and gives fp32 [rows, features].
 
-    once: the same as `q`, read here and not kept.
+    once: the same as `blocks`, read here and not kept.
     """
 
-    def __init__(self, q: Tensor, s: Tensor, once: Tensor | None = None) -> None:
-        self._q, self._s = q, _aligned(s)
-        self._packed = _pack(unpacked(q if once is None else once).int(), 1)
+    def __init__(self, blocks: Tensor, once: Tensor | None = None) -> None:
+        values, scale, least = taken_apart(blocks if once is None else once)
+        self._s = torch.stack([scale, least + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
+        self._packed = _pack(values.flatten(1).int(), 1)
+        self._many = Blocks(blocks)
 
     def __call__(self, x: Tensor) -> Tensor:
-        rounded = x.bfloat16()
-        if len(x) < FEW_ROWS:
-            out: Tensor = _kernel(rounded, self._packed, GROUP, self._s).float()
-            return out
-        return self._many(rounded.float())
-
-    def _many(self, x: Tensor) -> Tensor:
-        count, half = self._q.shape
-        out = x.new_empty(len(x), count)
-        for start in range(0, count, TILE_ROWS):
-            q = self._q[start : start + TILE_ROWS]
-            weight = _buffer(len(q) * half * 2).view(len(q), 2 * half)
-            weight[:, :half].copy_(q & 15)
-            weight[:, half:].copy_(q >> 4)
-            scale, zero = self._s[:, start : start + TILE_ROWS].float().permute(2, 1, 0).unsqueeze(-1)
-            weight.view(len(q), -1, GROUP).mul_(scale).add_(zero - 8 * scale)
-            out[:, start : start + TILE_ROWS] = functional.linear(x, weight)
-        return out.bfloat16().float()
+        if len(x) >= FEW_ROWS:
+            return self._many(x)
+        out: Tensor = _kernel(x.bfloat16(), self._packed, GROUP, self._s).float()
+        return out
 
 
 class Halves:
@@ -134,17 +166,17 @@ class Dense:
 class Rescored:
     """The last layer: int8 finds the likeliest tokens, the full rows decide between them.
 
-    q: int8 [N, K]; s: bf16 [N], the scale of each row; full: the same rows as they came.
+    q: int8 [N, K]; s: bf16 [N], the scale of each row; full: some of the same rows as they came, in fp32.
     """
 
-    def __init__(self, q: Tensor, s: Tensor, full: Tensor) -> None:
+    def __init__(self, q: Tensor, s: Tensor, full: Callable[[Tensor], Tensor]) -> None:
         self._q, self._s, self._full = _aligned(q), _aligned(s), full
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = _kernel8(x.bfloat16(), self._q, self._s).float()
         tokens = logits.topk(min(KEPT, logits.shape[1]), -1, sorted=False).indices
         # Row by row: a product of many matrices has other bits than one of them alone.
-        exact = torch.cat([x[at : at + 1] @ self._full[tokens[at]].float().T for at in range(len(x))])
+        exact = torch.cat([x[at : at + 1] @ self._full(tokens[at]).T for at in range(len(x))])
         scored: Tensor = logits.scatter_(1, tokens, exact)
         return scored
 
@@ -166,11 +198,3 @@ def _aligned(tensor: Tensor) -> Tensor:
     rows or more (test_a_matrix_in_a_mapped_file_is_computed_with).
     """
     return tensor.clone() if tensor.data_ptr() % 64 else tensor
-
-
-def _buffer(size: int) -> Tensor:
-    """fp32 memory that every matrix is unpacked into: fresh memory for each would cost more than the unpacking."""
-    global _scratch
-    if len(_scratch) < size:
-        _scratch = torch.empty(size)
-    return _scratch[:size]

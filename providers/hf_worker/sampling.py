@@ -6,6 +6,8 @@ of tokens, and so that a request's draws do not depend on who shares the batch.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,13 @@ class Sampler:
             self._generator.manual_seed(seed % 2**64)
         for _ in range(drawn):
             self._draw()
+
+    def twin(self) -> Sampler:
+        """Another one that draws the same numbers from here on: from the same logits it picks the same."""
+        twin = copy.copy(self)
+        twin._generator = torch.Generator()
+        twin._generator.set_state(self._generator.get_state())
+        return twin
 
     def pick(self, logits: Tensor) -> int:
         """The next token, by one row of logits."""

