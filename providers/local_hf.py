@@ -100,7 +100,7 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """Seconds that loading may take."""
     template_s: float = 2.0
     """Seconds that the model's chat template, a program of its author, may take for a request."""
-    hang_s: float = 60.0
+    hang_s: float = 20.0
     """Seconds of silence while requests run after which the worker is killed."""
     idle_unload_s: float = 900.0
     """Seconds without a request after which the worker ends and gives its memory back; 0 keeps it."""

@@ -5,15 +5,19 @@ It is started by `link.WorkerLink` and ends when its input ends or its parent di
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from types import TracebackType
 
 BEGAN = time.monotonic()
+OOM_SCORE = 500
+"""Thousandths of the machine's memory that this process seems to have beyond its own when the kernel must end one."""
 
 
 def die_with_parent() -> None:
@@ -21,6 +25,12 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+
+
+def die_before_the_daemon() -> None:
+    """Linux: where memory runs out, the kernel ends this process and not the node (proc(5), oom_score_adj)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 def own_output() -> int:
@@ -40,6 +50,7 @@ def report_fault(kind: type[BaseException], _fault: BaseException, trace: Traceb
 def main() -> int:
     """Load what the first frame asks for and serve until the input ends."""
     die_with_parent()
+    die_before_the_daemon()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the daemon, which drains first
     sys.excepthook = report_fault
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")

@@ -237,7 +237,7 @@ class Server:
         if self._engine.busy:
             over: set[int] = set()
             try:
-                picked = self._engine.step(self._pipes.cancelled.__contains__)
+                picked = self._engine.step(self._gone)
             except NoRoomError as fault:
                 self._give_up(fault)
                 picked = []
@@ -245,6 +245,11 @@ class Server:
                 if id_ not in over and not self._take(id_, token):
                     over.add(id_)
         self._pipes.flush()
+
+    def _gone(self, id_: int) -> bool:
+        """Whether nobody wants a request any more. Asked between layers, so it is also where a long pass shows life."""
+        self._pipes.flush()
+        return id_ in self._pipes.cancelled
 
     def _handle(self, frame: ToWorker) -> None:
         match frame:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -67,6 +68,11 @@ def start(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
 
 def wish(text: str, **options: object) -> GenerateRequest:
     return GenerateRequest.of(text, **options)
+
+
+async def drained(events: AsyncIterator[object]) -> None:
+    async for _ in events:
+        pass
 
 
 async def answer(provider: LocalHf, request: GenerateRequest) -> str:
@@ -205,6 +211,20 @@ async def test_a_silent_worker_is_taken_for_hung_and_killed(start: Start, log: P
         assert caught.value.kind is ErrorKind.CONNECTION
         assert not alive(starts(log)[0])
         assert await answer(provider, wish("words 1")) == "w0 "
+
+
+async def test_a_frozen_worker_is_killed_and_the_next_request_gets_a_fresh_one(start: Start, log: Path) -> None:
+    async with start(hang_s=0.5) as provider:
+        async with provider.generate(wish("forever")) as events:
+            await anext(aiter(events))
+            os.kill(starts(log)[0], signal.SIGSTOP)
+            with pytest.raises(ProviderError, match="gave no sign of life") as caught:
+                await drained(events)
+        assert caught.value.kind is ErrorKind.INTERRUPTED
+        assert await answer(provider, wish("words 2")) == "w0 w1 "
+        assert len(starts(log)) == 2
+        with pytest.raises(ProcessLookupError):
+            os.kill(starts(log)[0], 0)
 
 
 async def test_a_worker_that_beats_is_not_taken_for_hung(start: Start) -> None:
