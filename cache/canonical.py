@@ -116,8 +116,9 @@ def why_not_cacheable(request: GenerateRequest, *, no_store: bool = False) -> st
         return "it continues an answer"
     if request.extra and any(request.extra.get(name) for name in UNCACHEABLE_EXTRA):
         return "it asks for more than text"
-    if any(not isinstance(m.content, str) and _looks_elsewhere(m) for m in request.messages):
-        return "it refers to an image or a file by address, and what is there may change"
+    for message in request.messages:
+        if not isinstance(message.content, str) and _looks_elsewhere(message):
+            return "it refers to an image or a file by address, and what is there may change"
     return None
 
 

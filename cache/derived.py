@@ -26,9 +26,8 @@ class Derived(NamedTuple):
 
 def derived_of(signed: SignedRecord, seal: Seal | None = None) -> tuple[Derived, ...]:
     """What can be made from an answer's blocks: its text, where the record links it, and the sealed blocks."""
-    found: list[Derived] = []
-    if signed.record.text_cid is not None:
-        found.append(Derived(signed.record.text_cid, signed.cid, TEXT))
+    text = signed.record.text_cid
+    found = [] if text is None else [Derived(text, signed.cid, TEXT)]
     if seal is not None:
         found.append(Derived(seal.cid(signed.cid, signed.block), signed.cid, SEALED))
         if signed.extra is not None and signed.extra_cid is not None:

@@ -90,6 +90,7 @@ class Store:
         self._touched: dict[bytes, int] = {}
         self._known = Known()
         self._damaged = 0
+        self._many = self._insert_many  # one and the same for all jobs
         self._writer = Writer(path, queue_bytes=queue_bytes, opened=self._count, tidy=self._tidy)
         self._readers: list[tuple[int, sqlite3.Connection]] = []
         self._own_reader: tuple[int, sqlite3.Connection] | None = None
@@ -129,16 +130,9 @@ class Store:
 
         derived: the blocks that are to be found by their CIDs, too, and made from this answer's then.
         """
-        new = sql.New(signed, _now_ms(), public, foreign, derived)
         self._known.add(signed.record.request[-32:])
-        return self._writer.submit(
-            Job(
-                lambda db: sql.insert(db, self._totals, *new),
-                size=sql.size_of(signed),
-                many=self._insert_many,
-                item=new,
-            )
-        )
+        new = sql.New(signed, _now_ms(), public, foreign, derived)
+        return self._writer.submit(Job(None, None, sql.size_of(signed), False, self._many, new))
 
     async def flush(self) -> None:
         """Return when everything queued so far is on disk. StoreError when something since the last flush is not."""
@@ -156,7 +150,7 @@ class Store:
         """Note a hit on a request. Written with a later group, so that a hit costs no write."""
         self._touched[digest] = _now_ms()
         if len(self._touched) >= TOUCHED_AT_ONCE:
-            self._writer.submit(Job(lambda db: None))
+            self._writer.submit(Job(None))
 
     async def pin(self, cid: bytes, pinned: bool = True) -> bool:
         """Keep a record whatever the size bound says, or no longer. False when it is not here."""
@@ -186,10 +180,14 @@ class Store:
 
     async def get(self, digest: bytes) -> Found | None:
         """The newest answer to a request (32-byte digest), its hashes checked. What is unreadable counts as missing."""
-        if not self._known.may_hold(digest):
+        if not self.may_hold(digest):
             return None
         found = await self._read(lambda db: sql.newest(db, digest), None)
         return await self._checked(found)
+
+    def may_hold(self, digest: bytes) -> bool:
+        """False: there is no answer to this request here. True: look."""
+        return self._known.may_hold(digest)
 
     async def find(self, cid: bytes) -> Found | None:
         """The record with this CID, with what it links."""

@@ -180,6 +180,8 @@ class AnswerCache:
             return hit
         if (store := self.store) is not None:
             for name in (key, *key.older):
+                if not store.may_hold(name.digest):
+                    continue
                 if (entry := await self._from_disk(store, name.digest, max_age)) is not None:
                     self._hits["disk"] += 1
                     store.touch(name.digest)
@@ -282,24 +284,25 @@ class AnswerCache:
         return self._take(signed, self.publish if public is None else public, "swarm")
 
     def _take(self, signed: SignedRecord, public: bool, tier: Tier, ipfs: bool | None = None) -> Hit:
-        foreign = signed.record.node != self.own
-        entry = Entry.of(signed, public=public, foreign=foreign, derived=self._derived(signed, public))
-        self.memory.put(signed.record.request[-32:], entry)
+        record = signed.record
+        foreign = record.node != self.own
+        derived = self._derived(signed, public)
+        entry = Entry.of(signed, public=public, foreign=foreign, derived=derived)
+        self.memory.put(record.request[-32:], entry)
         self._stored += 1
-        stored = self.store is not None and self.store.put(
-            signed, public=public, foreign=foreign, derived=entry.derived
-        )
-        wanted = self.auto_publish if ipfs is None else ipfs
-        # Another's answer is that node's to publish.
-        if stored and public and wanted and not foreign and self.publisher is not None:
-            self.publisher.publish(signed.cid)
-        if public and wanted and not foreign and self.on_ipfs is not None:
-            self.on_ipfs(signed.cid)
-        if public and self.on_public is not None:
-            self.on_public(entry.cids)
-        if public and self.on_answer is not None:
-            self.on_answer(signed.record.request)
-        if tier in ("swarm", "dht", "ipfs"):
+        stored = self.store is not None and self.store.put(signed, public=public, foreign=foreign, derived=derived)
+        if public:
+            # Another's answer is that node's to publish.
+            if not foreign and (self.auto_publish if ipfs is None else ipfs):
+                if stored and self.publisher is not None:
+                    self.publisher.publish(signed.cid)
+                if self.on_ipfs is not None:
+                    self.on_ipfs(signed.cid)
+            if self.on_public is not None:
+                self.on_public(entry.cids)
+            if self.on_answer is not None:
+                self.on_answer(record.request)
+        if tier != "memory":
             self._hits[tier] += 1
         return Hit(signed, tier, entry.cid_text)
 

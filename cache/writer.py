@@ -37,11 +37,11 @@ class Job(NamedTuple):
     """work: runs in the transaction. done: called in the writer's thread after the commit, with result or error.
 
     size: bytes, for the bound on what may wait. urgent: someone waits, so the group is committed at once.
-    many, item: jobs in a row with the same `many` are done by one call of it with their items, and have no result:
-    each statement takes Python's lock from whoever answers requests, so a group should need few.
+    many, item: instead of `work`: jobs in a row with the same `many` are done by one call of it with their items, and
+    have no result: each statement takes Python's lock from whoever answers requests, so a group should need few.
     """
 
-    work: Work
+    work: Work | None
     done: Done | None = None
     size: int = 0
     urgent: bool = False
@@ -244,9 +244,9 @@ def _work(db: sqlite3.Connection, group: list[Job]) -> list[Any]:
     results: list[Any] = []
     for many, jobs in itertools.groupby(group, key=lambda job: job.many):
         run = list(jobs)
-        if many is not None and len(run) > 1:
+        if many is not None:
             many(db, [job.item for job in run])
             results += [None] * len(run)
         else:
-            results += [job.work(db) for job in run]
+            results += [job.work(db) if job.work is not None else None for job in run]
     return results

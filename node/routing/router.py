@@ -244,8 +244,7 @@ class Router:
         if key is not None and not control.fresh:
             # A route's fallback may be another model: who asked for this one by its own name does not share that.
             alias = ask.asked.model if ask.asked is not None and ask.asked.model != ask.request.model else None
-            shared = (key, ask.from_here, ask.allow_fallback, alias)
-        if shared is not None:
+            shared = (key.digest, ask.from_here, ask.allow_fallback, alias)
             flight = self.flights.find(shared) or self._open_to(ask, key)
             if flight is not None:
                 return self._board(flight, ask)
@@ -268,13 +267,13 @@ class Router:
         flight = self._launch(ask, key, shared)
         return self._board(flight, ask)
 
-    def _open_to(self, ask: Ask, key: Key | None) -> Flight | None:
+    def _open_to(self, ask: Ask, key: Key) -> Flight | None:
         """A generation of this machine's own callers that a peer may join: it will be published, and the provider that
         is at work is one that the peer may use."""
         publish = ask.cache_control.publish != "none" and getattr(self._cache, "publish", False)
         if ask.from_here or not ask.allow_fallback or not publish or not self.flights:
             return None
-        flight = self.flights.find((key, True, True, None))
+        flight = self.flights.find((key.digest, True, True, None))
         if flight is None or not flight.public or flight.peer is not None:
             return None
         names = [c.name for c in self._source.candidates(ask.request, ask) if c.peer is None]
