@@ -203,6 +203,14 @@ class Whole:
     def logprobs(self) -> dict[str, Any] | None:
         return {"content": self._logprobs, "refusal": None} if self._logprobs else None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a text and nothing else."""
+        finish, usage = self.finish, self.usage
+        if finish is None or finish.beside is not None or usage is None or usage.cost is not None:
+            return False
+        return not (self._tools or self._reasoning or self._logprobs)
+
     def choice(self, index: int) -> dict[str, Any]:
         """This answer as one choice of a chat completion."""
         text, beside = self.text, self.beside
@@ -278,6 +286,28 @@ def completion(
     if finish is not None and finish.beside is not None:
         body |= finish.beside.get("answer", {})
     return _encode(body)
+
+
+_PLAIN = (
+    b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,"choices":[{"index":0,"message":'
+    b'{"role":"assistant","content":%b,"refusal":null},"logprobs":null,"finish_reason":%b}],"usage":'
+    b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d},'
+    b'"completion_tokens_details":{"reasoning_tokens":%d}},"shoal":%b}'
+)
+
+
+def plain_completion(completion_id: str, model: str | None, whole: Whole, usage: Usage, shoal: dict[str, Any]) -> bytes:
+    """The same body as `completion` gives for one `plain` choice, written with half the work."""
+    counts = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached_tokens
+    about = completion_id.encode(), int(time.time()), _encode(model or "unknown")
+    return _PLAIN % (
+        *about,
+        _encode(whole.text),
+        _encode(whole.reason),
+        *counts,
+        usage.reasoning_tokens,
+        _encode(shoal),
+    )
 
 
 def usage_object(usage: Usage | None, finish: Finish | None = None) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from ..routing.answer import Answer
 from ..routing.ask import Ask
 from ..routing.recording import request_text
 from ..routing.router import Router
-from .chat_answer import Chunks, Whole, completion, new_id, shoal_object
+from .chat_answer import Chunks, Whole, completion, new_id, plain_completion, shoal_object
 from .chat_request import ChatCall, read_call
 from .grant import grant_of
 from .relay import Relay, spent
@@ -68,6 +68,10 @@ class ChatCompletions:
 
     @staticmethod
     def _render(call: ChatCall, asks: list[Ask], wholes: list[Whole], answer: Answer) -> bytes:
+        if len(wholes) == 1 and (only := wholes[0]).plain and only.usage is not None:
+            return plain_completion(
+                new_id(), answer.model or call.request.model, only, only.usage, shoal_object(answer)
+            )
         choices = [whole.choice(index) for index, whole in enumerate(wholes)]
         usage = spent({index: whole.usage for index, whole in enumerate(wholes)}, asks)
         model, last = answer.model or call.request.model, wholes[0].finish
