@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest import MonkeyPatch
 from shoal.node.rpc import chat_answer
 from shoal.node.rpc.chat_answer import Whole, completion, plain_completion
 from shoal.providers.base import Event, Finish, Logprobs, ReasoningDelta, TextDelta, ToolCallDelta, Usage
@@ -28,7 +28,7 @@ def test_a_plain_answer_is_written_the_same_either_way(
     whole = whole_of(*map(TextDelta, pieces), usage, Finish(reason, model))  # type: ignore[arg-type]
     shoal = {"provider": "desk", "route": []}
     assert whole.plain
-    with MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat_answer.time, "time", lambda: 1_800_000_000.5)
         short = plain_completion("chatcmpl-1", model, whole, usage, shoal)
         assert short == completion("chatcmpl-1", model, [whole.choice(0)], usage, shoal, finish=whole.finish)
