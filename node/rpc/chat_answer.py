@@ -235,6 +235,11 @@ class Whole:
         return {} if finish is None or finish.beside is None else finish.beside.get("message", {})
 
 
+def fields_of(finish: Finish | None) -> Mapping[str, Any]:
+    """What an upstream said of the whole answer: `system_fingerprint`, `service_tier` ..."""
+    return {} if finish is None or finish.beside is None else finish.beside.get("answer", {})
+
+
 def refusal_of(finish: Finish) -> str:
     """What an upstream's model said in place of an answer; empty when it answered."""
     said = finish.beside.get("message", {}).get("refusal") if finish.beside is not None else None
@@ -283,8 +288,7 @@ def completion(
         "usage": usage_object(usage, finish),
         "shoal": shoal,
     }
-    if finish is not None and finish.beside is not None:
-        body |= finish.beside.get("answer", {})
+    body |= fields_of(finish)
     return _encode(body)
 
 

@@ -1,6 +1,7 @@
 """`POST /v1/completions`: the older shape, in which a prompt is bare text. Each prompt becomes a user's message.
 
-A prompt in tokens is refused: a node does not know the tokenizer of whoever will answer.
+A prompt in tokens is refused: a node does not know the tokenizer of whoever will answer. So is what only a server that
+continues bare text could give: text before a suffix, the best of several, log probabilities of the prompt.
 """
 
 from __future__ import annotations
@@ -17,13 +18,26 @@ from ...providers.base import Event, Finish, Logprobs, Message, TextDelta, Usage
 from ..routing.answer import Answer
 from ..routing.ask import Ask
 from ..routing.no_answer import NoAnswer
-from .chat_answer import DONE, KEEP_ALIVE, Whole, completion, event_bytes, new_id, shoal_object, usage_object
+from .chat_answer import (
+    DONE,
+    KEEP_ALIVE,
+    Whole,
+    completion,
+    event_bytes,
+    fields_of,
+    new_id,
+    refusal_of,
+    shoal_object,
+    usage_object,
+)
 from .chat_request import ChatCall, Options, call_of, decode_object, others, typed_as
 from .errors import bad_request, stream_error
 from .openai_chat import asks_of
 from .relay import Relay, spent
 
 MAX_PROMPTS = 128
+MAX_CHOICES = 128
+"""Of a request in all: each is a generation."""
 
 
 class CompletionBody(Options, kw_only=True):
@@ -53,6 +67,11 @@ class Completions:
             raise bad_request("Text cannot be inserted before a suffix here; leave it out.", "suffix")
         if typed.best_of is not None and typed.best_of > (typed.n or 1):
             raise bad_request("best_of larger than n is not supported here; ask for n choices.", "best_of")
+        if len(prompts) * (typed.n or 1) > MAX_CHOICES:
+            raise bad_request(f"{len(prompts)} prompts with n choices each are more than {MAX_CHOICES} in all.", "n")
+        if typed.echo and typed.logprobs is not None:
+            message = "The log probabilities of the prompt are not known here; leave out echo or logprobs."
+            raise bad_request(message, "logprobs")
         extra = others(raw, KNOWN)
         if typed.logprobs is not None:
             extra |= {"logprobs": True, "top_logprobs": typed.logprobs}
@@ -94,7 +113,7 @@ def _render(call: ChatCall, asks: list[Ask], echo: list[str] | None, wholes: lis
     ]
     usage = spent({index: whole.usage for index, whole in enumerate(wholes)}, asks)
     model = answer.model or call.request.model
-    return completion(new_id("cmpl-"), model, choices, usage, shoal_object(answer), "text_completion")
+    return completion(new_id("cmpl-"), model, choices, usage, shoal_object(answer), "text_completion", wholes[0].finish)
 
 
 class CompletionChunks:
@@ -111,24 +130,32 @@ class CompletionChunks:
         }
         self._include_usage = include_usage
         self._echo = dict(enumerate(echo or ()))  # what is still to be sent before a choice's own text
+        self._offsets: dict[int, int] = {}  # of each choice's text, where log probabilities tell them
 
     def write(self, index: int, events: Iterable[Event]) -> bytes:
-        parts = [event_bytes(self._chunk(index, text))] if (text := self._echo.pop(index, "")) else []
+        chunks = [self._chunk(index, text)] if (text := self._echo.pop(index, "")) else []
         for event in events:
             if type(event) is TextDelta:
-                parts.append(event_bytes(self._chunk(index, event.text)))
+                chunks.append(self._chunk(index, event.text))
             elif type(event) is Logprobs:
-                parts.append(event_bytes(self._chunk(index, "", logprobs=legacy_logprobs(event.tokens))))
-        return b"".join(parts)
+                counted = legacy_logprobs(event.tokens, self._offsets.get(index, 0))
+                self._offsets[index] = self._offsets.get(index, 0) + sum(len(token) for token in counted["tokens"])
+                if chunks and chunks[-1]["choices"][0]["logprobs"] is None:
+                    chunks[-1]["choices"][0]["logprobs"] = counted  # they speak of this text
+                else:
+                    chunks.append(self._chunk(index, "", logprobs=counted))
+        return b"".join(event_bytes(chunk) for chunk in chunks)
 
     def finish(self, index: int, finish: Finish) -> bytes:
-        return event_bytes(self._chunk(index, "", reason_of(finish.reason)))
+        self._shared |= fields_of(finish)
+        return event_bytes(self._chunk(index, refusal_of(finish), reason_of(finish.reason)))
 
     def end(self, index: int, finish: Finish, usage: Usage | None, shoal: dict[str, Any]) -> bytes:
-        last = self._chunk(index, "", reason_of(finish.reason))
+        self._shared |= fields_of(finish)
+        last = self._chunk(index, refusal_of(finish), reason_of(finish.reason))
         if not self._include_usage:
             return event_bytes({**last, "shoal": shoal}) + DONE
-        counted = {**self._shared, "choices": [], "usage": usage_object(usage), "shoal": shoal}
+        counted = {**self._shared, "choices": [], "usage": usage_object(usage, finish), "shoal": shoal}
         return event_bytes(last) + event_bytes(counted) + DONE
 
     def fail(self, error: NoAnswer) -> bytes:
@@ -144,10 +171,10 @@ def reason_of(reason: str) -> str:
     return "stop" if reason == "tool_calls" else reason
 
 
-def legacy_logprobs(tokens: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Chat's list of tokens as the four parallel lists of text completions."""
+def legacy_logprobs(tokens: Iterable[dict[str, Any]], offset: int = 0) -> dict[str, Any]:
+    """Chat's list of tokens as the four parallel lists of text completions. offset: where their text begins."""
     tokens = list(tokens)
-    offsets, offset = [], 0
+    offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(str(token.get("token", "")))

@@ -13,12 +13,15 @@ import msgspec
 
 from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ..routing.no_answer import NoAnswer
-from .chat_answer import KEEP_ALIVE, Whole, new_id, refusal_of
+from .chat_answer import KEEP_ALIVE, Whole, fields_of, new_id, refusal_of
 from .errors import face_of
 from .messages_answer import input_of
 from .responses_request import ResponseCall
 
 _encode = msgspec.json.Encoder().encode
+
+_BARE: dict[str, Any] = {"parameters": None, "strict": None}
+"""What a function has always got when it is told, though the caller may leave it out."""
 
 _CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
@@ -46,7 +49,7 @@ def response_object(asked: ResponseCall, response_id: str, model: str | None) ->
         "temperature": request.temperature,
         "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
-        "tools": asked.tools,
+        "tools": [_BARE | tool if tool["type"] == "function" else tool for tool in asked.tools],
         "top_p": request.top_p,
         "truncation": "disabled",
         "usage": None,
@@ -58,7 +61,7 @@ def ended(
 ) -> dict[str, Any]:
     """The response with what is known at its end."""
     cut = _CUT.get(reason)
-    answer = finish.beside.get("answer", {}) if finish is not None and finish.beside is not None else {}
+    answer = fields_of(finish)
     return {
         **response,
         **({"service_tier": answer["service_tier"]} if "service_tier" in answer else {}),

@@ -1,8 +1,8 @@
 """How many tokens a prompt will be, roughly, where nobody has counted: by its bytes.
 
 Which tokenizer will count is not known before somebody answers. Measured with cl100k on this repository's prose, code
-and JSON: 3.4 to 4.4 bytes of ASCII a token, so that the estimate is right to about 15 %. Other scripts: 0.6 tokens for a
-letter of two bytes (Russian), 1.2 for one of three (Chinese, Japanese).
+and JSON: 3.4 to 4.4 bytes of ASCII a token, so that the estimate is right to about 15 %. Other scripts: 0.6 tokens for
+a letter of two bytes (Russian), 1.2 for one of three (Chinese, Japanese).
 """
 
 from __future__ import annotations

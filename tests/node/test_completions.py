@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from shoal.providers.base import ErrorKind, Finish, Logprobs, Usage
+from shoal.providers.base import ErrorKind, Finish, Logprobs, TextDelta, Usage
 
 from .fakes_router import STOP, Pause, Scripted, fails, says
 from .fakes_rpc import door
@@ -67,6 +67,11 @@ async def test_several_prompts_are_several_choices_in_their_order(stream: bool) 
         ({"prompt": [[1, 2]]}, "prompt"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "best_of": 2}, "best_of"),
+        ({"prompt": "x", "echo": True, "logprobs": 1}, "logprobs"),
+        ({"prompt": ["x"] * 100, "n": 2}, "n"),
+        ({"prompt": ["x", 1]}, "prompt"),
+        ({"prompt": "x", "logprobs": True}, "logprobs"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "x", "stop": [""]}, "stop"),
     ],
 )
@@ -154,3 +159,16 @@ async def test_a_tool_called_unasked_is_a_stop_where_there_are_no_tools(stream: 
         reply = await rpc.ask("POST", "/v1/completions", {"prompt": "x", "stream": stream})
     last = reply.events[-2] if stream else reply.json
     assert last["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_a_stream_tells_log_probabilities_with_their_text_and_where_it_stands() -> None:
+    second = {"token": " wind", "logprob": -0.25, "bytes": None, "top_logprobs": []}
+    script = [TextDelta("Cold"), Logprobs((TOKEN,)), TextDelta(" wind"), Logprobs((second,)), STOP]
+    async with door(Scripted("first", script)) as rpc:
+        body = {"model": "m1", "prompt": "x", "logprobs": 1, "stream": True}
+        reply = await rpc.ask("POST", "/v1/completions", body)
+    told = [c["choices"][0] for c in reply.events[:-1] if c["choices"][0]["logprobs"]]
+    assert [(c["text"], c["logprobs"]["tokens"], c["logprobs"]["text_offset"]) for c in told] == [
+        ("Cold", ["Cold"], [0]),
+        (" wind", [" wind"], [4]),
+    ]

@@ -178,3 +178,10 @@ async def test_nothing_is_stored() -> None:
     async with door(Scripted("first", says("x"))) as rpc:
         with pytest.raises(openai.NotFoundError, match="stores no responses"):
             await with_client(rpc, lambda c: c.responses.retrieve("resp_1"))
+
+
+async def test_tools_are_told_as_openai_tells_them() -> None:
+    tools = [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "look"}]}]
+    async with door(Scripted("first", says("Cold."))) as rpc:
+        reply = await rpc.ask("POST", "/v1/responses", {"model": "m1", "input": "Hot?", "tools": tools})
+    assert reply.json["tools"] == [{"type": "function", "name": "look", "parameters": None, "strict": None}]
