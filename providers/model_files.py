@@ -10,6 +10,7 @@ is bounded. Format: github.com/huggingface/safetensors, "Format" in its README.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 import os
@@ -21,6 +22,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "*.jinja"),
+    *("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json", "*.gguf"),
+)
+"""What a model consists of; anything else stays where it is."""
+PROGRAMS = ("*.py", "*.so", "*.bin", "*.pt", "*.pkl")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill")
 MAX_ENTRIES = 10_000
 """Files and folders below one model's folder."""
@@ -47,6 +54,12 @@ class Unfit(ValueError):
     """This folder or file is not loaded; the message is one line that names it."""
 
 
+def belongs(file: str) -> bool:
+    """Whether a file of this name is part of a model."""
+    name = file.lower()
+    return any(fnmatch.fnmatch(name, p) for p in FILES) and not any(fnmatch.fnmatch(name, p) for p in PROGRAMS)
+
+
 class _Tensor(Struct):
     dtype: str
     shape: list[int]
@@ -54,7 +67,7 @@ class _Tensor(Struct):
 
 
 def entries(folder: Path) -> list[str]:
-    """The names of the folder's own files. Raises Unfit, or OSError."""
+    """The names of those of the folder's files that a model consists of. Raises Unfit, or OSError."""
     names = []
     weights = any(name.endswith(".safetensors") for name in os.listdir(folder))
     for path, below in _walk(folder):
@@ -64,7 +77,7 @@ def entries(folder: Path) -> list[str]:
             raise Unfit(
                 f"the folder {folder} holds a pickle ({shown}), and loading one runs what its author wrote; {remedy}"
             )
-        if below:
+        if below or not belongs(path.name):
             continue
         if path.is_symlink() and not _stays(path, folder):
             raise Unfit(f"{path} is a link that leads out of its folder; put the file itself there")
