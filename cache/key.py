@@ -27,7 +27,8 @@ MIN_HMAC_KEY_BYTES = 16
 class Key:
     """A request's name. `cid`: 36 bytes in either mode; `text`: how the mode writes it. Equal when the digests are.
 
-    older: the names that the request had under earlier keys of a private swarm; answers from then are found by them.
+    older: the names that the request had under earlier keys of a private swarm, and before there was one; answers from
+    then are found by them, on this machine alone.
     """
 
     __slots__ = ("_text", "cid", "digest", "mode", "older")
@@ -79,8 +80,8 @@ def request_key(
     data = canonical_bytes(request)
     if hmac_key is None:
         return Key(cid_of(DAG_CBOR, data), checked)
-    older = tuple(Key(_keyed(key, data), checked) for key in older_keys)
-    return Key(_keyed(hmac_key, data), checked, older)
+    older = [Key(_keyed(key, data), checked) for key in older_keys]
+    return Key(_keyed(hmac_key, data), checked, (*older, Key(cid_of(DAG_CBOR, data), checked)))
 
 
 def _keyed(hmac_key: bytes, data: bytes) -> bytes:

@@ -182,6 +182,25 @@ async def test_a_node_outside_cannot_make_the_names_of_requests() -> None:
 # -- another key -------------------------------------------------------------------------------------------------
 
 
+async def test_answers_from_before_the_swarm_was_private_are_still_found_here_and_go_with_the_others(
+    tmp_path: Path,
+) -> None:
+    async with AnswerCache(ALICE.peer_id, memory=Memory(8 << 20), store=Store(tmp_path / "a.db")).running() as cache:
+        made(cache, "before")
+    async with a_cache(tmp_path / "a.db", KEY) as cache:
+        key = cache.key(ask("before"))
+        assert key is not None
+        assert key != request_key(ask("before"))
+        for tier in ("disk", "memory"):
+            hit = await cache.get(key)
+            assert hit is not None
+            assert (hit.tier, hit.record.content) == (tier, "Cold.")
+        assert await cache.public_answer(key.cid) is None  # by that name nobody else gets it
+        for name in cache.keys(ask("before")):
+            await cache.forget(name.cid)
+        assert await cache.get(key) is None
+
+
 async def test_after_a_rotation_the_old_answers_are_still_found_by_whoever_keeps_the_old_key(tmp_path: Path) -> None:
     async with a_cache(tmp_path / "a.db", OLD_KEY) as cache:
         old = made(cache, "before")
