@@ -93,19 +93,19 @@ def continued(request: GenerateRequest, fields: Mapping[str, Any]) -> GenerateRe
 # -- the answer ------------------------------------------------------------------------------------------------
 
 
-class _Function(Struct):
+class _Function(Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class _ToolCall(Struct):
+class _ToolCall(Struct, gc=False):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
     extra_content: Any = None  # Gemini's thought signatures, which it wants back
 
 
-class _Delta(Struct):
+class _Delta(Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -118,11 +118,11 @@ class _Delta(Struct):
     extra_content: Any = None
 
 
-class _Logprobs(Struct):
+class _Logprobs(Struct, gc=False):
     content: tuple[dict[str, Any], ...] | None = None
 
 
-class _Choice(Struct):
+class _Choice(Struct, gc=False):
     index: int = 0
     delta: _Delta | None = None
     message: _Delta | None = None  # where an upstream answers whole although it was asked to stream
@@ -132,14 +132,14 @@ class _Choice(Struct):
     stop_reason: Any = None
 
 
-class _PromptDetails(Struct):
+class _PromptDetails(Struct, gc=False):
     cached_tokens: int | None = None
     audio_tokens: Any = None
     cache_write_tokens: Any = None
     video_tokens: Any = None
 
 
-class _CompletionDetails(Struct):
+class _CompletionDetails(Struct, gc=False):
     reasoning_tokens: int | None = None
     audio_tokens: Any = None
     image_tokens: Any = None
@@ -147,7 +147,7 @@ class _CompletionDetails(Struct):
     rejected_prediction_tokens: Any = None
 
 
-class _Usage(Struct):
+class _Usage(Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
@@ -158,7 +158,7 @@ class _Usage(Struct):
     server_tool_use: Any = None
 
 
-class _Chunk(Struct):
+class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     model: str | None = None
     usage: _Usage | None = None
@@ -381,8 +381,8 @@ class ChatAnswer:
 
 
 def _tells_more(chunk: _Chunk, choice: _Choice) -> bool:
-    vendors = (chunk.provider, chunk.citations, chunk.search_results, choice.native_finish_reason, choice.stop_reason)
-    return any(field is not None for field in vendors)
+    of_answer = chunk.provider is not None or chunk.citations is not None or chunk.search_results is not None
+    return of_answer or choice.native_finish_reason is not None or choice.stop_reason is not None
 
 
 def _usage(usage: _Usage) -> Usage:

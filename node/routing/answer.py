@@ -46,7 +46,7 @@ class Answer:
         self._watch: Watch | None = None
 
     async def __aenter__(self) -> Answer:
-        self._ask.began = self._router.now()
+        self._ask.began = self._ask.began or self._router.now()
         if self._flight is not None:
             self._router._board(self._flight, self._ask)
             return self

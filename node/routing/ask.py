@@ -89,7 +89,7 @@ class Ask(Struct, kw_only=True):
     allow_fallback: bool = True
     whole: bool = False
     began: float = 0.0
-    """When the router was asked (trio time); it fills that in."""
+    """When the router was asked (trio time); it fills that in where nobody has."""
     token: str = ""
     """The name of the token that the caller showed, where it showed one."""
 

@@ -117,8 +117,10 @@ class Generation:
 
     async def _answer(self) -> None:
         request = self._ask.request
-        candidates = self._candidates()
+        began: float | None = self._now()  # as long as nothing was waited for, it is still then
+        candidates = self._candidates(began)
         if not candidates:
+            began = None
             await self._source.refresh(request, self._ask)
             candidates = self._candidates()
         if not candidates:
@@ -133,7 +135,8 @@ class Generation:
         )
         lost: Candidate | None = None  # the peer that was lost last
         while True:
-            step = await self._next(walk)
+            step = await self._next(walk, began)
+            began = None
             if step is None:
                 if lost is not None and await self._regrouped(walk):
                     continue
@@ -198,15 +201,17 @@ class Generation:
             await trio.sleep(LOOK_AGAIN_S)
         return True
 
-    def _candidates(self) -> Sequence[Candidate]:
+    def _candidates(self, now: float | None = None) -> Sequence[Candidate]:
         key = self._ask.key
         found = self._source.candidates(self._ask.request, self._ask)
-        return self._speed.ranked(found, self._now(), key.cid if isinstance(key, Key) else None)
+        if len(found) < 2:
+            return found
+        return self._speed.ranked(found, self._now() if now is None else now, key.cid if isinstance(key, Key) else None)
 
-    async def _next(self, walk: Walk) -> Step | None:
+    async def _next(self, walk: Walk, now: float | None) -> Step | None:
         """The next step, when its time has come; None when there is none that fits the deadline."""
         while True:
-            now = self._now()
+            now = self._now() if now is None else now
             step = walk.step(now, self._flight.deadline)
             if walk.skipped:
                 self._note_skipped(walk)
@@ -316,8 +321,8 @@ class Generation:
             return error
         self._health.answered(candidate)
         if plan.way is Way.FRESH and not candidate.joins and attempt.first_token_ms is not None:
-            first_s, took_s, now = attempt.first_token_ms / 1000, attempt.ms / 1000, self._now()
-            self._speed.answered(candidate, first_s, len(flight.events) - before, took_s, now)
+            first_s, took_s = attempt.first_token_ms / 1000, attempt.ms / 1000
+            self._speed.answered(candidate, first_s, len(flight.events) - before, took_s, start + took_s)
         attempt.outcome = ANSWERED
         self._land(candidate, events)
         return None

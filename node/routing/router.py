@@ -145,10 +145,11 @@ class Router:
     def ask(self, request: GenerateRequest, *, timeout_s: float | None = None, **how: Any) -> Ask:
         """An Ask of this machine with the router's own limits. timeout_s: seconds for the answer in all."""
         limits = self.limits
-        deadline = self.now() + (limits.deadline_s if timeout_s is None else timeout_s)
+        now = self.now()
         return Ask(
             request=request,
-            deadline=deadline,
+            began=now,
+            deadline=now + (limits.deadline_s if timeout_s is None else timeout_s),
             first_token_s=limits.first_token_s,
             idle_s=limits.idle_s,
             hops=limits.hops,
