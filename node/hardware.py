@@ -3,7 +3,7 @@
 `probe` is read once and told to peers; `sample` is the part that changes, cheap enough for once a second. Nothing here
 imports torch, runs a program or opens a device; what takes longer to find out is machine.py's. All of it is what the
 node says of itself: peers treat it as a claim. Sources: /proc/cpuinfo, /proc/driver/nvidia, /sys/class/drm (amdgpu,
-Documentation/gpu/amdgpu), cgroup v2 and v1 (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/).
+Documentation/gpu/amdgpu), and for what a container leaves ../providers/cgroups.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any
 
 import psutil
 from msgspec import Struct
+
+from ..providers.cgroups import memory_available, memory_total
+from ..providers.cgroups import usable_cores as usable_cores
 
 TOLD_FLAGS = (
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni"),
@@ -71,7 +74,7 @@ def probe(root: Path = Path("/")) -> Hardware:
         flags=flags,
         cores_physical=psutil.cpu_count(logical=False) or 0,
         cores_usable=usable_cores(root),
-        memory_bytes=_memory_total(root),
+        memory_bytes=memory_total(root),
         gpus=_gpus(root),
         os=f"{platform.system()} {platform.release()}",
     )
@@ -79,95 +82,11 @@ def probe(root: Path = Path("/")) -> Hardware:
 
 def sample(root: Path = Path("/")) -> Load:
     """What changes; below a millisecond."""
-    available = psutil.virtual_memory().available
-    limit, used = _number(root, "memory.max"), _number(root, "memory.current")
-    if limit is None:
-        limit, used = _number_v1(root, "memory", V1_LIMIT), _number_v1(root, "memory", "memory.usage_in_bytes")
-    if limit is not None and used is not None:
-        available = min(available, max(0, int(limit - used)))
     return Load(
-        memory_available_bytes=available, load1=os.getloadavg()[0], cpu_percent=psutil.cpu_percent(interval=None)
+        memory_available_bytes=memory_available(root),
+        load1=os.getloadavg()[0],
+        cpu_percent=psutil.cpu_percent(interval=None),
     )
-
-
-def usable_cores(root: Path = Path("/")) -> float:
-    """Cores that this process may use: the affinity mask, and the tightest quota above it (cpu.max; cfs_quota_us)."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    for folder in _cgroups(root):
-        try:
-            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
-            if quota != "max":
-                cores = min(cores, int(quota) / int(period))
-        except (OSError, ValueError, ZeroDivisionError):
-            continue
-    for folder in _cgroups_v1(root, "cpu"):
-        try:
-            quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-            if quota_us > 0:
-                cores = min(cores, quota_us / int((folder / "cpu.cfs_period_us").read_text(encoding="ascii")))
-        except (OSError, ValueError, ZeroDivisionError):
-            continue
-    return round(cores, 2)
-
-
-def _memory_total(root: Path) -> int:
-    total = psutil.virtual_memory().total
-    limits = (_number(root, "memory.max"), _number_v1(root, "memory", V1_LIMIT))
-    return min([total, *(int(limit) for limit in limits if limit is not None)])
-
-
-def _cgroups(root: Path) -> list[Path]:
-    """This process's cgroup and those above it, the outermost last. A limit anywhere on the way counts."""
-    mount = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return [mount]
-    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
-    folder = mount / own.lstrip("/")
-    return [f for f in (folder, *folder.parents) if f == mount or mount in f.parents]
-
-
-V1_LIMIT = "memory.limit_in_bytes"
-
-
-def _cgroups_v1(root: Path, controller: str) -> list[Path]:
-    """The same for a controller of cgroup v1, whose lines are `4:cpu,cpuacct:/docker/ab12`. Empty where there is none.
-
-    In a container its own group is often mounted as the root, and the path of that line is not there.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        names, _, own = rest.partition(":")
-        if controller in names.split(","):
-            mounts = [root / "sys/fs/cgroup" / name for name in (controller, names)]
-            mount = next((each for each in mounts if each.is_dir()), mounts[0])
-            folder = mount / own.lstrip("/")
-            return [f for f in (folder, *folder.parents) if f == mount or mount in f.parents]
-    return []
-
-
-def _number(root: Path, name: str) -> float | None:
-    """The least value of a cgroup file on the way up; None where there is none or it says "max"."""
-    return _least(_cgroups(root), name)
-
-
-def _number_v1(root: Path, controller: str, name: str) -> float | None:
-    return _least(_cgroups_v1(root, controller), name)
-
-
-def _least(folders: list[Path], name: str) -> float | None:
-    found = []
-    for folder in folders:
-        try:
-            found.append(float((folder / name).read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            continue
-    return min(found, default=None)
 
 
 def _cpu(root: Path) -> tuple[str, tuple[str, ...]]:

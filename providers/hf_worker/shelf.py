@@ -6,9 +6,9 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import psutil
 import trio
 
+from .. import cgroups
 from ..base import ErrorKind, ProviderError
 from ..weights import WeightsDir
 from .keeper import WorkerKeeper
@@ -37,7 +37,7 @@ class Shelf:
         budget_bytes: int = 0,
     ) -> None:
         self._provider, self._find, self._prepare, self._idle_unload_s = provider, find, prepare, idle_unload_s
-        self.budget_bytes = budget_bytes or int(BUDGET_SHARE * psutil.virtual_memory().total)
+        self.budget_bytes = budget_bytes or int(BUDGET_SHARE * cgroups.memory_total())
         self._keepers: dict[str, WorkerKeeper] = {}
         self._memory: dict[str, int] = {}
         self._nursery: trio.Nursery | None = None
@@ -88,7 +88,7 @@ class Shelf:
 
     def _make_room(self, name: str, needed: int) -> None:
         """Unload what is idle until `needed` bytes fit. Raises ProviderError with figures when they cannot."""
-        available = psutil.virtual_memory().available
+        available = cgroups.memory_available()
         loaded = {each: self._memory[each] for each, keeper in self._keepers.items() if keeper.link and each != name}
         waiting = {each: at for each in loaded if (at := self._keepers[each].idle_since) is not None}
         while needed > available or needed + sum(loaded.values()) > self.budget_bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 from shoal.node import hardware
 
 
@@ -103,3 +106,31 @@ def test_amds_cards_tell_their_memory_and_connectors_are_no_cards(tmp_path: Path
     file(tmp_path, "sys/module/amdgpu/version", "6.10.5\n")
     [gpu] = hardware.probe(tmp_path).gpus
     assert (gpu.vendor, gpu.name, gpu.memory_bytes, gpu.driver) == ("amd", "Example Instinct", 17163091968, "6.10.5")
+
+
+def test_each_group_has_its_own_use_and_what_it_has_read_of_files_is_given_back(tmp_path: Path) -> None:
+    file(tmp_path, "proc/self/cgroup", "0::/pod/box\n")
+    for folder, limit, used, cached in (("pod/box", 5_000_000, 4_000_000, 3_000_000), ("pod", 9_000_000, 8_500_000, 0)):
+        file(tmp_path, f"sys/fs/cgroup/{folder}/memory.max", f"{limit}\n")
+        file(tmp_path, f"sys/fs/cgroup/{folder}/memory.current", f"{used}\n")
+        file(tmp_path, f"sys/fs/cgroup/{folder}/memory.stat", f"anon 1\ninactive_file {cached}\nx y\n")
+    assert hardware.probe(tmp_path).memory_bytes == 5_000_000
+    assert hardware.sample(tmp_path).memory_available_bytes == 500_000
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_the_affinity_mask_counts() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert hardware.usable_cores() <= 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_a_sample_costs_next_to_nothing() -> None:
+    hardware.sample()
+    began = time.process_time()
+    for _ in range(20):
+        hardware.sample()
+    assert (time.process_time() - began) / 20 < 0.01

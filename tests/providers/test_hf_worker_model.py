@@ -21,9 +21,9 @@ from tests.providers.tiny_weights import model_folder
     ("quota", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None)]
 )
 def test_a_containers_quota_limits_the_threads(tmp_path: Path, quota: str, cores: int | None) -> None:
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
-    assert usable_cores(file) == (cores or len(os.sched_getaffinity(0)))
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(quota)
+    assert usable_cores(tmp_path) == (cores or len(os.sched_getaffinity(0)))
 
 
 @pytest.fixture
