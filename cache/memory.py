@@ -17,7 +17,7 @@ from .derived import SEALED, Derived, derive
 from .record import SignedRecord
 from .sealing import Seal
 
-OVERHEAD_BYTES = 1250  # of an entry's Python objects besides its texts and blocks (1,230 by tracemalloc)
+OVERHEAD_BYTES = 1300  # of an entry's Python objects besides its texts and blocks (1,292 by tracemalloc)
 
 
 class Entry(Struct, frozen=True, gc=False):

@@ -345,7 +345,7 @@ class Router:
         if flight.alone:
             flight.pilot = functools.partial(self._fly_alone, flight, ask, key)
         else:
-            self._nursery.start_soon(self._fly, flight, ask, key, shared)
+            self._nursery.start_soon(self._fly, flight, ask, key, shared, name="flight")
         return flight
 
     async def _fly_alone(self, flight: Flight, ask: Ask, key: Key | None) -> None:
