@@ -7,6 +7,7 @@ The `shoal` object stands in the whole answer and in the last chunk of a stream,
 
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ...cache.record import Record
-from ...protocols.http.message import Header
+from ...protocols.http.message import Header, header_lines
 from ...providers.base import Event, Finish, Logprobs, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ..routing.answer import Answer
 from ..routing.attempt import CACHES, Attempt, header_safe, route_header
@@ -369,19 +370,23 @@ def shoal_of(found: Found, request: str | None) -> dict[str, Any]:
     }
 
 
-def headers_of(answer: Answer, *kind: Header) -> list[Header]:
-    """The x-shoal-* headers, as far as things are known now."""
+def headers_of(answer: Answer, *kind: Header) -> tuple[list[Header], str]:
+    """The x-shoal-* headers, as far as things are known now, and as lines those that many answers share."""
     flight = answer.flight
-    headers = list(kind)
-    if flight.provider is not None:
-        headers.append(("x-shoal-provider", header_safe(flight.provider)))
-        headers.append(("x-shoal-peer", flight.peer or "local"))
-    headers.append(("x-shoal-cache", flight.cache))
+    headers: list[Header] = []
     if flight.response_cid is not None:
         headers.append(("x-shoal-cid", flight.response_cid))
     if route := route_header(flight.route, flight.cache):
         headers.append(("x-shoal-route", route))
-    return headers
+    return headers, _shared_lines(flight.provider, flight.peer, flight.cache, kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared_lines(provider: str | None, peer: str | None, cache: str, kind: tuple[Header, ...]) -> str:
+    headers = list(kind)
+    if provider is not None:
+        headers += (("x-shoal-provider", header_safe(provider)), ("x-shoal-peer", peer or "local"))
+    return header_lines(*headers, ("x-shoal-cache", cache))
 
 
 def headers_of_record(found: Found) -> list[Header]:

@@ -72,14 +72,14 @@ class Relay:
             async with self.router.answer(asks[0]) as answer:
                 while whole.finish is None and (events := await answer.more()):
                     whole.take(events)
-                body, headers = render([whole], answer), headers_of(answer, JSON)
+                body, (headers, lines) = render([whole], answer), headers_of(answer, JSON)
             wholes = [whole]
         else:
             wholes, answer = await self._gather(asks)
-            body, headers = render(wholes, answer), headers_of(answer, JSON)
+            body, (headers, lines) = render(wholes, answer), headers_of(answer, JSON)
         if grant is not None:
             grant.used(spent({index: whole.usage for index, whole in enumerate(wholes)}, asks))
-        await exchange.respond(200, body, headers)
+        await exchange.respond(200, body, headers, lines)
 
     async def stream(self, exchange: Exchange, asks: Sequence[Ask], make_writer: MakeWriter) -> None:
         """Answer with server-sent events. Raises NoAnswer as long as nothing was sent."""
@@ -103,7 +103,7 @@ class Relay:
     async def _stream_one(self, exchange: Exchange, answer: Answer, make_writer: MakeWriter) -> Usage | None:
         events = await self._next(answer)
         writer = make_writer(answer)
-        async with exchange.stream(200, headers_of(answer, STREAM, AT_THE_END)) as send:
+        async with exchange.stream(200, *headers_of(answer, STREAM, AT_THE_END)) as send:
             usage: Usage | None = None
             try:
                 while True:
@@ -191,7 +191,7 @@ class Relay:
             raise error or NoAnswer(ErrorKind.CANCELLED, "The generation was cancelled before it ended.")
         writer = make_writer(answer)
         usages: dict[int, Usage | None] = {}
-        async with exchange.stream(200, headers_of(answer, STREAM, AT_THE_END)) as send:
+        async with exchange.stream(200, *headers_of(answer, STREAM, AT_THE_END)) as send:
             while True:
                 if error is not None:
                     await send(writer.fail(error), last=True)

@@ -65,17 +65,20 @@ class Exchange:
         """The answer has begun, is not whole, and its end is the connection's: only a reset shows that it was cut."""
         return self.headers_sent and not self.answered and self._request.http_1_0
 
-    async def respond(self, status: int, body: bytes = b"", headers: Iterable[Header] = ()) -> None:
-        """The whole answer. A body for HEAD, 204 or 304 is left out, as HTTP demands."""
+    async def respond(self, status: int, body: bytes = b"", headers: Iterable[Header] = (), lines: str = "") -> None:
+        """The whole answer. A body for HEAD, 204 or 304 is left out, as HTTP demands.
+
+        lines: more headers, as `header_lines` has written and checked them.
+        """
         self._begin()
         bodyless = self._bodyless or status in (204, 304)
         length = "" if status in (204, 304) else f"content-length: {len(body)}\r\n"
-        head = self._head(status, headers, length)
+        head = self._head(status, headers, lines + length)
         self.headers_sent = True
         await self._send(head if bodyless else head + body)
         self.answered = True
 
-    def stream(self, status: int, headers: Iterable[Header] = ()) -> BodyStream:
+    def stream(self, status: int, headers: Iterable[Header] = (), lines: str = "") -> BodyStream:
         """An answer in pieces: `async with exchange.stream(...) as send: await send(piece)`.
 
         The head waits for the first piece and goes with it in one packet, so that until then an error can still
@@ -85,7 +88,7 @@ class Exchange:
         if self._request.http_1_0:
             self._keep = False
         coding = "" if self._request.http_1_0 or status in (204, 304) else "transfer-encoding: chunked\r\n"
-        head = self._head(status, headers, coding)
+        head = self._head(status, headers, lines + coding)
         return BodyStream(self, self._send, head, bool(coding), self._bodyless or status in (204, 304))
 
     def _begin(self) -> None:

@@ -81,6 +81,11 @@ def write_head(first_line: str, headers: Iterable[Header], tail: str) -> bytes:
     return head.encode("latin-1")
 
 
+def header_lines(*headers: Header) -> str:
+    """Headers as lines of a head, to keep and use again. Raises ValueError as `write_head` does."""
+    return write_head("", headers, "").decode("latin-1")
+
+
 def _unfit(name: str) -> ValueError:
     return ValueError(f"the header {name!r} has characters that HTTP does not allow")
 
