@@ -94,6 +94,14 @@ async def an_asker(node: Node) -> AsyncIterator[Asker]:
         yield Asker(host, await host.open_stream(node.host.peer_id, V1_2_0), receive)
 
 
+async def told(node: Node, **counts: int) -> None:
+    """Until a node has counted so much: it does that when its write has returned, which may be after the peer has read
+    the last byte."""
+    with trio.fail_after(3):
+        while any(getattr(node.bitswap.counters, name) < count for name, count in counts.items()):
+            await trio.sleep(0.001)
+
+
 # -- fetching --------------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +110,7 @@ async def test_a_block_is_fetched_by_its_cid(size: int) -> None:
     async with nodes(2) as (ours, theirs):
         cid = theirs.blocks.put(bytes(size), DAG_CBOR)
         assert await ours.bitswap.fetch(cid) == bytes(size)
+        await told(theirs, served_bytes=size)
         assert theirs.bitswap.counters.served_bytes == size
 
 
@@ -110,6 +119,7 @@ async def test_the_peer_that_has_it_is_found_among_those_that_have_not() -> None
         cid = others[-1].blocks.put(b"only the last one has it")
         with trio.fail_after(3):
             assert await ours.bitswap.fetch(cid) == b"only the last one has it"
+        await told(others[-1], served_blocks=1)
         assert [other.bitswap.counters.served_blocks for other in others] == [0, 0, 0, 1]
 
 
