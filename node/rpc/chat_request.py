@@ -124,14 +124,24 @@ def others(raw: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
     return {k: v for k, v in raw.items() if k not in known and v is not None} if not raw.keys() <= known else {}
 
 
-def call_of(typed: Options, headers: Mapping[str, str], extra: dict[str, Any], **request: Any) -> ChatCall:
+def call_of(
+    typed: Options,
+    headers: Mapping[str, str],
+    extra: dict[str, Any],
+    *,
+    messages: tuple[Message, ...],
+    max_tokens: int | None,
+    tools: tuple[dict[str, Any], ...] = (),
+    tool_choice: str | dict[str, Any] | None = None,
+    response_format: dict[str, Any] | None = None,
+) -> ChatCall:
     """The call that the shared options, the headers and the rest of the request make. Raises ApiError."""
     provider = typed.provider
     if isinstance(provider, dict):
         extra["provider"] = provider
         provider = None
     stop = typed.stop or ()
-    if "" in (stop := (stop,) if isinstance(stop, str) else stop):
+    if stop and "" in (stop := (stop,) if isinstance(stop, str) else stop):
         raise bad_request("A stop text must not be empty.", "stop")
     options = typed.stream_options
     return ChatCall(
@@ -144,7 +154,11 @@ def call_of(typed: Options, headers: Mapping[str, str], extra: dict[str, Any], *
             seed=typed.seed,
             n=typed.n or 1,
             extra=extra,
-            **request,
+            messages=messages,
+            max_tokens=max_tokens,
+            tools=tools,
+            tool_choice=tool_choice,
+            response_format=response_format,
         ),
         stream=bool(typed.stream),
         include_usage=options is not None and bool(options.include_usage),

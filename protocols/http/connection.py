@@ -176,9 +176,13 @@ class Connection:
     async def _send(self, data: bytes) -> None:
         """Send, giving the client time for each piece; a client that is gone cancels whoever sends."""
         try:
-            for start in range(0, len(data), _PIECE_BYTES):
+            if len(data) <= _PIECE_BYTES:
                 self.deadline = trio.current_time() + self._limits.write_timeout_s
-                await self._wire.send(data if len(data) <= _PIECE_BYTES else data[start : start + _PIECE_BYTES])
+                await self._wire.send(data)
+            else:
+                for start in range(0, len(data), _PIECE_BYTES):
+                    self.deadline = trio.current_time() + self._limits.write_timeout_s
+                    await self._wire.send(data[start : start + _PIECE_BYTES])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._scope.cancel()
             await trio.lowlevel.checkpoint()
