@@ -153,7 +153,11 @@ class LocalHf(Provider):
     async def probe(self) -> Status:
         now = trio.current_time()
         if self._probed is None or now >= self._probed[0]:
+            if not self._settings.model:
+                self._follow(await trio.to_thread.run_sync(weights.chosen, self._models_dir))
             self._probed = (now + PROBE_S, await trio.to_thread.run_sync(self._look))
+            if self._probed[1].ready:
+                self._shelf.keep({model.name for model in self._probed[1].models})
         status = self._probed[1]
         if status.ready and (reason := self.keeper.pause_reason()):
             return msgspec.structs.replace(status, ready=False, reason=reason)
@@ -164,6 +168,12 @@ class LocalHf(Provider):
             models=tuple(self._rated(model) for model in status.models),
             version=f"{status.version} ({computes})" if computes else status.version,
         )
+
+    def _follow(self, model: str) -> None:
+        """`shoal models use` has chosen another one: requests that name none get it from now on."""
+        if model != self._model:
+            self._model, self._default = model, weights.canonical(model)
+            self.keeper = self._shelf.keeper(self._default)
 
     def _rated(self, model: ModelInfo) -> ModelInfo:
         """With the rates that its worker has measured, if there is one."""

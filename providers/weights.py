@@ -10,6 +10,7 @@ Only safetensors and GGUF are ever loaded: a pickle is a program. Nothing here i
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
@@ -174,12 +175,16 @@ def resolve(name_or_path: str, store: Path) -> WeightsDir:
 
 
 def chosen(store: Path) -> str:
-    """The model that requests get which name none: what `choose` wrote, else the embedded default."""
-    try:
+    """The model that requests get which name none: what `choose` wrote, else the embedded default.
+
+    Where neither that nor a choice is there, any model that writes is better than none.
+    """
+    name = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         name = (store / CHOICE).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return DEFAULT
-    return name or DEFAULT
+    if name or (store / DEFAULT / MANIFEST).is_file():
+        return name or DEFAULT
+    return next((found.name for found in installed(store) if not found.encoder), DEFAULT)
 
 
 def choose(name_or_path: str, store: Path) -> WeightsDir:

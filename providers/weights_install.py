@@ -139,6 +139,8 @@ def remove(name: str, store: Path) -> bool:
         doomed = Path(tempfile.mkdtemp(prefix=f".new-{folder.name}-", dir=store))
         folder.rename(doomed / "model")
         shutil.rmtree(doomed)
+    if weights.chosen(store) == weights.canonical(name):
+        (store / weights.CHOICE).unlink(missing_ok=True)
     return True
 
 

@@ -124,7 +124,7 @@ def use(model: str, as_json: bool, data_dir: Path | None) -> None:
         print_json({"name": found.name, "path": str(found.path), "memory_bytes": found.memory})
     else:
         print_text(f"{found.name} is chosen; it takes about {size(found.memory)} of memory when it is loaded\n")
-        print_text("a node that runs keeps its model until it is started again\n")
+        print_text("a node that runs gives it to requests that name none, within seconds, unless its table names one\n")
 
 
 @command.command("calibrate", examples="shoal models calibrate\nshoal models calibrate my-model --json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
 import trio
 
@@ -41,26 +41,28 @@ class Shelf:
         self._keepers: dict[str, WorkerKeeper] = {}
         self._memory: dict[str, int] = {}
         self._nursery: trio.Nursery | None = None
-        self._choosing = trio.Lock()
+        self._choosing, self._opening = trio.Lock(), trio.Lock()
+        self._started: set[str] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The life of all workers. Leaving it kills them."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for keeper in self._keepers.values():
-                await nursery.start(_keep, keeper)
+            for name in list(self._keepers):
+                await self._open(nursery, name)
             try:
                 yield
             finally:
                 self._nursery = None
+                self._started.clear()
                 nursery.cancel_scope.cancel()
 
     def __contains__(self, name: str) -> bool:
         return name in self._keepers
 
     def keeper(self, name: str) -> WorkerKeeper:
-        """The keeper of one model, made when it is asked for first; only to look at, or before `running`."""
+        """The keeper of one model, made when it is asked for first; only to look at, since it may not be running."""
         if name not in self._keepers:
 
             async def prepare() -> WorkerLink:
@@ -71,13 +73,24 @@ class Shelf:
 
     async def kept(self, name: str) -> WorkerKeeper:
         """The keeper of one model, running. Raises ProviderError when the shelf is not."""
-        new = name not in self._keepers
         keeper = self.keeper(name)
-        if new:
+        if name not in self._started:
             if self._nursery is None:
                 raise ProviderError(ErrorKind.UNAVAILABLE, f"{self._provider} is not running")
-            await self._nursery.start(_keep, keeper)
+            await self._open(self._nursery, name)
         return keeper
+
+    async def _open(self, nursery: trio.Nursery, name: str) -> None:
+        async with self._opening:  # several may ask for the same one at the same moment
+            if name not in self._started:
+                await nursery.start(_keep, self._keepers[name])
+                self._started.add(name)
+
+    def keep(self, names: Collection[str]) -> None:
+        """Unload what is idle and none of these: somebody has removed it."""
+        for name, keeper in self._keepers.items():
+            if name not in names and keeper.idle_since is not None:
+                keeper.unload("the local model was removed")
 
     async def _start(self, name: str) -> WorkerLink:
         found = await self._find(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from shoal.providers import local_hf
+from shoal.providers import local_hf, weights
 from shoal.providers.base import (
     Dropped,
     ErrorKind,
@@ -35,6 +35,7 @@ from shoal.providers.local_hf import LocalHf, Settings, build
 from shoal.providers.settings import BuildContext
 
 from tests.providers import fake_worker
+from tests.providers.test_weights import installed_model
 from tests.providers.tiny_weights import model_folder
 
 Start = Callable[..., AbstractAsyncContextManager[LocalHf]]
@@ -411,6 +412,48 @@ async def test_installed_models_are_served_by_workers_of_their_own_within_the_me
         assert provider.keeper.link is None  # it made room
         assert await answer(provider, wish("words 1", model="tiny")) == "w0 "
     assert len(log.read_text().split()) == 3
+
+
+async def test_another_choice_is_followed_while_the_node_runs_and_what_was_removed_is_unloaded(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_hf, "missing_libraries", lambda: "")
+    monkeypatch.setattr(local_hf, "PROBE_S", 0.0)
+    store = tmp_path / "store"
+    for name in ("one", "two"):
+        installed_model(store, name)
+    provider = LocalHf(
+        "local_hf",
+        Settings(),
+        models_dir=store,
+        environ=os.environ,
+        worker=lambda: [sys.executable, fake_worker.__file__, str(log), "ready"],
+    )
+    with trio.fail_after(60):
+        async with provider.running():
+            assert (await provider.probe()).default_model == "one"  # nothing was chosen, and the default is not here
+            assert await answer(provider, wish("words 1")) == "w0 "
+            first = provider.keeper
+            weights.choose("two", store)
+            assert (await provider.probe()).default_model == "two"
+
+            async def ask() -> None:
+                assert await answer(provider, wish("words 1")) == "w0 "
+
+            async with trio.open_nursery() as nursery:  # at once, and none of them too early
+                for _ in range(4):
+                    nursery.start_soon(ask)
+            assert provider.keeper is not first
+            assert first.link is not None
+            assert weights.remove("one", store)
+            await provider.probe()
+            assert first.link is None
+            with pytest.raises(ProviderError, match="shoal models add one"):
+                await answer(provider, wish("words 1", model="one"))
+            assert weights.remove("two", store)
+            assert not (store / weights.CHOICE).exists()
+            assert not (await provider.probe()).ready
+    assert len(starts(log)) == 2
 
 
 async def test_a_model_that_does_not_fit_is_refused_with_figures(start: Start) -> None:
