@@ -11,10 +11,10 @@ enough to be its own (identity) multihash, so a peer id carries the key and a si
 from __future__ import annotations
 
 import functools
-from typing import NewType
+from collections.abc import Callable
+from typing import NamedTuple, NewType
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PeerId = NewType("PeerId", str)  # base58btc, "12D3KooW..." (52 characters)
 
@@ -82,27 +82,44 @@ def verify(peer_id: str, signature: bytes, message: bytes) -> bool:
     if len(signature) != SIGNATURE_BYTES:
         return False
     try:
-        Ed25519PublicKey.from_public_bytes(public_key_of(peer_id)).verify(signature, message)
-    except (ValueError, InvalidSignature):
+        public_key = public_key_of(peer_id)
+    except ValueError:
+        return False
+    ed25519 = _ed25519()
+    try:
+        ed25519.opened(signature + message, public_key)
+    except ed25519.forged:
         return False
     return True
 
 
-class Identity:
-    """A node's private key. It never appears in a repr, a log line or an error.
+class _Ed25519(NamedTuple):
+    """libsodium's signatures. A node signs every answer that it keeps and checks every one that it gets, and OpenSSL
+    takes half as long again to sign and twice as long to check. A key has one signature of a message (RFC 8032), so it
+    is the same from both; a key of small order, whose signatures anybody can make, is good for none here."""
 
-    libsodium signs, since a node signs every answer that it keeps, and OpenSSL takes half as long again for it. There
-    is one signature of a message by a key (RFC 8032), so it is the same from both.
-    """
+    signed: Callable[[bytes, bytes], bytes]
+    opened: Callable[[bytes, bytes], bytes]
+    forged: type[Exception]
+
+
+@functools.cache
+def _ed25519() -> _Ed25519:
+    from nacl.bindings import crypto_sign, crypto_sign_open  # 3 ms: many a command needs no signature
+    from nacl.exceptions import BadSignatureError
+
+    return _Ed25519(crypto_sign, crypto_sign_open, BadSignatureError)
+
+
+class Identity:
+    """A node's private key. It never appears in a repr, a log line or an error."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
-        from nacl.bindings import crypto_sign  # 3 ms: only who signs needs it
-
         self._key = key
         self.public_key: bytes = key.public_key().public_bytes_raw()
         self.peer_id: PeerId = peer_id_of(self.public_key)
         self._seed_and_public = key.private_bytes_raw() + self.public_key
-        self._sign = crypto_sign
+        self._signed = _ed25519().signed
 
     @classmethod
     def generate(cls) -> Identity:
@@ -122,7 +139,7 @@ class Identity:
 
     def sign(self, message: bytes) -> bytes:
         """Ed25519 signature, 64 bytes."""
-        return self._sign(message, self._seed_and_public)[:SIGNATURE_BYTES]
+        return self._signed(message, self._seed_and_public)[:SIGNATURE_BYTES]
 
     def __repr__(self) -> str:
         return f"Identity({self.peer_id})"

@@ -58,6 +58,20 @@ def test_a_signature_holds_for_its_message_and_its_signer_only():
     assert not verify("not a peer id", signature, b"message")
 
 
+@given(st.binary(max_size=100), st.integers(0, 64 * 8 - 1))
+def test_a_signature_with_another_bit_holds_for_nothing(message, bit):
+    identity = Identity.from_seed(b"\x07" * 32)
+    signature = bytearray(Ed25519PrivateKey.from_private_bytes(identity.seed).sign(message))
+    assert verify(identity.peer_id, bytes(signature), message)
+    signature[bit // 8] ^= 1 << bit % 8
+    assert not verify(identity.peer_id, bytes(signature), message)
+
+
+def test_a_key_whose_signatures_anybody_can_make_is_good_for_none():
+    nothing = b"\x01" + bytes(31)  # the neutral point: with it R = B * S holds for every message
+    assert not verify(peer_id_of(nothing), nothing + bytes(32), b"whatever")
+
+
 def test_the_secret_is_not_in_the_repr():
     identity = Identity.generate()
     assert repr(identity) == f"Identity({identity.peer_id})"
