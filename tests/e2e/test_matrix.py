@@ -23,6 +23,10 @@ from tests.providers.fake_upstream import FakeUpstream
 
 SEEN = {"refused", "drop", "garbage", "hang"}
 """Upstreams whose fault the node's probe may see before any request does: then they are not tried at all."""
+PATIENCE_S = 2.5
+"""For a first token, and the next: all rows are asked at once, and a busy machine makes good upstreams slow."""
+LATER = {"slow900": "slow5000"}
+"""What is too slow for that."""
 STATUS = {"bad_request": 400, "content_filter": 400}
 
 
@@ -37,10 +41,14 @@ def name(row: Row) -> str:
 
 
 def configuration(upstream: FakeUpstream) -> str:
-    tables = [NO_MODEL, "[router]\nfirst_token_s = 0.7\nidle_s = 0.7\n"]
+    tables = [NO_MODEL, f"[router]\nfirst_token_s = {PATIENCE_S}\nidle_s = {PATIENCE_S}\n"]
     for row in ROWS:
         listed = "+listed" if row.scenario[:2] in ("s4", "s5") else ""  # its list of models is there all the same
-        url = "http://127.0.0.1:1/v1" if row.scenario == "refused" else upstream.url(row.scenario + listed)
+        url = (
+            "http://127.0.0.1:1/v1"
+            if row.scenario == "refused"
+            else upstream.url(LATER.get(row.scenario, row.scenario) + listed)
+        )
         tables.append(f'[providers.{name(row)}]\ntype = "openai_compat"\nbase_url = "{url}"\nmodels = ["stub"]\n')
     url = upstream.url("ok+each")
     tables.append(f'[providers.good]\ntype = "openai_compat"\nbase_url = "{url}"\nmodels = ["stub"]\n[routes]\n')

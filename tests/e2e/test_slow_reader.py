@@ -21,6 +21,10 @@ from tests.providers.fake_upstream import FakeUpstream
 SLOW = 8
 ALLOWED_MB = 60  # for all of them together: 4,096 events each are read ahead, and buffers
 
+PATIENT = "[rpc]\nwrite_timeout_s = 300\n"
+"""They must still be there when the looking is over, however slow the machine is; that they go in the end is tested in
+tests/protocols/test_http_server.py."""
+
 
 @pytest.fixture
 async def upstream() -> AsyncGenerator[FakeUpstream]:
@@ -44,13 +48,23 @@ def megabytes(node: NodeProcess) -> float:
     return float(psutil.Process(node.process.pid).memory_info().rss) / 2**20
 
 
+async def seconds(client: Client, node: NodeProcess, word: str) -> float:
+    """The median of twenty short answers."""
+    took = []
+    for n in range(20):
+        outcome = await ask(client, node.rpc, f"{word} {n} one two three")
+        assert outcome.kind == "whole"
+        took.append(outcome.took)
+    return sorted(took)[10]
+
+
 async def test_callers_who_do_not_read_cost_nobody_else_anything_and_a_bounded_amount_of_memory(
     tmp_path: Path, upstream: FakeUpstream
 ) -> None:
     long = f'[providers.long]\ntype = "openai_compat"\nbase_url = "{upstream.url("words150000+each")}"\n'
     config = fast(upstream.url("each"), share=True) + long + 'models = ["long"]\nshare = true\nmax_concurrent = 64\n'
     giver = await start(tmp_path / "giver", config=config)
-    asker = await start(tmp_path / "asker", "--join", giver.invite, config=NO_MODEL)
+    asker = await start(tmp_path / "asker", "--join", giver.invite, config=NO_MODEL + PATIENT)
     nodes = (giver, asker)
     sitting: list[socket.socket] = []
     try:
@@ -58,17 +72,13 @@ async def test_callers_who_do_not_read_cost_nobody_else_anything_and_a_bounded_a
         client = Client()
         async with client.running():
             await ask(client, asker.rpc, "warm up")
+            alone = await seconds(client, asker, "alone")
             before = [megabytes(node) for node in nodes]
             sitting = [sit(asker, i) for i in range(SLOW)]
             with trio.fail_after(20):
                 while upstream.in_flight < SLOW:
                     await trio.sleep(0.05)
-            took = []
-            for n in range(20):
-                outcome = await ask(client, asker.rpc, f"quick {n} one two three")
-                assert outcome.kind == "whole"
-                took.append(outcome.took)
-            assert sorted(took)[10] < 1
+            assert await seconds(client, asker, "quick") < max(1.0, 3 * alone)  # the machine may be busy with others
             await trio.sleep(2)
             assert upstream.in_flight == SLOW, "they are held, not thrown away"
             grown = [megabytes(node) - was for node, was in zip(nodes, before, strict=True)]
