@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 MEASURE_S = 10.0
 """Seconds that one of the programs may take; on an idle machine it is a quarter of one."""
 MAX_BYTES = 64 * 1024
+PROFILER = ("/usr/sbin/system_profiler", "SPDisplaysDataType", "-json")
 NVIDIA = ("name", "uuid", "memory.total", "driver_version")
 
 
@@ -47,6 +49,8 @@ class Machine:
         """Find out what takes time, and say so each time when something was found."""
         if any(gpu.vendor == "nvidia" and not gpu.memory_bytes for gpu in self.hardware.gpus):
             await self._take(await self._gpus(), on_change)
+        if sys.platform == "darwin":
+            await self._take(await self._apple(), on_change)
         if not self._measure_after_s or self.hardware.memory_gbs:
             return
         await trio.sleep(self._measure_after_s)
@@ -83,6 +87,11 @@ class Machine:
         others = tuple(gpu for gpu in self.hardware.gpus if gpu.vendor != "nvidia")
         return msgspec.structs.replace(self.hardware, gpus=told + others) if told else self.hardware
 
+    async def _apple(self) -> Hardware:
+        """With a Mac's GPUs, which no file tells of."""
+        told = apple_gpus(await _said(list(PROFILER)), self.hardware.memory_bytes)
+        return msgspec.structs.replace(self.hardware, gpus=tuple(told)) if told else self.hardware
+
     # -- over a restart ----------------------------------------------------------------------------------------
 
     def _with_kept(self, plain: Hardware) -> Hardware:
@@ -114,8 +123,28 @@ def nvidia_gpus(text: str) -> list[Gpu]:
     return gpus
 
 
+def apple_gpus(text: str, memory_bytes: int) -> list[Gpu]:
+    """A Mac's GPUs by system_profiler's JSON; untried on a Mac. memory_bytes: the machine's, which Apple's share."""
+    try:
+        rows = msgspec.json.decode(text).get("SPDisplaysDataType")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
+        return []
+    gpus = []
+    for row in rows if isinstance(rows, list) else ():
+        name = row.get("sppci_model") or row.get("_name") if isinstance(row, dict) else None
+        if not isinstance(name, str) or not name:
+            continue
+        own = re.fullmatch(r"(\d+) (GB|MB)", str(row.get("spdisplays_vram") or row.get("_spdisplays_vram") or ""))
+        apple = "apple" in str(row.get("spdisplays_vendor")).lower()
+        size = int(own[1]) << (30 if own[2] == "GB" else 20) if own else memory_bytes if apple else 0
+        metal = str(row.get("spdisplays_mtlgpufamilysupport") or "").removeprefix("spdisplays_")
+        gpus.append(Gpu(vendor="apple" if apple else "other", name=name[:200], memory_bytes=size, driver=metal[:200]))
+    return gpus
+
+
 def _cards(hardware: Hardware) -> list[tuple[str, str]]:
-    return [(gpu.name, gpu.driver) for gpu in hardware.gpus]
+    """Those that the system's files tell of."""
+    return [(gpu.name, gpu.driver) for gpu in hardware.gpus if gpu.vendor in ("nvidia", "amd")]
 
 
 async def _said(program: list[str]) -> str:

@@ -109,3 +109,37 @@ async def test_nvidias_memory_comes_from_its_program(tmp_path: Path, monkeypatch
         await found.run(lambda: None)
     assert [gpu.memory_bytes for gpu in found.hardware.gpus] == [81559 << 20]
     assert msgspec.to_builtins(found.hardware)["gpus"][0]["driver"] == "570.86.10"
+
+
+PROFILER = """\
+{"SPDisplaysDataType": [
+  {"_name": "Apple M2 Pro", "spdisplays_mtlgpufamilysupport": "spdisplays_metal3", "spdisplays_vendor":
+   "sppci_vendor_Apple", "sppci_bus": "spdisplays_builtin", "sppci_cores": "19", "sppci_model": "Apple M2 Pro"},
+  {"_name": "kHW_AMDRadeonPro5500MItem", "spdisplays_metal": "spdisplays_supported", "spdisplays_vendor":
+   "sppci_vendor_amd", "spdisplays_vram": "8 GB", "sppci_model": "AMD Radeon Pro 5500M"}, 5, {}]}
+"""
+
+
+def test_a_mac_tells_its_gpus_and_apples_own_share_the_machines_memory() -> None:
+    apple, other = machine.apple_gpus(PROFILER, 32 << 30)
+    assert (apple.vendor, apple.name, apple.memory_bytes, apple.driver) == ("apple", "Apple M2 Pro", 32 << 30, "metal3")
+    assert (other.vendor, other.name, other.memory_bytes) == ("other", "AMD Radeon Pro 5500M", 8 << 30)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"SPDisplaysDataType": {}}', "[" * 100_000, '{"a": 1}'])
+def test_what_is_no_list_of_gpus_is_none(text: str) -> None:
+    assert machine.apple_gpus(text, 1) == []
+
+
+async def test_on_a_mac_its_own_program_is_asked_and_what_it_says_outlasts_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "system_profiler"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{PROFILER}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(machine, "PROFILER", (str(program),))
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    found, _ = await measured(tmp_path)
+    assert [gpu.name for gpu in found.hardware.gpus] == ["Apple M2 Pro", "AMD Radeon Pro 5500M"]
+    again, _ = await measured(tmp_path)
+    assert again.hardware == found.hardware
