@@ -11,7 +11,7 @@ from .admission import REVOKED, STRANGER
 WRONG_SWARM = "wrong swarm"
 
 ADVICE = {
-    REVOKED: "ask the swarm's owner; `shoal join INVITE` or `shoal swarm create NAME` moves this node to another swarm",
+    REVOKED: "ask the swarm's owner, or leave it with `shoal join --forget`",
     STRANGER: "`shoal join INVITE` with an invite of its owner",
     "the invite has expired": "`shoal join INVITE` with the new one",
     WRONG_SWARM: "it is in another swarm: `shoal join INVITE` with an invite of it, or remove it from swarm.peers",
