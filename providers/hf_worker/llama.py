@@ -226,7 +226,6 @@ class Llama:
         # Few rows go through the kernels row by row, so they get the same bits in any company; attention keeps to that.
         single = [(segment.rows if self.invariant else rows) < FEW_ROWS for segment in segments]
         masks = [None if alone else _mask(segment) for alone, segment in zip(single, segments, strict=True)]
-        attended = x.new_empty(rows, heads * width)
         for at, layer in enumerate(self._layers):
             check()
             y = layer.qkv(self._normed(x, layer.norm))
@@ -237,6 +236,7 @@ class Llama:
                 per_head.copy_(self._normed(per_head, layer.head_norms))
             torch.view_as_complex(y[:, :turned].view(rows, heads + groups, width // 2, 2)).mul_(cis)
             y = y.view(rows, heads + 2 * groups, width)
+            attended: list[Tensor] = []
             first = 0
             for segment, alone, mask in zip(segments, single, masks, strict=True):
                 memory, start, count = segment
@@ -244,14 +244,15 @@ class Llama:
                 memory[at, :, :, start:end] = piece[:, heads:].view(count, 2, groups, width).permute(1, 2, 0, 3)
                 keys, values = memory[at, :, :, :end].unsqueeze(1)
                 if alone:
-                    for row in range(count):
+                    for row in range(count - 1):
                         known = start + row + 1
                         one = piece[row : row + 1, :heads]
-                        attended[first + row] = self._attend(one, keys[:, :, :known], values[:, :, :known], None)[0]
+                        attended.append(self._attend(one, keys[:, :, :known], values[:, :, :known], None))
+                    attended.append(self._attend(piece[count - 1 :, :heads], keys, values, None))
                 else:
-                    attended[first : first + count] = self._attend(piece[:, :heads], keys, values, mask)
+                    attended.append(self._attend(piece[:, :heads], keys, values, mask))
                 first += count
-            x = x + layer.o(attended)
+            x = x + layer.o(torch.cat(attended))
             y = layer.gu(self._normed(x, layer.mlp_norm))
             x = x + layer.down(functional.silu(y[:, :inner]).mul_(y[:, inner:]))
         if not wanted:

@@ -120,6 +120,7 @@ def load_lean(wanted: Load, device: str, threads: int) -> Model:
         form = "float32"
         model = made(form)
     give_back_memory()
+    keep_pieces()
     dtype = form
     trials = None
     if not wanted.threads and wanted.calibrated:
@@ -181,6 +182,18 @@ def load_encoder(wanted: Load) -> Encoder:
         raise LoadError(f"the model {wanted.name} cannot embed texts: {fault}") from None
     except Exception as fault:  # the libraries raise what they like for a broken folder
         raise LoadError(f"the encoder {wanted.name} cannot be loaded ({type(fault).__name__})") from fault
+
+
+def keep_pieces() -> None:
+    """Have glibc keep blocks of up to 32 MB that are freed: what is unpacked for each product comes and goes there.
+
+    By default it asks the system for such blocks again and again, and each page of them is then cleared first.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(m_mmap_threshold, 32 << 20)
+        library.mallopt(m_trim_threshold, 32 << 20)
 
 
 def give_back_memory() -> None:
