@@ -3,7 +3,7 @@
 | address | told to |
 |---|---|
 | of the internet | everybody |
-| of a local network, where the machine has none of the internet itself | everybody: behind one NAT nodes meet by it |
+| of a local network, where the machine has none of the internet itself (of the same family) | everybody: behind one NAT nodes meet by it |
 | of a local network, else | who is on a local network, too, or on this machine |
 | loopback | who is on this machine; in what is passed on (adverts), only where there is nothing else |
 | link-local, and what names no single machine | nobody: it means another interface, or nothing, elsewhere |
@@ -32,9 +32,11 @@ def is_here(remote_ip: str | None, machine: Collection[str]) -> bool:
 def for_everyone(pairs: Iterable[Pair], machine: Collection[str]) -> list[Pair]:
     """What may be passed on to anybody. machine: the IP addresses of this machine's interfaces."""
     told = [(pair, scope_of(pair[0])) for pair in pairs]
-    outside = any(scope == "internet" and pair[0] in machine for pair, scope in told)
-    wanted = {"internet"} if outside else {"internet", "network"}
-    chosen = [pair for pair, scope in told if scope in wanted]
+    # For each family by itself: at home IPv6 is often the internet's, and IPv4 behind a NAT.
+    outside = {":" in pair[0] for pair, scope in told if scope == "internet" and pair[0] in machine}
+    chosen = [
+        pair for pair, scope in told if scope == "internet" or (scope == "network" and (":" in pair[0]) not in outside)
+    ]
     return chosen or [pair for pair, scope in told if scope == "machine"]
 
 

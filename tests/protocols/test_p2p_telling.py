@@ -38,6 +38,11 @@ def test_a_machine_with_an_address_of_the_internet_keeps_its_private_ones_for_wh
     assert telling.for_peer([HERE, INNER, OUTER], machine, "192.168.7.9") == [INNER, OUTER]
 
 
+def test_ipv6_of_the_internet_does_not_hide_an_ipv4_address_behind_a_nat():
+    machine = [INNER[0], INNER6[0], OUTER6[0], HERE[0]]
+    assert telling.for_everyone([HERE, INNER, INNER6, OUTER6], machine) == [INNER, OUTER6]
+
+
 def test_loopback_is_passed_on_only_where_there_is_nothing_else():
     assert telling.for_everyone([HERE], BEHIND_NAT) == [HERE]
     assert telling.for_everyone([HERE, OUTER6], BEHIND_NAT) == [OUTER6]
