@@ -3,7 +3,7 @@
 | address | told to |
 |---|---|
 | of the internet | everybody |
-| of a local network, where the machine has none of the internet itself (of the same family) | everybody: behind one NAT nodes meet by it |
+| of a local network, where the machine has none of the internet in its family | everybody: nodes behind one NAT meet |
 | of a local network, else | who is on a local network, too, or on this machine |
 | loopback | who is on this machine; in what is passed on (adverts), only where there is nothing else |
 | link-local, and what names no single machine | nobody: it means another interface, or nothing, elsewhere |
