@@ -70,15 +70,20 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
         where = f"{error.filename}: " if error.filename else "the output: " if error.errno == errno.ENOSPC else ""
         say(f"{where}{(error.strerror or str(error)).lower()}")
         return ExitCode.NO_ANSWER
+    if isinstance(error, UnicodeEncodeError):
+        say("an argument, or a path, is not UTF-8 text")
+        return ExitCode.USAGE
     if not debug:
         say(f"a fault of Shoal's own ({type(error).__name__}: {error}); run it again with --debug to see where")
     return ExitCode.INTERNAL
 
 
 def say(message: str) -> None:
-    """One line on stderr; that nobody reads it is no reason to fail."""
+    """One line on stderr, without what would steer a terminal; that nobody reads it is no reason to fail."""
+    from .output import without_controls
+
     with contextlib.suppress(OSError):
-        print(f"shoal: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"shoal: {without_controls(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def _close_stdout() -> None:

