@@ -33,6 +33,7 @@ from .errors import bad_request
 from .relay import Relay
 
 MAX_INPUTS = 2048
+MAX_TOKEN_ID = 2**32
 
 
 class EmbeddingsBody(Struct, kw_only=True):
@@ -89,7 +90,7 @@ def request_of(typed: EmbeddingsBody, extra: dict[str, Any], provider: str | Non
 
 def inputs_of(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
     """The inputs: texts, or lists of token ids. Raises ApiError 400."""
-    if isinstance(given, str) or (given and all(type(each) is int for each in given)):
+    if isinstance(given, str) or (given and all(is_token(each) for each in given)):
         given = [given]
     if not 1 <= len(given) <= MAX_INPUTS:
         raise bad_request(f"input wants 1 to {MAX_INPUTS} texts.", "input")
@@ -97,9 +98,13 @@ def inputs_of(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
         if "" in given:
             raise bad_request("A text in input must not be empty.", "input")
         return tuple(given)
-    if all(isinstance(each, list) and each and all(type(token) is int for token in each) for each in given):
+    if all(isinstance(each, list) and each and all(is_token(token) for token in each) for each in given):
         return tuple(tuple(each) for each in given)
     raise bad_request("input wants a text, an array of texts, or arrays of tokens.", "input")
+
+
+def is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_TOKEN_ID
 
 
 def body_of(request: GenerateRequest, whole: Whole, answer: Answer, *, as_text: bool) -> bytes:

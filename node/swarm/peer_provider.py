@@ -161,6 +161,9 @@ class PeerProvider(Provider):
                 yield answer
         except (CallError, SessionLost) as error:
             raise failure(error, self.name, answer is not None and answer.said) from None
+        except OverflowError:
+            message = "a number in the request has more than 64 bits, and does not go to a peer"
+            raise ProviderError(ErrorKind.BAD_REQUEST, message) from None
 
     async def _resumed(self, calls: AsyncExitStack, ticket: str, got: int) -> OutgoingCall | None:
         """The rest of an answer whose session was lost, on another session."""

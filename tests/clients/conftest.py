@@ -23,6 +23,7 @@ enabled = false
 type = "openai_compat"
 base_url = "{plain}"
 models = ["echo"]
+images = true
 [providers.calling]
 type = "openai_compat"
 base_url = "{calling}"
@@ -34,13 +35,25 @@ models = ["thinker"]
 """
 
 
+OTHERS = {"json": "each+repeats", "worker": "each+shell", "busy": "s429+listed", "broken": "s500+listed", "cut": "cut"}
+"""More models, each of a provider of its own, by the scenario of the upstream behind it."""
+
+OTHER = """
+[providers.{model}]
+type = "openai_compat"
+base_url = "{url}"
+models = ["{model}"]
+"""
+
+
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
-    """The model "echo" repeats what it was told, "caller" calls a tool, "thinker" thinks before it speaks."""
+    """The model "echo" repeats what it was told, "caller" calls a tool, "thinker" thinks first; and OTHERS."""
     with Upstream() as upstream:
         config = CONFIG.format(
             plain=upstream.url("each"), calling=upstream.url("toolcall"), thinking=upstream.url("reasoning")
         )
+        config += "".join(OTHER.format(model=name, url=upstream.url(scenario)) for name, scenario in OTHERS.items())
         with NodeProcess(tmp_path_factory.mktemp("node"), config=config) as running:
             yield running
 
@@ -72,8 +85,8 @@ def run(*command: str | Path, home: Path, within: float = 90, **environ: str) ->
 
 
 def python(script: str, node: NodeProcess, home: Path, **environ: str) -> Told:
-    """Run a script with the clients' own Python; BASE is the node's address."""
+    """Run a script of this folder with the clients' own Python; BASE in its environment is the node's address."""
     interpreter = CLIENTS / "venv/bin/python"
     if not interpreter.exists():
         pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
-    return run(interpreter, "-c", f"BASE = {node.rpc!r}\n{script}", home=home, **environ)
+    return run(interpreter, Path(__file__).with_name(script), home=home, BASE=node.rpc, **environ)

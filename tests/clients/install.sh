@@ -4,7 +4,7 @@
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")/../.." && pwd)
 place="$root/build/clients"
-python="openai==2.54.0 anthropic==2.12.0 langchain-openai==1.7.3 litellm==1.106.2 llm==0.32.1 schemathesis==4.32.5"
+python="openai==2.54.0 anthropic==2.12.0 langchain-openai==1.7.3 litellm==1.106.2 llm==0.32.1 schemathesis==4.32.5 mcp==2.3.0"
 npm="openai@6.49.0"
 stamp="$place/installed-$(echo "$python $npm" | cksum | cut -d' ' -f1)"
 

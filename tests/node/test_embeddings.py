@@ -99,7 +99,7 @@ async def test_an_encoder_that_takes_too_long_is_a_504() -> None:
     assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
 
 
-@pytest.mark.parametrize("given_", [None, "", [], [""], ["a", 1], [[]], [["a"]], [1.5], {"a": 1}])
+@pytest.mark.parametrize("given_", [None, "", [], [""], ["a", 1], [[]], [["a"]], [1.5], [-1], [[2**32]], {"a": 1}])
 async def test_what_is_no_input_is_a_400_that_names_it(given_: Any) -> None:
     async with door(Encoder("first")) as rpc:
         reply = await rpc.ask("POST", "/v1/embeddings", {"input": given_})

@@ -250,3 +250,12 @@ async def test_many_answers_share_the_session(autojump_clock):
                 nursery.start_soon(one_of_many)
         assert done == ["".join(f"{n} " for n in range(50))] * 50
         assert len(one.swarm._links.peers[two.id].sessions) == 1
+
+
+async def test_a_number_that_no_frame_holds_is_the_callers_and_not_the_peers_fault(autojump_clock):
+    async with swarm_of(2) as (one, two):
+        error = await failure(one, replace(REQUEST, extra={"x": 2**70}))
+        assert error.kind == ErrorKind.BAD_REQUEST
+        assert "64 bits" in error.message
+        await ask(one)
+        assert len(two.asked) == 1

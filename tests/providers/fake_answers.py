@@ -106,9 +106,29 @@ def _words(body: dict[str, Any], traits: Traits) -> list[str]:
     return words
 
 
+SHELLS = {"Bash": "command", "shell_command": "command", "exec_command": "cmd", "shell": "command"}
+"""How coding tools call the tool that runs a command, and its argument."""
+
+
+def shell_call(body: dict[str, Any]) -> dict[str, Any] | None:
+    """A call of the shell that the request offers; None when a tool has answered already."""
+    messages = body.get("messages") or [{}]
+    offered = [tool.get("function", {}).get("name") for tool in body.get("tools") or ()]
+    name = next((name for name in SHELLS if name in offered), None)
+    if messages[-1].get("role") == "tool" or name is None:
+        return None
+    command: Any = "echo shoal-$((40 + 2))"
+    if name == "shell":
+        command = ["bash", "-lc", command]
+    function = {"name": name, "arguments": encode({SHELLS[name]: command}).decode()}
+    return {"index": 0, "id": "call_1", "type": "function", "function": function}
+
+
 def _all_words(body: dict[str, Any], traits: Traits) -> list[str]:
     if "empty" in traits:
         return []
+    if "shell" in traits and (messages := body.get("messages")) and messages[-1].get("role") == "tool":
+        return ["TOLD<", str(messages[-1].get("content")), ">"]
     if "words" in traits:
         return [f"word{i} " for i in range(traits.number("words", 50))]
     prompt = ""
@@ -117,7 +137,8 @@ def _all_words(body: dict[str, Any], traits: Traits) -> list[str]:
             content = message.get("content")
             prompt = content if isinstance(content, str) else "".join(p.get("text", "") for p in content or [])
             break
-    words = re.findall(r"\S+\s*|\s+", f"ECHO<{prompt.strip()[:4000]}>")
+    said = prompt if "repeats" in traits else f"ECHO<{prompt.strip()[:4000]}>"
+    words = re.findall(r"\S+\s*|\s+", said)
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     return words[:limit] if limit and "length" in traits else words
 
@@ -200,6 +221,9 @@ def script(body: dict[str, Any], traits: Traits) -> Iterator[Step]:
                 yield (
                     head + encode({"tool_calls": [{"index": call["index"], "function": {"arguments": piece}}]}) + tail
                 )
+        words = []
+    if "shell" in traits and (call := shell_call(body)) is not None:
+        yield head + encode({"tool_calls": [call]}) + tail
         words = []
     pause = traits.number("slow", 80) / 1000
     slow = "slow" in traits

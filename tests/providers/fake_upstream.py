@@ -25,6 +25,8 @@ with "+": /s/words200+slow5/v1. A path with /api/v1 gets OpenRouter's manners in
   sayskey         (with a status or err200) the error repeats the key that came
   dies            the connection ends after a token that the body's checksum decides
   shred           (with each) the stream in pieces of 1 to 61 bytes, whatever they hold
+  shell           calls the shell that is offered, and tells what that says
+  repeats         the reply is the last user text itself
   noprefill       a 400 for a final assistant message, which all others go on with (restarts: start again)
 A model whose name contains "missing" is a 404. The reply is "ECHO<the last user text>", one word per token.
 It is fast, because benchmarks subtract it: no HTTP library, one write for an answer.
