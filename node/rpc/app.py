@@ -44,6 +44,10 @@ ItemHandler = Callable[[Exchange, Mapping[str, str], str], Awaitable[None]]
 """The same with what stands behind the prefix of the path."""
 
 
+_ANTHROPIC = "/v1/messages"
+"""Here errors have the shape that Anthropic's clients know."""
+
+
 class _Providers:
     """The two sources of facts about providers as one."""
 
@@ -156,14 +160,17 @@ class Rpc:
 
     async def __call__(self, exchange: Exchange) -> None:
         """A request that came by loopback."""
-        await self._serve(exchange, outside=False)
+        if exchange.path.startswith(_ANTHROPIC):
+            await self._serve(exchange, outside=False)
+        else:
+            await self._answer(exchange, outside=False)
 
     async def outside(self, exchange: Exchange) -> None:
         """A request that may have come from another machine: it needs a token."""
         await self._serve(exchange, outside=True)
 
     async def _serve(self, exchange: Exchange, *, outside: bool) -> None:
-        if exchange.path.startswith("/v1/messages"):
+        if exchange.path.startswith(_ANTHROPIC):
             try:
                 await self._answer(exchange, outside=outside)
             except Exception as error:
