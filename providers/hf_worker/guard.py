@@ -176,6 +176,10 @@ class Guard:
         )
         self._refused.append(NoRoomError(sequence.id, message))
 
+    def close(self) -> None:
+        """Let the engine go, and its memory."""
+        self._give_up()
+
     def _give_up(self) -> None:
         close = getattr(self._inner, "close", None)
         if close is not None:

@@ -19,6 +19,7 @@ from .loaded import LoadError, Model, no_template
 from .model import dtype_of
 from .paged_engine import PagedEngine
 from .prompt import Prompter
+from .proof import Reference, prove, reference
 from .sampling import Sampler
 from .slots import SlotEngine
 
@@ -30,13 +31,17 @@ def load_by_transformers(wanted: Load, device: str, threads: int) -> Model:
         raise LoadError(no_template(wanted.name))
     kv_tokens, made = engines_for(model, wanted, device)
     dtype = str(model.dtype).removeprefix("torch.")
-    name = wanted.engine if wanted.engine in made else _chosen(wanted, device, made)
+    name = wanted.engine if wanted.engine in made else _chosen(model, wanted, device, made)
     others = [] if wanted.engine in made else [each for each in reversed(engine_choice.ENGINES) if each != name]
     engine: Engine | None = None
     why = ""
+    expected = reference(model) if others or name != "slots" else []
     for each in (name, *others):
         try:
-            engine, name = Guard(made[each], kv_tokens=kv_tokens, device=device), each
+            guard = Guard(made[each], kv_tokens=kv_tokens, device=device)
+            if each != "slots":
+                proven(guard, expected)
+            engine, name = guard, each
             break
         except UnfitModelError as fault:
             why = why or str(fault)
@@ -64,7 +69,7 @@ def loaded(wanted: Load, device: str) -> tuple[Any, Any]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(wanted.path, **safe)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            wanted.path, use_safetensors=True, dtype=dtype, attn_implementation="sdpa", **safe
+            wanted.path, use_safetensors=True, dtype=dtype, **safe
         )
         size = sum(each.nbytes for each in model.parameters())
         if free is not None and size > free:
@@ -83,7 +88,10 @@ def engines_for(model: Any, wanted: Load, device: str) -> tuple[int, dict[str, C
     """Positions that there is memory for, and what makes each engine for so many. Raises LoadError without room."""
     config = model.config.get_text_config(decoder=True)
     longest = int(getattr(config, "max_position_embeddings", 0) or 2048)
-    layers, heads, width = memory_shape(config)
+    try:
+        layers, heads, width = memory_shape(config)
+    except (AttributeError, TypeError):  # no attention, say; the engines word it better
+        layers = heads = width = 0
     each = 2 * layers * heads * width * model.dtype.itemsize
     free = free_bytes(device)
     kv_tokens = positions(wanted.kv_tokens, free, each, longest)
@@ -104,17 +112,31 @@ def engines_for(model: Any, wanted: Load, device: str) -> tuple[int, dict[str, C
 def compared(wanted: Load, device: str) -> dict[str, dict[int, float]]:
     """Engine -> streams -> tokens per second, of all that take the model. Raises LoadError."""
     model, _ = loaded(wanted, device)
-    return _compare(engines_for(model, wanted, device)[1])
+    return _compare(model, engines_for(model, wanted, device)[1])
 
 
-def _compare(made: dict[str, Callable[[int], Engine]]) -> dict[str, dict[int, float]]:
-    return engine_choice.compare(
-        {name: lambda make=make: make(engine_choice.TRIAL_POSITIONS) for name, make in made.items()},  # type: ignore[misc]
-        lambda: Sampler(0.0),
-    )
+def _compare(model: Any, made: dict[str, Callable[[int], Engine]]) -> dict[str, dict[int, float]]:
+    expected = reference(model)
+
+    def trial(make: Callable[[int], Engine]) -> Callable[[], Engine]:
+        return lambda: proven(make(engine_choice.TRIAL_POSITIONS), expected)
+
+    return engine_choice.compare({name: trial(make) for name, make in made.items()}, lambda: Sampler(0.0))
 
 
-def _chosen(wanted: Load, device: str, made: dict[str, Callable[[int], Engine]]) -> str:
+def proven(engine: Engine, expected: Reference) -> Engine:
+    """The engine, when it computes as the model does. Raises UnfitModelError, and the engine is closed."""
+    try:
+        prove(engine, expected)
+    except BaseException:
+        close = getattr(engine, "close", None)
+        if close is not None:
+            close()
+        raise
+    return engine
+
+
+def _chosen(model: Any, wanted: Load, device: str, made: dict[str, Callable[[int], Engine]]) -> str:
     """The fastest engine here, as far as it is known; on a GPU it is found out."""
     if not wanted.calibrated:
         return engine_choice.ON_CPU
@@ -122,7 +144,7 @@ def _chosen(wanted: Load, device: str, made: dict[str, Callable[[int], Engine]])
     of = engine_choice.key(wanted.name, wanted.dtype, about(device))
     known = engine_choice.known(file, of)
     if known is None and device != "cpu":
-        found = _compare(made)
+        found = _compare(model, made)
         known = engine_choice.best(found)
         engine_choice.write(file, of, found, known)
     return known if known in made else engine_choice.ON_CPU

@@ -48,7 +48,7 @@ class PagedEngine:
     verifies = False
 
     def __init__(self, model: Any, *, kv_tokens: int = 16384) -> None:
-        self._model = model
+        self._model, self._attention = model, model.config._attn_implementation
         self._positions = max(kv_tokens, 2 * PAGE_TOKENS)
         self._waiting: deque[Sequence] = deque()
         self._rows: dict[int, _Running] = {}
@@ -72,7 +72,8 @@ class PagedEngine:
             )
             self._manager.warmup()
             self._parts()
-        except (AttributeError, TypeError, ValueError) as fault:
+        except (AttributeError, TypeError, ValueError, KeyError) as fault:
+            self._restore()
             version = transformers.__version__
             raise UnfitModelError(
                 f"transformers {version} cannot batch it by pages ({type(fault).__name__}); choose slots"
@@ -102,6 +103,12 @@ class PagedEngine:
         self._manager.batch_processor = None
         del self._processor, self._scheduler, self._io, self._manager_picks, self._manager_reads
         self._scores = torch.empty(0)
+        self._restore()
+
+    def _restore(self) -> None:
+        """The manager may have given the model another way to attend."""
+        if self._model.config._attn_implementation != self._attention:
+            self._model.set_attn_implementation(self._attention)
 
     # -- the interface ---------------------------------------------------------------------------------------
 
