@@ -13,9 +13,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from ...providers.base import ContentPart, FunctionCall, ImagePart, ImageUrl, Message, TextPart, ToolCall
+from ...providers.base import ContentPart, FunctionCall, ImagePart, ImageUrl, Message, OtherPart, TextPart, ToolCall
 from .chat_request import ChatCall, Options, call_of, decode_object, typed_as
 from .errors import ApiError, bad_request
+
+Part = ContentPart | dict[str, Any]
+"""A part of a message; one that Shoal does not type is a map as chat completions have it."""
 
 
 class Source(Struct):
@@ -39,6 +42,27 @@ class Image(Struct, tag="image"):
     source: Source
 
 
+class Paper(Struct):
+    """Where a document is: its bytes in base64, or its text."""
+
+    type: Literal["base64", "text"]
+    media_type: str = "application/pdf"
+    data: str = ""
+
+
+class Document(Struct, tag="document"):
+    source: Paper
+    title: str | None = None
+
+    @property
+    def part(self) -> Part:
+        """Its text; or the file, for providers that read files."""
+        if self.source.type == "text":
+            return TextPart(self.source.data)
+        data = f"data:{self.source.media_type};base64,{self.source.data}"
+        return {"type": "file", "file": {"filename": self.title or "document.pdf", "file_data": data}}
+
+
 class ToolUse(Struct, tag="tool_use"):
     id: str
     name: str
@@ -47,7 +71,7 @@ class ToolUse(Struct, tag="tool_use"):
 
 class ToolResult(Struct, tag="tool_result"):
     tool_use_id: str
-    content: str | tuple[Text | Image, ...] = ""
+    content: str | tuple[Text | Image | Document, ...] = ""
     is_error: bool | None = None
 
 
@@ -59,7 +83,7 @@ class RedactedThinking(Struct, tag="redacted_thinking"):
     pass
 
 
-Block = Text | Image | ToolUse | ToolResult | Thinking | RedactedThinking
+Block = Text | Image | Document | ToolUse | ToolResult | Thinking | RedactedThinking
 
 
 class Turn(Struct):
@@ -144,7 +168,7 @@ def messages_of(turn: Turn, index: int) -> list[Message]:
     if isinstance(turn.content, str):
         return [Message(turn.role, turn.content)]
     results: list[Message] = []
-    parts: list[ContentPart] = []
+    parts: list[Part] = []
     calls: list[ToolCall] = []
     for position, block in enumerate(turn.content):
         match block:
@@ -152,6 +176,8 @@ def messages_of(turn: Turn, index: int) -> list[Message]:
                 parts.append(TextPart(block.text))
             case Image():
                 parts.append(ImagePart(ImageUrl(block.source.address)))
+            case Document():
+                parts.append(block.part)
             case ToolUse():
                 if turn.role != "assistant":
                     where = f"messages[{index}].content[{position}]"
@@ -164,17 +190,27 @@ def messages_of(turn: Turn, index: int) -> list[Message]:
                 text = f"Error: {text}" if block.is_error else text
                 results.append(Message("tool", text, tool_call_id=block.tool_use_id))
                 parts += [ImagePart(ImageUrl(piece.source.address)) for piece in said if isinstance(piece, Image)]
+                parts += [piece.part for piece in said if isinstance(piece, Document)]
             case _:
                 pass
     if parts or calls or not results:
-        results.append(Message(turn.role, content_of(parts) if parts or not calls else None, tool_calls=tuple(calls)))
+        content, extra = content_of(parts) if parts or not calls else (None, None)
+        results.append(Message(turn.role, content, tool_calls=tuple(calls), extra=extra))
     return results
 
 
-def content_of(parts: list[ContentPart]) -> str | tuple[ContentPart, ...]:
-    """Text alone as one text: many servers take nothing else."""
+def content_of(parts: list[Part]) -> tuple[str | tuple[ContentPart, ...], dict[str, Any] | None]:
+    """A message's `content`, and its `extra` where there are parts that are not typed.
+
+    Text alone is one text: many servers take nothing else.
+    """
     texts = [part.text for part in parts if isinstance(part, TextPart)]
-    return "\n".join(texts) if len(texts) == len(parts) else tuple(parts)
+    if len(texts) == len(parts):
+        return "\n".join(texts), None
+    typed = tuple(OtherPart(part["type"]) if isinstance(part, dict) else part for part in parts)
+    if not any(isinstance(part, dict) for part in parts):
+        return typed, None
+    return typed, {"content": [msgspec.to_builtins(part) for part in parts]}
 
 
 def function_of(tool: Tool) -> dict[str, Any]:

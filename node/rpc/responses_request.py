@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from ...providers.base import ContentPart, FunctionCall, ImagePart, ImageUrl, Message, TextPart, ToolCall
 from .chat_request import ChatCall, Options, call_of, decode_object, others, typed_as
 from .errors import ApiError, bad_request
-from .messages_request import content_of
+from .messages_request import Part, content_of
 
 _ROLES = ("user", "assistant", "system", "developer")
 _LEFT_OUT = frozenset({"reasoning", "web_search_call", "file_search_call", "item_reference", "compaction"})
@@ -149,8 +149,8 @@ def conversation_of(items: list[dict[str, Any]]) -> list[Message]:
                 messages.append(Message("assistant", None, tool_calls=(call,)))
         elif kind in ("function_call_output", "custom_tool_call_output"):
             output = item.get("output")
-            content = output if isinstance(output, str) else content_of(_parts(output, f"{where}.output"))
-            messages.append(Message("tool", content, tool_call_id=_text(item, "call_id", where)))
+            content, extra = _content(output, f"{where}.output")
+            messages.append(Message("tool", content, tool_call_id=_text(item, "call_id", where), extra=extra))
         elif not isinstance(kind, str) or kind not in _LEFT_OUT:
             raise bad_request("This kind of item is not supported here.", f"{where}.type")
     return messages
@@ -160,15 +160,18 @@ def _message(item: dict[str, Any], where: str) -> Message:
     role = item.get("role")
     if role not in _ROLES:
         raise bad_request(f"Invalid value for '{where}.role': Not one of the supported values.", f"{where}.role")
-    content = item.get("content")
-    text = content if isinstance(content, str) else content_of(_parts(content, f"{where}.content"))
-    return Message(role, text)
+    content, extra = _content(item.get("content"), f"{where}.content")
+    return Message(role, content, extra=extra)
 
 
-def _parts(content: Any, where: str) -> list[ContentPart]:
+def _content(content: Any, where: str) -> tuple[str | tuple[ContentPart, ...], dict[str, Any] | None]:
+    return (content, None) if isinstance(content, str) else content_of(_parts(content, where))
+
+
+def _parts(content: Any, where: str) -> list[Part]:
     if not isinstance(content, list):
         raise bad_request(f"Missing required parameter: '{where}'.", where)
-    parts: list[ContentPart] = []
+    parts: list[Part] = []
     for index, part in enumerate(content):
         place = f"{where}[{index}]"
         kind = part.get("type") if isinstance(part, dict) else None
@@ -180,6 +183,11 @@ def _parts(content: Any, where: str) -> list[ContentPart]:
             detail = part.get("detail")
             known = detail if detail in ("auto", "low", "high") else None
             parts.append(ImagePart(ImageUrl(_text(part, "image_url", place), known)))
+        elif kind == "input_file" and isinstance(part.get("file_data"), str):
+            named = {name: part[name] for name in ("filename", "file_data") if isinstance(part.get(name), str)}
+            parts.append({"type": "file", "file": named})
+        elif kind == "input_audio" and isinstance(part.get("input_audio"), dict):
+            parts.append({"type": kind, kind: part[kind]})
         else:
             raise bad_request("This kind of content is not supported here.", f"{place}.type")
     return parts

@@ -327,3 +327,28 @@ async def test_what_is_no_trace_goes_nowhere(parent: str) -> None:
     async with before(upstream) as rpc:
         assert (await rpc.chat({"traceparent": parent, "tracestate": "a=1"}, model="m1")).status == 200
     assert not {"traceparent", "tracestate"} & upstream.headers[0].keys()
+
+
+# -- files
+
+PDF = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}}
+
+
+async def test_a_document_for_messages_and_a_file_for_responses_reach_the_upstream_as_files() -> None:
+    upstream = Upstream({"content": "Cold."})
+    source = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
+    plain = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Hot."}}
+    text = {"type": "text", "text": "Read."}
+    blocks = [{"type": "document", "source": source, "title": "a.pdf"}, text, plain]
+    file = {"type": "input_file", "filename": "a.pdf", "file_data": PDF["file"]["file_data"]}  # type: ignore[index]
+    sound = {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}
+    asked = [{"role": "user", "content": [file, {"type": "input_text", "text": "Read."}, sound]}]
+    async with before(upstream) as rpc:
+        turns = [{"role": "user", "content": blocks}]
+        for path, body in (
+            ("/v1/messages", {"model": "m1", "max_tokens": 9, "messages": turns}),
+            ("/v1/responses", {"model": "m1", "input": asked}),
+        ):
+            assert (await rpc.ask("POST", path, body)).status == 200
+    assert upstream.bodies[0]["messages"][0]["content"] == [PDF, text, {"type": "text", "text": "Hot."}]
+    assert upstream.bodies[1]["messages"][0]["content"] == [PDF, text, sound]
