@@ -54,6 +54,8 @@ def fault(name: str, text: str, remedy: str) -> Finding:
 
 def of_machine(config: Path | None, data_dir: Path | None) -> Iterator[Finding]:
     """What can be said without a running node."""
+    from .gpu_check import gpu
+
     yield _python()
     yield _libp2p()
     yield _open_files()
@@ -72,7 +74,9 @@ def of_machine(config: Path | None, data_dir: Path | None) -> Iterator[Finding]:
     yield from _swarm(loaded)
     if loaded.config.ipfs.kubo_api is not None:
         yield _kubo(loaded.config.ipfs.kubo_api)
-    yield _local_model(loaded)
+    yield from _local_model(loaded)
+    if (found := gpu()) is not None:
+        yield found
     yield _machine(loaded.data_dir)
     yield from _engines(loaded, data_dir)
 
@@ -182,19 +186,40 @@ def _kubo(address: str) -> Finding:
         return note("Kubo", f"{address} does not answer", "start it (`ipfs daemon`), or unset ipfs.kubo_api")
 
 
-def _local_model(loaded: Loaded) -> Finding:
-    if importlib.util.find_spec("torch") is None and importlib.util.find_spec("llama_cpp") is None:
-        return note(
-            "local model", "torch is not installed", "pip install 'shoal[local]', then `shoal models add smollm2`"
-        )
-    from ...providers.weights import installed
-    from ..provider_tables import models_store
+def _local_model(loaded: Loaded) -> Iterator[Finding]:
+    """What the provider itself would say, and whether there is memory for it."""
+    import trio
+
+    from ...providers import cgroups
+    from ...providers.local_hf import LocalHf
+    from ...providers.weights import damaged, installed
+    from ..provider_tables import build_registry, models_store
 
     store = models_store(loaded.config.providers, os.environ)
-    there = [model.name for model in installed(store)]
-    if not there:
-        return note("local model", f"no weights are installed in {store}", "`shoal models add smollm2`")
-    return ok("local model", ", ".join(there[:5]))
+    for name, why in damaged(store).items():
+        yield note("local model", f"{name}: {why}", f"`shoal models remove {name}`, or add it again")
+    try:
+        registry = build_registry(loaded, os.environ)
+    except ConfigError as error:
+        yield fault("providers", str(error), "mend the file; `shoal config check` checks it again")
+        return
+    provider = next((each for each in registry.providers.values() if isinstance(each, LocalHf)), None)
+    if provider is None:
+        yield ok("local model", "switched off in the configuration")
+        return
+    status = trio.run(provider.probe)
+    if not status.ready:
+        what, _, todo = status.reason.partition("; ")
+        yield note(
+            "local model", f"{what} (in {store})" if "weights" in what else what, todo.removeprefix("run ") or ""
+        )
+        return
+    yield ok("local model", ", ".join(model.name for model in status.models[:5]))
+    memory = {model.name: model.memory for model in installed(store)}.get(status.default_model or "", 0)
+    free = cgroups.memory_available()
+    if memory > free:
+        text = f"{status.default_model} takes about {size(memory)} of memory, and {size(free)} are free"
+        yield note("local model", text, "close something, or choose a smaller model (`shoal models list`)")
 
 
 def _machine(data: Path) -> Finding:
