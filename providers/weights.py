@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -351,15 +351,21 @@ def _size(path: Path) -> int:
 
 def installed(store: Path) -> list[WeightsDir]:
     """The models of the store that can be loaded, by name."""
-    found: list[WeightsDir] = []
-    if not store.is_dir():
-        return found
-    for folder in sorted(store.iterdir()):
+    return [found for found in _looked_through(store) if isinstance(found, WeightsDir)]
+
+
+def damaged(store: Path) -> dict[str, str]:
+    """The models of the store that cannot be loaded: name -> why, with what to do."""
+    return dict(found for found in _looked_through(store) if not isinstance(found, WeightsDir))
+
+
+def _looked_through(store: Path) -> Iterator[WeightsDir | tuple[str, str]]:
+    for folder in sorted(store.iterdir()) if store.is_dir() else ():
         if folder.name.startswith(".") or not (folder / MANIFEST).is_file():
             continue
+        name = folder.name
         try:
-            manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-            found.append(resolve(manifest.name, store))
-        except (WeightsError, OSError, msgspec.DecodeError):
-            continue
-    return found
+            name = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest).name
+            yield resolve(name, store)
+        except (WeightsError, OSError, msgspec.DecodeError) as fault:
+            yield name, str(fault) if isinstance(fault, WeightsError) else f"its {MANIFEST} cannot be read"

@@ -48,7 +48,7 @@ def store_of(data_dir: Path | None) -> Path:
 @common
 def list_(as_json: bool, data_dir: Path | None) -> None:
     """List the installed models, and those that can be added by name."""
-    from ...providers.weights import CATALOGUE, canonical, chosen, installed
+    from ...providers.weights import CATALOGUE, canonical, chosen, damaged, installed
 
     store = store_of(data_dir)
     there = installed(store)
@@ -66,7 +66,9 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
         }
         for m in there
     ]
-    known = {model.name for model in there}
+    broken = damaged(store)
+    models += [{"name": name, "installed": False, "damaged": why} for name, why in broken.items()]
+    known = {model.name for model in there} | broken.keys()
     models += [
         {"name": name, "installed": False, "title": packaged.title, "download_bytes": packaged.download_bytes}
         for name, packaged in CATALOGUE.items()
@@ -80,6 +82,8 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
         if model["installed"]:
             state = "chosen" if model["chosen"] else "embeddings" if model["embeds"] else "installed"
             rows.append((model["name"], state, size(int(str(model["bytes"]))), model["path"]))
+        elif "damaged" in model:
+            rows.append((model["name"], "damaged", "", str(model["damaged"])))
         else:
             what = f"run `shoal models add {model['name']}`"
             rows.append((model["name"], "not installed", size(int(str(model["download_bytes"]))), what))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from shoal.node.commands.exit_codes import ExitCode
 
+from tests.providers.test_weights import installed_model
+
 from .fake_node import shoal
 
 
@@ -28,3 +30,17 @@ async def test_a_model_is_chosen_listed_and_removed(tmp_path: Path, monkeypatch:
     assert (again.returncode, again.stderr.count(b"\n")) == (ExitCode.NO_ANSWER, 1)
     missing = await shoal("models", "use", "mine", *there)
     assert b"shoal models add mine" in missing.stderr
+
+
+async def test_a_model_that_was_damaged_is_listed_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_MODELS_DIR", str(tmp_path / "models"))
+    (installed_model(tmp_path / "models", "mine") / "model.safetensors").unlink()
+    done = await shoal("models", "list", "--data-dir", str(tmp_path))
+    assert b"mine" in done.stdout
+    assert b"damaged" in done.stdout
+    listed = json.loads((await shoal("models", "list", "--json", "--data-dir", str(tmp_path))).stdout)["models"]
+    [mine] = [model for model in listed if model["name"] == "mine"]
+    assert "model.safetensors is not what was installed" in mine["damaged"]
+    assert not mine["installed"]
