@@ -103,7 +103,7 @@ class Writer:
             return False
         self._in += job.size
         self._queue.put(job)
-        if job.urgent:
+        if job.urgent or waiting > self._queue_bytes // 4 or self._queue.qsize() >= GROUP_JOBS:
             self._hurry.set()
         return True
 
@@ -163,6 +163,8 @@ class Writer:
             while job is not None:
                 group.append(job)
                 if len(group) >= GROUP_JOBS:
+                    if not self._queue.empty():
+                        self._hurry.set()  # what is left over has waited with these
                     return group, False
                 job = self._queue.get_nowait()
         except queue.Empty:

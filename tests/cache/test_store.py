@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from shoal.cache import database
+from shoal.cache import database, writer
 from shoal.cache.cid import RAW, cid_of, holds
 from shoal.cache.database import MIGRATIONS
 from shoal.cache.statements import size_of
 from shoal.cache.store import OPEN, Store, StoreError
+from shoal.cache.writer import GROUP_JOBS
 
 from .answers import LONG, answer, ask, key_of
 
@@ -55,6 +56,18 @@ async def test_what_is_queued_when_the_store_closes_is_written(path: Path) -> No
             store.put(signed, public=False)
     async with Store(path).running() as store:
         assert await present(store) == list(range(10))
+
+
+@pytest.mark.parametrize(("queue_bytes", "count", "enough"), [(32 << 20, GROUP_JOBS + 1, GROUP_JOBS), (8 * SIZE, 6, 4)])
+async def test_the_writer_waits_for_more_only_while_there_is_little_to_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch, queue_bytes: int, count: int, enough: int
+) -> None:
+    monkeypatch.setattr(writer, "GROUP_WAIT_S", 60.0)
+    answers = [answer(ask(str(n)), content=f"{n}: " + "x" * 2000) for n in range(count)]
+    async with Store(path, queue_bytes=queue_bytes).running() as store:
+        for signed in answers:
+            assert store.put(signed, public=True)
+        await until(lambda: store.count() >= enough)
 
 
 async def test_a_clean_end_leaves_one_file_for_the_owners_eyes_only(path: Path) -> None:
