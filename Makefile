@@ -82,7 +82,7 @@ bench: $(READY) model ## the figures, in tables, beside LiteLLM's proxy (install
 
 bench-local: $(READY) model ## the local model beside transformers and llama.cpp: speed, memory, answers; 1,000 continuations
 	@./scripts/install_llama_cpp.sh
-	@$(PYTHON) -m benchmarks local continuation
+	@$(PYTHON) -m benchmarks local continuation answers
 
 clean:          ## remove what was built; keeps downloaded models
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

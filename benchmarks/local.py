@@ -116,7 +116,14 @@ def rows(ours: dict[str, Any], theirs: dict[str, Any], engine: dict[str, Any] | 
     expected = theirs["answers"]
     equal = sum(a.strip() == b.strip() for a, b in zip(ours["answers"], expected, strict=True))
     its = str(mine["equal"]) if "equal" in mine else "-"
-    add(f"answers equal to fp32, of {len(expected)}", str(len(expected)), str(equal), "48", "50", extra=its)
+    add(
+        f"answers equal to fp32 on the GGUF's own values, of {len(expected)}",
+        str(len(expected)),
+        str(equal),
+        "48",
+        "50",
+        extra=its,
+    )
     add("perplexity", f"{theirs['perplexity']:.3f}", f"{ours['perplexity']:.3f}", "", "")
     ratio = ours["prefill"] / theirs["prefill"]
     library, extra = (f"{each['prefill']:.0f}" if each.get("prefill") else "-" for each in (own, mine))
