@@ -5,7 +5,20 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("gateways", "node", "session", "http", "cache", "rescue", "providers", "dht", "local", "continuation", "answers", "gpu")
+NAMES = (
+    "gateways",
+    "node",
+    "session",
+    "http",
+    "cache",
+    "rescue",
+    "providers",
+    "dht",
+    "local",
+    "continuation",
+    "answers",
+    "gpu",
+)
 
 
 def main() -> None:
