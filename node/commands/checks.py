@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -22,6 +22,9 @@ from .. import addresses, lock, paths
 from ..config import ConfigError
 from ..config_file import Loaded, load_config
 from .output import size
+
+if TYPE_CHECKING:
+    from ...providers.base import Status
 
 LOW_DISK_BYTES = 1 << 30
 LOW_FILES = 4096
@@ -107,7 +110,13 @@ def _open_files() -> Finding:
 
 def _data_dir(data: Path) -> Iterator[Finding]:
     if not data.exists():
-        yield ok("data directory", f"{data} (made at the first start)")
+        there = next(folder for folder in data.parents if folder.exists())
+        if os.access(there, os.W_OK | os.X_OK):
+            yield ok("data directory", f"{data} (made at the first start)")
+        else:
+            yield fault(
+                "data directory", f"{data} cannot be made: {there} cannot be written", "choose another with --data-dir"
+            )
         return
     try:
         mode = stat.S_IMODE(data.stat().st_mode)
@@ -190,14 +199,11 @@ def _local_model(loaded: Loaded) -> Iterator[Finding]:
     """What the provider itself would say, and whether there is memory for it."""
     import trio
 
-    from ...providers import cgroups
     from ...providers.local_hf import LocalHf
-    from ...providers.weights import damaged, installed
+    from ...providers.weights import damaged
     from ..provider_tables import build_registry, models_store
 
     store = models_store(loaded.config.providers, os.environ)
-    for name, why in damaged(store).items():
-        yield note("local model", f"{name}: {why}", f"`shoal models remove {name}`, or add it again")
     try:
         registry = build_registry(loaded, os.environ)
     except ConfigError as error:
@@ -207,19 +213,25 @@ def _local_model(loaded: Loaded) -> Iterator[Finding]:
     if provider is None:
         yield ok("local model", "switched off in the configuration")
         return
-    status = trio.run(provider.probe)
+    yield _of_provider(trio.run(provider.probe), store)
+    for name, why in damaged(store).items():
+        yield note("local model", f"{name}: {why}", f"`shoal models remove {name}`, or add it again")
+
+
+def _of_provider(status: Status, store: Path) -> Finding:
+    from ...providers import cgroups
+    from ...providers.weights import installed
+
     if not status.ready:
         what, _, todo = status.reason.partition("; ")
-        yield note(
-            "local model", f"{what} (in {store})" if "weights" in what else what, todo.removeprefix("run ") or ""
-        )
-        return
-    yield ok("local model", ", ".join(model.name for model in status.models[:5]))
+        where = f" (in {store})" if "weights" in what else ""
+        return note("local model", what + where, todo.removeprefix("run "))
     memory = {model.name: model.memory for model in installed(store)}.get(status.default_model or "", 0)
     free = cgroups.memory_available()
     if memory > free:
         text = f"{status.default_model} takes about {size(memory)} of memory, and {size(free)} are free"
-        yield note("local model", text, "close something, or choose a smaller model (`shoal models list`)")
+        return note("local model", text, "close something, or choose a smaller model (`shoal models list`)")
+    return ok("local model", ", ".join(model.name for model in status.models[:5]))
 
 
 def _machine(data: Path) -> Finding:

@@ -21,6 +21,8 @@ from shoal.node.commands.service_command import quoted
 from shoal.node.config_doc import EXAMPLES
 from shoal.node.identity import load_or_make
 
+from tests.providers.test_weights import installed_model
+
 from .fake_node import SHOAL, fake_node, shoal
 
 
@@ -265,10 +267,34 @@ def test_a_key_that_others_can_read_is_a_fault(tmp_path: Path) -> None:
     assert told(tmp_path)["identity"].remedy == f"chmod 600 {paths.identity_file(tmp_path)}"
 
 
+def test_a_data_directory_that_cannot_be_made_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shoal.toml").write_text('[rpc]\nlisten = "127.0.0.1:0"\n')
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    found = {one.name: one for one in checks.of_machine(tmp_path / "shoal.toml", tmp_path / "data")}
+    assert found["data directory"].state == "fault"
+    assert "--data-dir" in found["data directory"].remedy
+
+
 def test_models_are_looked_for_where_the_configuration_says(tmp_path: Path) -> None:
     store = tmp_path / "weights"
     found = told(tmp_path, f'[providers.local_hf]\nmodels_dir = "{store}"\n')
     assert str(store) in found["local model"].text
+
+
+def test_the_local_models_hint_is_what_the_provider_itself_would_say(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("shoal.providers.local_hf.missing_libraries", lambda: "")
+    store = tmp_path / "weights"
+    text = f'[providers.local_hf]\nmodels_dir = "{store}"\n'
+    installed_model(store, "mine")
+    found = told(tmp_path, text)["local model"]
+    assert (found.state, found.text) == ("ok", "mine")
+    monkeypatch.setattr("shoal.providers.cgroups.memory_available", lambda: 1000)
+    assert "mine takes about" in told(tmp_path, text)["local model"].text
+    (store / "mine" / "config.json").write_text("{")
+    assert told(tmp_path, text)["local model"].remedy == "`shoal models add smollm2`"
+    config = tmp_path / "shoal.toml"
+    assert any("mine: weights of mine are damaged" in each.text for each in checks.of_machine(config, tmp_path))
+    assert told(tmp_path, f"{text}enabled = false\n")["local model"].text == "switched off in the configuration"
 
 
 def test_a_kubo_that_is_away_is_noted(tmp_path: Path) -> None:
