@@ -44,7 +44,10 @@ def hold(data: Path) -> Iterator[None]:
     try:
         _take(handle, data)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise LockError(f"{path}: cannot be written: {reason(error)}") from None
         yield
     finally:
         os.close(handle)  # the file stays: removing it would let two daemons hold two files of the same name

@@ -178,4 +178,5 @@ def save(talk: Conversation, path: Path) -> None:
     except OSError as error:
         print_dim(f"{path}: {(error.strerror or str(error)).lower()}")
     else:
-        print_dim(f"{len(talk.turns) // 2} turns are in {path}")
+        turns = len(talk.turns) // 2
+        print_dim(f"{turns} {'turn is' if turns == 1 else 'turns are'} in {path}")

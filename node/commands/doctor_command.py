@@ -14,6 +14,8 @@ from .failures import CommandError
 from .output import in_colour, print_json, print_text, without_controls
 
 MARKS = {"ok": ("✓", "32"), "note": ("!", "33"), "fault": ("✗", "31")}
+PLAIN = {"✓": "+", "✗": "x", "→": ">"}
+"""For terminals that have no such signs."""
 
 
 @click.command(cls=Command, examples="shoal doctor\nshoal doctor --config ~/shoal.toml\nshoal doctor --json")
@@ -55,13 +57,16 @@ def command(config: Path | None, as_json: bool, data_dir: Path | None) -> int:
 
 def _show(name: str, width: int, state: str, text: str, remedy: str) -> None:
     mark, colour = MARKS[state]
+    if "utf" not in (sys.stdout.encoding or "").lower():
+        mark = PLAIN.get(mark, mark)
     colours = in_colour(sys.stdout)
     if colours:
         mark = f"\x1b[{colour}m{mark}\x1b[0m"
     text = " ".join(without_controls(text).split())
     print_text(f"{mark} {name:<{width}}  {text}\n")
     if remedy and state != "ok":
-        arrow = "\x1b[2m→\x1b[0m" if colours else "→"
+        arrow = "→" if "utf" in (sys.stdout.encoding or "").lower() else PLAIN["→"]
+        arrow = f"\x1b[2m{arrow}\x1b[0m" if colours else arrow
         print_text(f"  {'':<{width}}  {arrow} {without_controls(remedy)}\n")
 
 

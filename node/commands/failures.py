@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import traceback
@@ -67,7 +66,7 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
         say(known[0])
         return known[1]
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else "the output: " if error.errno == errno.ENOSPC else ""
+        where = f"{error.filename}: " if error.filename else ""
         say(f"{where}{(error.strerror or str(error)).lower()}")
         return ExitCode.NO_ANSWER
     if isinstance(error, UnicodeEncodeError):

@@ -31,11 +31,16 @@ def print_text(text: str) -> None:
     """Text as it is, sent at once; what the terminal's encoding lacks is replaced, not a fault."""
     stream = sys.stdout
     try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, for one
+        raise OSError(error.errno, error.strerror, "the output") from None
 
 
 def without_controls(text: str) -> str:

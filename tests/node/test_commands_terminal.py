@@ -103,7 +103,8 @@ def test_a_closed_stream_is_no_fault(closed: str, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_in_words() -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([SHOAL, "-h"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
+        command = [SHOAL, "completion", "bash"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (1, "shoal: the output: no space left on device\n")
 
 
