@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import trio
 from msgspec.structs import replace
+from shoal.node.rpc.chat_request import read_call
 from shoal.providers.base import (
     Embed,
     ErrorKind,
@@ -259,3 +262,17 @@ async def test_a_number_that_no_frame_holds_is_the_callers_and_not_the_peers_fau
         assert "64 bits" in error.message
         await ask(one)
         assert len(two.asked) == 1
+
+
+async def test_what_is_not_typed_goes_to_the_peer_and_comes_back_from_it(autojump_clock):
+    written = {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA=="}}], "mood": 1}
+    call = read_call(json.dumps({"model": "tiny", "messages": [written], "min_p": 0.1}).encode(), {})
+    beside = {"answer": {"system_fingerprint": "fp"}, "message": {"annotations": [{"type": "x"}]}}
+    async with swarm_of(2) as (one, two):
+        two.words = ("Cold", Finish("stop", "tiny", beside))
+        events, _ = await ask(one, call.request)
+        assert events == [TextDelta("Cold"), Finish("stop", "tiny", beside)]
+        asked = two.asked[0][0]
+        assert [message.as_written() for message in asked.messages] == [written]
+        assert asked.messages[0].shows
+        assert asked.extra == {"min_p": 0.1}
