@@ -42,6 +42,10 @@ class FakeWorker:
         threading.Thread(target=self.read, daemon=True).start()
         load = self.inbox.get()
         assert isinstance(load, frames.Load)
+        if load.trials:
+            slow, fast = {1: 5.0, 4: 9.0, 16: 20.0}, {1: 6.0, 4: 19.0, 16: 60.0}
+            self.send(frames.Timed("cpu", {"lean": slow, "paged": fast, "slots": slow}))
+            return
         if self.manner == "refuse":
             self.send(frames.Refused(f"the model {load.name} cannot be loaded (too odd)"))
             return

@@ -131,6 +131,17 @@ def test_a_choice_holds_for_its_device_driver_and_versions(tmp_path: Path, monke
     assert engine_choice.known(file, engine_choice.key("m", "auto", "NVIDIA H100 driver 550.1 CUDA 12.4")) is None
 
 
+@pytest.mark.parametrize(("kept", "taken"), [("paged", True), ("slots", True), ("lean", False), (None, False)])
+def test_on_a_processor_the_lean_path_is_left_only_for_an_engine_that_was_timed_to_be_faster(
+    tmp_path: Path, kept: str | None, taken: bool
+) -> None:
+    wanted = Load("m", "/m", calibrated=str(tmp_path / ".threads.json"))
+    if kept is not None:
+        engine_choice.write(tmp_path / engine_choice.FILE, engine_choice.key("m", "auto", "cpu"), FIGURES, kept)
+    assert model._others_are_faster(wanted, "cpu") is taken
+    assert not model._others_are_faster(wanted, "cuda:0")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"k": 3}', '{"k": {"engine": "evil"}}', '{"k": {"engine": ["slots"]}}'])
 def test_a_file_of_choices_that_is_spoilt_is_as_none(tmp_path: Path, text: str) -> None:
     file = tmp_path / engine_choice.FILE

@@ -31,6 +31,7 @@ from shoal.providers.base import (
     Usage,
 )
 from shoal.providers.faults import SettingsError
+from shoal.providers.hf_worker import engine_choice
 from shoal.providers.local_hf import LocalHf, Settings, build
 from shoal.providers.settings import BuildContext
 
@@ -324,6 +325,27 @@ async def test_a_flood_on_standard_error_neither_blocks_nor_fills_the_log(
         async with start() as provider:
             await answer(provider, wish("noise"))
     assert sum(len(record.getMessage()) for record in caplog.records) < 100_000
+
+
+async def test_the_engines_of_a_model_are_timed_and_the_fastest_is_what_the_next_worker_is_asked_for(
+    start: Start, tmp_path: Path
+) -> None:
+    async with start() as provider:
+        assert provider._fastest(await provider._find("tiny")) == ""
+        rates, chosen = await provider.time_engines("")
+        assert chosen == provider._fastest(await provider._find("tiny")) == "paged"
+        assert rates["paged"][16] == 60.0
+    (kept,) = json.loads((tmp_path / engine_choice.FILE).read_text()).values()
+    assert kept["engine"] == "paged"
+    async with start("refuse", engine="slots") as provider:
+        found = await provider._find("tiny")
+        assert provider._link(found, "torch")._load.engine == "slots", "what the owner says goes before what was timed"
+
+
+async def test_timing_engines_of_a_model_that_is_not_there_says_what_to_do(start: Start) -> None:
+    async with start() as provider:
+        with pytest.raises(ProviderError, match="shoal models"):
+            await provider.time_engines("nothing-like-that")
 
 
 async def test_measured_rates_show_in_the_probe(start: Start) -> None:
