@@ -31,6 +31,8 @@ PIECE_TOKENS = 128
 """Of them at once: memory for this many rows of logits is taken, and giving up a prompt waits no longer than for it."""
 SEQUENCES = 32
 """Texts whose keys and values are kept apart, running and ended."""
+POSITIONS = 16_384
+"""Tokens that all sequences may have together when nothing is said."""
 FIRST_POSITIONS = 2048
 """Tokens for whose keys and values memory is taken at first; it doubles when more are wanted."""
 SPARE = 32
@@ -65,7 +67,7 @@ class LlamaCpp:
     def _opened(self, room: int) -> tuple[Any, Any, int]:
         """A context with memory for so many tokens, its memory, and how many they are. Raises LoadError."""
         options = c.llama_context_default_params()
-        options.n_ctx = room + SPARE
+        options.n_ctx = max(room + SPARE, BATCH_TOKENS)  # fewer than it has sequences, and llama.cpp aborts
         options.n_batch, options.n_ubatch, options.n_seq_max = BATCH_TOKENS, PIECE_TOKENS, SEQUENCES + 1
         options.n_threads, options.n_threads_batch = self._threads
         options.kv_unified = True
@@ -224,7 +226,7 @@ def load_gguf(wanted: Load) -> Model:
     cores = usable_cores()
     threads = wanted.threads or cores
     gpu = wanted.device != "cpu" and bool(c.llama_supports_gpu_offload())
-    model = LlamaCpp(Path(wanted.path), threads=threads, positions=wanted.kv_tokens, gpu=gpu)
+    model = LlamaCpp(Path(wanted.path), threads=threads, positions=wanted.kv_tokens or POSITIONS, gpu=gpu)
     if not model.template:
         raise LoadError(no_template(wanted.name))
     try:
