@@ -343,6 +343,8 @@ class AnswerCache:
     async def public_answer(self, request: bytes) -> SignedRecord | None:
         """The answer to a peer's look-up by request CID (36 bytes) or digest (32 bytes), when it may have it."""
         digest = request[-32:]
+        if len(digest) < 32:
+            return None  # a peer may ask for anything
         entry = self.memory.get(digest)
         if entry is None and self.store is not None:
             entry = await self._from_disk(self.store, digest, None)

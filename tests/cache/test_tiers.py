@@ -283,6 +283,7 @@ async def test_public_answers_are_served_and_private_ones_are_not(path: Path, di
         assert await cache.public_answer(private.record.request) is None
         assert await cache.block(private.cid) == private.block
         assert await cache.public_answer(key_of(ask("unknown")).digest) is None
+        assert await cache.public_answer(b"\x01\x71") is None, "a peer may ask for anything"
 
 
 async def test_a_node_that_does_not_publish_serves_nothing(path: Path) -> None:
