@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -33,7 +34,8 @@ class Neutraliser:
     """Takes control tokens out of text that came from outside.
 
     The tokenizer turns `<|im_end|>` in a user's text into the token that ends the turn, so such text could write turns
-    of its own. Each one becomes a blank, and that again until none is left.
+    of its own. Each one becomes a blank, and that again until none is left. Some tokenizers normalise a text first
+    (`＜|im_end|＞` is a control token after NFKC): a text that would then hold one is normalised here.
     """
 
     def __init__(self, control: Iterable[str]) -> None:
@@ -45,6 +47,10 @@ class Neutraliser:
             text, found = self._pattern.subn(" ", text)
             if not found:
                 break
+        if self._pattern is not None and not text.isascii():
+            normalised = unicodedata.normalize("NFKC", text)
+            if self._pattern.search(normalised):
+                return self(normalised)
         return text
 
 
