@@ -24,6 +24,8 @@ ANY_MODEL = frozenset({"", "auto"})
 """Model names that leave the choice to the router: OpenAI's clients must send one."""
 
 MAX_TIMEOUT_S = 24 * 3600.0
+MIN_TIMEOUT_S = 0.025
+"""Less is no time for an answer, and a mistake of units."""
 
 _INT64 = Meta(ge=-(2**63), le=2**63 - 1)
 
@@ -46,7 +48,7 @@ class Options(Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     provider: str | dict[str, Any] | None = None
     fallback: bool | None = None
-    timeout: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+    timeout: Annotated[float, Meta(ge=MIN_TIMEOUT_S, le=MAX_TIMEOUT_S)] | None = None
 
 
 class ChatBody(Options, kw_only=True):

@@ -23,6 +23,7 @@ from .chat_answer import Whole, shoal_object
 from .chat_request import (
     ANY_MODEL,
     MAX_TIMEOUT_S,
+    MIN_TIMEOUT_S,
     decode_object,
     others,
     publish_header,
@@ -45,7 +46,7 @@ class EmbeddingsBody(Struct, kw_only=True):
     dimensions: Annotated[int, Meta(ge=1, le=2**31)] | None = None
     provider: str | None = None
     fallback: bool | None = None
-    timeout: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+    timeout: Annotated[float, Meta(ge=MIN_TIMEOUT_S, le=MAX_TIMEOUT_S)] | None = None
 
 
 KNOWN = frozenset(EmbeddingsBody.__struct_fields__)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...providers.base import ContentPart, FunctionCall, ImagePart, ImageUrl, Message, TextPart, ToolCall
-from .chat_request import ChatCall, Options, call_of, decode_object, others, typed_as
+from .chat_request import MAX_TIMEOUT_S, MIN_TIMEOUT_S, ChatCall, Options, call_of, decode_object, others, typed_as
 from .errors import ApiError, bad_request
 from .messages_request import Part, content_of
 
@@ -43,7 +43,7 @@ class ResponseBody(Struct, kw_only=True):
     conversation: str | dict[str, Any] | None = None
     provider: str | None = None
     fallback: bool | None = None
-    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+    timeout: Annotated[float, Meta(ge=MIN_TIMEOUT_S, le=MAX_TIMEOUT_S)] | None = None
 
 
 KNOWN = frozenset(ResponseBody.__struct_fields__)

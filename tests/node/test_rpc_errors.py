@@ -49,6 +49,7 @@ USER = {"role": "user", "content": "Hot?"}
         ({"messages": [USER], "tools": [{"type": "function"}]}, "tools[0].function.name"),
         ({"messages": [USER], "response_format": {}}, "response_format.type"),
         ({"messages": [USER], "timeout": 0}, "timeout"),
+        ({"messages": [USER], "timeout": 5e-324}, "timeout"),
         ({"messages": [USER], "fallback": "no"}, "fallback"),
     ],
 )
