@@ -17,10 +17,9 @@ from typing import Any
 from .table import show
 
 STREAMS = (1, 4, 16, 64)
-TIMED = {"tokens": 64, "rounds": 3}
-"""Tokens of an answer, and how often each is timed; the best counts."""
+TIMED = {"tokens": 64, "rounds": 3, "most": 64, "prefill": 512}
+"""Tokens of an answer, how often each is timed (the best counts), most streams, and tokens of the long prompt."""
 PROMPT = 32
-PREFILL = 512
 
 
 class Row:
@@ -30,6 +29,11 @@ class Row:
         self.decode: dict[int, float] = {}
         self.prefill = 0.0
         self.first_s = 0.0
+
+
+def streams() -> list[int]:
+    """How many are tried."""
+    return [rows for rows in STREAMS if rows <= TIMED["most"]]
 
 
 def prompt(length: int, salt: int = 0) -> list[int]:
@@ -66,13 +70,14 @@ def ours(make: Callable[[], Any], wait: Callable[[], None]) -> Row:
         wait()
         return first, time.perf_counter() - began - first
 
-    for rows in STREAMS:
+    for rows in streams():
         took = [answered(rows, TIMED["tokens"], PROMPT, 100 * at) for at in range(TIMED["rounds"] + 1)]
         del took[0]  # kernels are chosen and graphs captured in it
         row.decode[rows] = rows * (TIMED["tokens"] - 1) / min(rest for _, rest in took)
         if rows == 1:
             row.first_s = min(first for first, _ in took)
-    row.prefill = PREFILL / min(answered(1, 1, PREFILL, 7000 + at)[0] for at in range(TIMED["rounds"] + 1))
+    long = TIMED["prefill"]
+    row.prefill = long / min(answered(1, 1, long, 7000 + at)[0] for at in range(TIMED["rounds"] + 1))
     engine.close()
     return row
 
@@ -93,13 +98,13 @@ def generate(model: Any, device: str, wait: Callable[[], None]) -> Row:
         return time.perf_counter() - began
 
     run(1, 4, PROMPT, 1)
-    for rows in STREAMS:
+    for rows in streams():
         first = min(run(rows, 1, PROMPT, 100 * at) for at in range(TIMED["rounds"]))
         whole = min(run(rows, TIMED["tokens"], PROMPT, 100 * at) for at in range(TIMED["rounds"]))
         row.decode[rows] = rows * (TIMED["tokens"] - 1) / (whole - first)
         if rows == 1:
             row.first_s = first
-    row.prefill = PREFILL / min(run(1, 1, PREFILL, at) for at in range(TIMED["rounds"]))
+    row.prefill = TIMED["prefill"] / min(run(1, 1, TIMED["prefill"], at) for at in range(TIMED["rounds"]))
     return row
 
 
@@ -113,7 +118,7 @@ def manager(model: Any) -> Row | None:
         page_size=32, num_blocks=512, max_batch_tokens=512, max_requests_per_batch=64, auto_switch_to_flash=False
     )
     try:
-        for rows in STREAMS:
+        for rows in streams():
             best = 0.0
             for at in range(TIMED["rounds"]):
                 inputs = [prompt(PROMPT, 100 * at + salt) for salt in range(rows)]
@@ -143,8 +148,8 @@ def main() -> None:
         return
     folder = os.environ.get("SHOAL_BENCH_MODEL") or str(weights.install("smollm2", weights.models_dir(os.environ)))
     if device == "cpu":
-        TIMED.update(tokens=6, rounds=1)
-        print("a trial without a GPU: few tokens, once")
+        TIMED.update(tokens=4, rounds=1, most=4, prefill=64)
+        print("a trial without a GPU: few streams and tokens, once")
     model, _ = loaded(Load("smollm2", folder, device=device), device)
     _, made = engines_for(model, Load("smollm2", folder, kv_tokens=16_384), device)
 
@@ -163,11 +168,16 @@ def main() -> None:
     numbers = str(model.dtype).removeprefix("torch.")
     show(
         f"Local model, {about(device)}, {numbers}, torch {torch.__version__}: tokens a second",
-        ("", *(f"{rows} stream{'s' if rows > 1 else ''}" for rows in STREAMS), f"prefill {PREFILL}", "first token, ms"),
+        (
+            "",
+            *(f"{rows} stream{'s' if rows > 1 else ''}" for rows in streams()),
+            f"prefill {TIMED['prefill']}",
+            "first token, ms",
+        ),
         [
             (
                 name,
-                *(f"{row.decode[count]:.0f}" for count in STREAMS),
+                *(f"{row.decode[count]:.0f}" for count in streams()),
                 f"{row.prefill:.0f}" if row.prefill else "-",
                 f"{1000 * row.first_s:.1f}" if row.first_s else "-",
             )
