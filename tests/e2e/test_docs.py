@@ -131,8 +131,17 @@ def begin_and_end(block: Block, home: Path, config: Path) -> None:
         process.communicate()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.name)
-async def test_the_commands_of_the_page_work(page: Path, tmp_path: Path, upstream: FakeUpstream) -> None:
+def together() -> list[list[Path]]:
+    """Pages by the node that they share: those with a command or two need none of their own."""
+    told = {page: len(runnable(page)) for page in PAGES}
+    return [
+        *([page] for page, number in told.items() if number > 2),
+        [p for p, number in told.items() if 0 < number <= 2],
+    ]
+
+
+@pytest.mark.parametrize("pages", together(), ids=lambda pages: "+".join(page.stem for page in pages))
+async def test_the_commands_of_the_page_work(pages: list[Path], tmp_path: Path, upstream: FakeUpstream) -> None:
     config = (
         f'[providers.local_hf]\nenabled = false\n[providers.fast]\ntype = "openai_compat"\n'
         f'base_url = "{upstream.url()}"\nmodels = ["smollm2"]\ndefault_model = "smollm2"\n'
@@ -140,7 +149,7 @@ async def test_the_commands_of_the_page_work(page: Path, tmp_path: Path, upstrea
     home = tmp_path / "home"
     home.mkdir()
     with await start(tmp_path / "node", config=config) as node:
-        for block in runnable(page):
+        for block in (block for page in pages for block in runnable(page)):
             if block.mark == "start":
                 await in_thread(begin_and_end, block, home, node.data_dir / "node.toml")
             else:
