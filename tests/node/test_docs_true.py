@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from shoal.node.commands.cli import SUBCOMMANDS, cli
 from shoal.node.commands.exit_codes import MEANING
 from shoal.node.config_file import load_config
+from shoal.node.provider_tables import build_registry
 from shoal.node.rpc import metrics_gen_ai, metrics_node
 
 ROOT = Path(__file__).parents[2]
@@ -72,12 +74,16 @@ def test_the_check_can_fail() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_table_of_toml_is_a_configuration_that_starts(page: Path, tmp_path: Path) -> None:
-    for number, text in enumerate(re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)):
+    whole = page.read_text()
+    texts = re.findall(r"^```toml\n(.*?)^```$", whole, re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"(?:^    \[[a-z_.]+\]\n(?:^(?:    .*)?\n)*)", whole, re.MULTILINE)
+    texts += [textwrap.dedent(text) for text in indented]
+    for number, text in enumerate(texts):
         file = tmp_path / f"{number}.toml"
         if "model_provider" in text:  # Codex' own
             continue
         file.write_text(text.replace("12D3KooW...", PEER))
-        load_config(file, data_dir=tmp_path / "data", environ={})
+        build_registry(load_config(file, data_dir=tmp_path / "data", environ={}), {})
 
 
 def test_every_target_of_make_that_a_page_names_is_there() -> None:
