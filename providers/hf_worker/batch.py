@@ -4,7 +4,7 @@ What an engine adds is how it computes: `_compute`, and where a slot's keys and 
 
 A slot whose sequence has ended keeps its keys and values until the memory is needed. A new sequence that begins with
 the same tokens (a system prompt, the turns of a chat before this one) goes on from there: in the slot itself, or in a
-copy when somebody still works there or when most of it would be thrown away.
+copy when somebody still works there or when more than its end would be thrown away.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ SMALLEST_CHUNK = 32
 """Tokens of a piece from which on its speed is worth noting, and below which none is made for the others' sake."""
 DRAFTED_TOKENS = 16
 """Tokens that are decided in one pass of the model when they were drafted; a stream comes in pieces so long."""
+
+WORTH_KEEPING = 32
+"""Tokens at the end of what is kept for which a new sequence that begins alike gets a copy: another chat, probably."""
 
 
 class Slot:
@@ -257,7 +260,7 @@ class Batch(ABC, Generic[SlotT]):
         if best is None:
             return self._fresh_slot(None, [])
         shared = min(common(best.tokens, tokens), len(tokens) - 1)
-        if not best.busy and shared and 2 * shared >= len(best.tokens):
+        if not best.busy and shared and len(best.tokens) - shared < WORTH_KEEPING:
             self._cut(best, shared)
             return best
         return self._fresh_slot(best, tokens[:shared])

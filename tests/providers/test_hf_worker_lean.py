@@ -217,6 +217,29 @@ def test_what_was_computed_before_is_used_again_and_changes_nothing() -> None:
         assert out[sequence.id] == alone(model, sequence)
 
 
+def test_chats_that_take_turns_and_share_a_system_prompt_compute_only_what_is_new() -> None:
+    model = made("llama")
+    engine = LeanEngine(lean(model, "float16"), kv_tokens=4000)
+    system = prompt(200, 50)
+    chats = {0: system + prompt(120, 1), 1: system + prompt(90, 2), 2: system + prompt(60, 3)}
+    spent: list[int] = []
+    for turn in range(3):
+        for chat, said in chats.items():
+            sequence = greedy(10 * turn + chat, list(said), 6)
+            engine.add(sequence)
+            answer = [token for _, token in engine.step(never)]
+            spent.append(len(said) - engine.reused(sequence.id))
+            while len(answer) < 6:
+                answer += [token for _, token in engine.step(never)]
+            engine.remove(sequence.id)
+            assert answer[:6] == alone(model, sequence)
+            said += answer[:6] + prompt(15, turn)
+    assert spent[0] == 320
+    assert spent[1:3] == [90, 60]  # the system prompt is copied from the first chat
+    assert max(spent[3:]) <= 6 + 15 + 1, spent  # each chat's own turns before
+    assert sum(len(slot.tokens) for slot in engine._slots) <= 4000
+
+
 def test_prompts_that_begin_alike_and_come_together_are_computed_once() -> None:
     model = made("llama")
     engine = LeanEngine(lean(model, "float16"))

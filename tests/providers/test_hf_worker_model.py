@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ import transformers
 from shoal.providers.hf_worker import model
 from shoal.providers.hf_worker.cores import usable_cores
 from shoal.providers.hf_worker.frames import Load
+from shoal.providers.hf_worker.llama import Segment
 from shoal.providers.hf_worker.loaded import LoadError
 from shoal.providers.hf_worker.model import load
+from shoal.providers.hf_worker.slot_memory import SlotMemory
 
 from tests.providers.tiny_weights import model_folder
 
@@ -99,3 +102,22 @@ def test_a_pickle_beside_nothing_else_is_never_opened(models_dir: Path, tmp_path
     assert transformers.AutoConfig.from_pretrained(str(folder)).model_type == "llama"
     with pytest.raises(LoadError):
         load(Load("pickled", str(folder), 1))
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("threads_kept")
+def test_smollm2_has_the_log_probabilities_of_fp32_on_the_ggufs_own_values(models_dir: Path) -> None:
+    folder = str(models_dir / "smollm2")
+    ours = load(Load("smollm2", folder, 1, kv_tokens=512))
+    assert ours.dtype == "packed"
+    lean: Any = ours.engine
+    tokens = ours.prompter.tokens("The capital of France is Paris, and the capital of Japan is Tokyo. 東京は大きい。")
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([tokens])).logits[0]
+        memory = SlotMemory(lean._model.memory_shape).values
+        first = lean._model(tokens[:-3], [Segment(memory, 0, len(tokens) - 3)], list(range(len(tokens) - 3)))
+        last = lean._model(tokens[-3:], [Segment(memory, len(tokens) - 3, 3)], [0, 1, 2])
+    found = torch.cat([first, last]).log_softmax(-1)
+    torch.testing.assert_close(found, expected.log_softmax(-1), rtol=0, atol=1e-3)
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
