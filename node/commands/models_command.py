@@ -133,8 +133,9 @@ def use(model: str, as_json: bool, data_dir: Path | None) -> None:
 
 @command.command("calibrate", examples="shoal models calibrate\nshoal models calibrate my-model --json")
 @click.argument("model", default="")
+@click.option("--anyway", is_flag=True, help="Also while other programs use this machine.")
 @common
-def calibrate(model: str, as_json: bool, data_dir: Path | None) -> None:
+def calibrate(model: str, anyway: bool, as_json: bool, data_dir: Path | None) -> None:
     """Time the engines that can compute MODEL on this machine, and use the fastest from the next start on.
 
     Each is given 1, 4 and 16 streams to decode; it takes a minute or two on a processor. Without MODEL: the chosen one.
@@ -142,11 +143,19 @@ def calibrate(model: str, as_json: bool, data_dir: Path | None) -> None:
     import trio
 
     from ...providers.base import ProviderError
+    from ...providers.hf_worker.cores import usable_cores
     from ...providers.hf_worker.engine_choice import STREAMS
     from ...providers.local_hf import LocalHf
     from ..config_file import load_config
     from ..provider_tables import build_registry
 
+    cores, load = usable_cores(), os.getloadavg()[0]
+    if load > cores and not anyway:
+        raise CommandError(
+            f"this machine is busy (load {load:.1f} on {cores} cores), and what is timed now would not hold;"
+            " try again when it is quiet, or add --anyway",
+            ExitCode.NO_ANSWER,
+        )
     registry = build_registry(load_config(data_dir=data_dir), os.environ)
     provider = next((each for each in registry.providers.values() if isinstance(each, LocalHf)), None)
     if provider is None:

@@ -6,6 +6,7 @@ On a GPU it is timed when a model is loaded there for the first time, in some se
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import sys
@@ -48,6 +49,7 @@ def key(model: str, dtype: str, about: str) -> str:
     return f"{model} {dtype} on {about}, {versions}"
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)

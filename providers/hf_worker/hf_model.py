@@ -23,6 +23,9 @@ from .proof import Reference, prove, reference
 from .sampling import Sampler
 from .slots import SlotEngine
 
+FEWEST_POSITIONS = 256
+"""Keys and values of so many positions must fit beside a model, or it is refused."""
+
 
 def load_by_transformers(wanted: Load, device: str, threads: int) -> Model:
     """Load a folder of safetensors. Raises LoadError; runs no code of the folder and reads no pickle."""
@@ -95,11 +98,11 @@ def engines_for(model: Any, wanted: Load, device: str) -> tuple[int, dict[str, C
     each = 2 * layers * heads * width * model.dtype.itemsize
     free = free_bytes(device)
     kv_tokens = positions(wanted.kv_tokens, free, each, longest)
-    if free is not None and (kv_tokens < 256 or each * kv_tokens > free):
-        needed = each * max(kv_tokens, 256)
+    least = max(kv_tokens, FEWEST_POSITIONS)
+    if free is not None and each * least > free:
         raise LoadError(
-            f"{wanted.name} leaves {free // 10**6} MB of {device} free, and {max(kv_tokens, 256)} positions of its"
-            f" keys and values take {needed // 10**6} MB; choose a smaller model or a smaller kv_tokens"
+            f"{wanted.name} leaves {free // 10**6} MB of {device} free, and {least} positions of its keys and values"
+            f" take {each * least // 10**6} MB; choose a smaller model or a smaller kv_tokens"
         )
     on_cuda = device.startswith("cuda")
     return kv_tokens, {

@@ -1,4 +1,4 @@
-"""`shoal models use` and `remove`."""
+"""`shoal models use`, `remove` and `calibrate`."""
 
 from __future__ import annotations
 
@@ -44,3 +44,14 @@ async def test_a_model_that_was_damaged_is_listed_with_the_reason(
     [mine] = [model for model in listed if model["name"] == "mine"]
     assert "model.safetensors is not what was installed" in mine["damaged"]
     assert not mine["installed"]
+
+
+async def test_engines_are_not_timed_on_a_busy_machine_and_without_a_model_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_MODELS_DIR", str(tmp_path / "models"))
+    done = await shoal("models", "calibrate", "--anyway", "--data-dir", str(tmp_path))
+    assert done.returncode == ExitCode.NO_ANSWER
+    assert b"shoal models add" in done.stderr
+    busy = await shoal("models", "calibrate", "--data-dir", str(tmp_path))
+    assert b"shoal models add" in busy.stderr or b"this machine is busy" in busy.stderr

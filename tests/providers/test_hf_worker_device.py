@@ -188,3 +188,58 @@ def test_an_engine_that_fails_its_trials_is_no_candidate_and_each_is_closed() ->
     assert good.closed
     assert bad.closed
     assert not good.held
+
+
+# -- loading -------------------------------------------------------------------------------------------------
+
+
+class Sized:
+    """A model of which only the size is looked at: 20 positions of keys and values in a kilobyte."""
+
+    dtype = torch.float16
+    device = "cuda:0"
+
+    def __init__(self) -> None:
+        shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        told = SimpleNamespace(max_position_embeddings=4096, **shape)
+        self.config = SimpleNamespace(get_text_config=lambda decoder: told)
+
+
+@pytest.mark.parametrize(
+    ("free", "asked", "positions"), [(10**6, 0, 12_500), (10**9, 0, 65_536), (10**6, 300, 300), (10**6, 20_000, None)]
+)
+def test_memory_is_taken_by_what_the_gpu_has_free_or_refused_with_both_figures(
+    monkeypatch: pytest.MonkeyPatch, free: int, asked: int, positions: int | None
+) -> None:
+    from shoal.providers.hf_worker import hf_model
+
+    monkeypatch.setattr(hf_model, "free_bytes", lambda _: free)
+    wanted = Load("big", "/big", kv_tokens=asked, device="cuda:0")
+    each = 2 * 2 * 1 * 8 * 2
+    assert each == 64
+    if positions is None:
+        with pytest.raises(LoadError, match=r"leaves 1 MB of cuda:0 free, and 20000 positions .* take 1 MB"):
+            hf_model.engines_for(Sized(), wanted, "cuda:0")
+        return
+    assert hf_model.engines_for(Sized(), wanted, "cuda:0")[0] == positions
+
+
+def test_a_model_larger_than_the_gpus_free_memory_is_refused_before_it_is_moved_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from shoal.providers.hf_worker import hf_model
+
+    class Large:
+        def parameters(self) -> list[Any]:
+            return [SimpleNamespace(nbytes=70 * 10**9)]
+
+        def to(self, _: str) -> Any:
+            raise AssertionError("moved")
+
+    monkeypatch.setattr(hf_model, "free_bytes", lambda _: 60 * 10**9)
+    monkeypatch.setattr(hf_model, "dtype_of", lambda *_: torch.float16)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(hf_model.transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(hf_model.transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: Large())
+    with pytest.raises(LoadError, match=r"takes about 70000 MB and 60000 MB of cuda:0 are free"):
+        hf_model.loaded(Load("large", str(tmp_path)), "cuda:0")
