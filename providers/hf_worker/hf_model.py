@@ -69,8 +69,10 @@ def loaded(wanted: Load, device: str) -> tuple[Any, Any]:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    what = "tokenizer of the model"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(wanted.path, **safe)
+        what = "model"
         model = transformers.AutoModelForCausalLM.from_pretrained(
             wanted.path, use_safetensors=True, dtype=dtype, **safe
         )
@@ -84,7 +86,7 @@ def loaded(wanted: Load, device: str) -> tuple[Any, Any]:
         if out_of_memory(fault):
             raise LoadError(_too_large(wanted.name, size, device, free_bytes(device))) from None
         why = str(fault).strip().splitlines()[0][:200] if str(fault).strip() else ""
-        raise LoadError(f"the model {wanted.name} cannot be loaded ({type(fault).__name__}: {why})") from fault
+        raise LoadError(f"the {what} {wanted.name} cannot be loaded ({type(fault).__name__}: {why})") from fault
 
 
 def engines_for(model: Any, wanted: Load, device: str) -> tuple[int, dict[str, Callable[[int], Engine]]]:
