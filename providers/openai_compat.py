@@ -13,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import re
 import urllib.parse
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import trio
@@ -26,7 +24,6 @@ from msgspec import Meta, field
 from ..protocols.http.client import BadResponse, Call, Client, ClientError, ConnectFailed, Response
 from .base import (
     Capabilities,
-    Dropped,
     ErrorKind,
     Event,
     GenerateRequest,
@@ -35,7 +32,6 @@ from .base import (
     ProviderError,
     Status,
 )
-from .batches import Batches
 from .credential import Credential
 from .embedding import Embeddings, EmbedRequest
 from .faults import SettingsError
@@ -43,19 +39,15 @@ from .gate import Gate
 from .keyring_entry import entry_of
 from .openai_embeddings import embeddings_body, embeddings_of
 from .openai_errors import from_response
+from .openai_stream import Events, Generating
 from .openai_wire import ChatAnswer, MaxTokensField, body_of, continued, models_of
 from .options import settle_lacking
 from .settings import BuildContext, ProviderSettings
-from .severable import Severable
 from .trace import TRACE
 
 _ERROR_BYTES = 256 * 1024
 _VECTORS_BYTES = 128 * 1024 * 1024  # 2,048 inputs, 4,096 numbers each
-_ANSWER_BYTES = 16 * 1024 * 1024
 _LIST_BYTES = 8 * 1024 * 1024
-
-_TAIL_S = 2.0
-"""Once the upstream has said how the answer ends, usage and the stream's end get this long; the answer is whole."""
 
 _RETRY_PROBE_S = 5.0
 """A probe that found the upstream not ready is believed this long."""
@@ -192,7 +184,7 @@ class OpenAiCompat(Provider):
     # -- answers -----------------------------------------------------------------------------------------------
 
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        return _Generating(self, request)
+        return Generating(self, request)
 
     def settled(self, request: GenerateRequest) -> tuple[GenerateRequest, tuple[str, ...]]:
         """The request as the upstream gets it, and the options that were left out. Raises ProviderError."""
@@ -204,14 +196,14 @@ class OpenAiCompat(Provider):
         body = body_of(request, model, max_tokens_field=self._settings.max_tokens_field)
         return self._post("/chat/completions", body)
 
-    async def begin(self, call: Call, request: GenerateRequest, dropped: tuple[str, ...]) -> _Events:
+    async def begin(self, call: Call, request: GenerateRequest, dropped: tuple[str, ...]) -> Events:
         """Enter the call; the events until its end."""
         response = await self._entered(call)
         if response.status != 200:
             raise await self._refusal(response, request)
         kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
         answer = ChatAnswer(request, key=self._credential.read())
-        return _Events(response, answer, dropped, whole=kind == "application/json")
+        return Events(response, answer, dropped, whole=kind == "application/json")
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Vectors for texts (providers/embedding.py). Raises ProviderError."""
@@ -379,141 +371,3 @@ class OpenAiCompat(Provider):
 
 
 _NOTHING = GenerateRequest(messages=())
-
-
-class _Generating(Severable):
-    """The context of one answer. A class, as a generator for each context is a tenth of a short request's time."""
-
-    __slots__ = ("_call", "_provider", "_request", "_severed", "_waiting")
-
-    def __init__(self, provider: OpenAiCompat, request: GenerateRequest) -> None:
-        self._provider, self._request = provider, request
-        self._call: Call | None = None
-        self._waiting: trio.CancelScope | None = None
-        self._severed = False
-
-    def sever(self) -> None:
-        self._severed = True
-        if self._waiting is not None:
-            self._waiting.cancel()
-        if self._call is not None:
-            self._call.sever()
-
-    async def __aenter__(self) -> AsyncIterator[Event]:
-        provider, request = self._provider, self._request
-        provider.refuse_what_it_cannot(request)
-        model = request.model
-        if model is not None and provider.gate.has_room:
-            await provider.gate.__aenter__()
-        else:
-            model = await self._wait(model)
-        try:
-            request, dropped = provider.settled(request)
-            self._call = provider.call(request, model)
-            if self._severed:
-                self._call.sever()
-            return await provider.begin(self._call, request, dropped)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
-
-    async def _wait(self, model: str | None) -> str:
-        """The way in that may take time: the model to ask for, once the gate is open."""
-        with trio.CancelScope() as self._waiting:
-            model = model or await self._provider.default_model()
-            await self._provider.gate.__aenter__()
-        if self._waiting.cancelled_caught or model is None:
-            raise ProviderError(ErrorKind.CANCELLED, f"{self._provider.name} was not asked in time")
-        self._waiting = None
-        return model
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._call is not None:
-                await self._call.__aexit__(kind, error, trace)
-        finally:
-            await self._provider.gate.__aexit__(kind, error, trace)
-
-
-class _Events(Batches):
-    """The events of one response. Reads only as the caller takes them, so a slow caller slows the upstream down."""
-
-    def __init__(self, response: Response, answer: ChatAnswer, dropped: tuple[str, ...], *, whole: bool) -> None:
-        self._response = response
-        self._chunks = aiter(response)
-        self._answer = answer
-        self._whole = whole
-        self._ready: deque[Event] = deque([Dropped(dropped)] if dropped else ())
-        self._over = False
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._ready:
-            if self._over:
-                raise StopAsyncIteration
-            await self._read()
-        return self._ready.popleft()
-
-    def ready(self) -> list[Event]:
-        ready, self._ready = self._ready, deque()
-        return list(ready)
-
-    @property
-    def over(self) -> bool:
-        return self._over and not self._ready
-
-    async def _read(self) -> None:
-        answer = self._answer
-        if self._whole:
-            await self._read_whole()
-        elif answer.failure is not None:
-            self._end()
-        elif answer.finished or answer.done:
-            if not self._response.whole:
-                with trio.move_on_after(_TAIL_S):
-                    await self._read_tail()
-            self._end()
-        else:
-            try:
-                data = await anext(self._chunks, b"")
-            except ClientError as error:
-                raise self._broken(error) from error
-            if data:
-                self._ready.extend(answer.feed(data))
-                if answer.ended_well and self._response.whole:
-                    self._end()
-            else:
-                self._end()
-
-    async def _read_tail(self) -> None:
-        """Usage, and the body's end so that the connection can serve again. A cut here costs neither."""
-        with contextlib.suppress(ClientError):
-            async for data in self._chunks:
-                if not self._answer.done:
-                    self._ready.extend(self._answer.feed(data))
-                if self._answer.failure is not None:
-                    return
-
-    async def _read_whole(self) -> None:
-        try:
-            data = await self._response.read(_ANSWER_BYTES)
-        except ClientError as error:
-            raise self._broken(error) from error
-        self._ready.extend(self._answer.whole(data))
-        self._whole = False
-        if self._answer.failure is None:
-            self._end()
-
-    def _end(self) -> None:
-        self._over = True
-        self._ready.extend(self._answer.end())
-
-    def _broken(self, error: ClientError) -> ProviderError:
-        self._over = True
-        if isinstance(error, BadResponse):
-            return self._answer.interrupted("the upstream's answer breaks the rules of HTTP")
-        return self._answer.interrupted("the upstream closed the connection in mid-stream", ErrorKind.CONNECTION)

@@ -101,3 +101,18 @@ class Alarms:
                 watch.on_due()
             elif watch.due < math.inf:
                 self.queue(watch)
+
+
+class Limit:
+    """A deadline's effect. end: what ends the work that is late; passed: whether it is late."""
+
+    __slots__ = ("end", "passed")
+
+    def __init__(self) -> None:
+        self.end: Callable[[], None] | None = None
+        self.passed = False
+
+    def pass_(self) -> None:
+        self.passed = True
+        if self.end is not None:
+            self.end()

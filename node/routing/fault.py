@@ -27,3 +27,13 @@ def without_text(error: BaseException) -> BaseException:
     bare = RuntimeError(type(error).__name__)
     bare.__traceback__ = error.__traceback__
     return bare
+
+
+def stopped_short() -> ProviderError:
+    """Nobody wants the answer any more."""
+    return ProviderError(ErrorKind.CANCELLED, "The generation was cancelled before it ended.")
+
+
+def broken_off(error: ProviderError) -> ProviderError:
+    """The same failure of one that had begun to speak."""
+    return ProviderError(ErrorKind.INTERRUPTED, error.message)

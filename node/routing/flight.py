@@ -14,6 +14,7 @@ from ...cache.record import Record
 from ...providers.base import ErrorKind, Event, Usage
 from .attempt import Attempt
 from .no_answer import NoAnswer
+from .recording import Found
 
 Reader = Hashable
 """Whoever reads; only its identity counts."""
@@ -98,6 +99,12 @@ class Flight:
             self._wake_all()
         if self._at_end:
             self._wake_at_end()
+
+    def take(self, found: Found) -> None:
+        """An answer from a cache becomes the whole of it."""
+        self.provider, self.model, self.response_cid = found.provider, found.model, found.cid
+        self.peer, self.record = found.peer, found.record
+        self.finish(found.events)
 
     def fail(self, failure: NoAnswer) -> None:
         """The answer ends here. Without effect when it has ended already."""

@@ -6,9 +6,8 @@ nodes' caches against the first attempt. What a finished answer leaves behind (r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple
 
 import trio
 
@@ -18,19 +17,18 @@ from ...providers.batches import Batches
 from ...providers.gate import PARTY
 from ...providers.severable import Severable
 from ...providers.trace import TRACE
-from .alarm import Alarms, Watch
+from .alarm import Limit, Watch
 from .ask import Ask
 from .attempt import ANSWERED, LOST, SKIPPED, Attempt
-from .candidate import Candidate, CandidateSource, attempt_at
+from .candidate import Candidate, attempt_at
 from .continuation import FRESH, Continuation, Diverged, Plan, Splice, Way, prefixed
 from .duel import Duel
-from .fault import provider_error
+from .fault import broken_off, provider_error, stopped_short
 from .flight import Flight
-from .health import Health
-from .limits import RoutingLimits
+from .means import LookUp, Means
 from .no_answer import NoAnswer
-from .recording import Found, Recorder
-from .speed import Speed
+from .recording import Found
+from .spliced import Spliced
 from .together import Part
 from .told import only_model, options_left_out, told
 from .walk import Step, Walk, nothing_said
@@ -45,21 +43,6 @@ _SILENT = frozenset({ErrorKind.FIRST_TOKEN_TIMEOUT, ErrorKind.IDLE_TIMEOUT})
 
 _FINAL = frozenset({ErrorKind.CONTENT_FILTER, ErrorKind.DEADLINE, ErrorKind.CANCELLED})
 """Kinds that stay what they are when text was sent before: nobody else could go on from there."""
-
-LookUp = Callable[[Callable[[Found], None]], Awaitable[object]]
-"""Calls back in the very moment that an answer has been found and verified."""
-
-
-class Means(NamedTuple):
-    """What all generations of a router work with."""
-
-    source: CandidateSource
-    health: Health
-    speed: Speed
-    alarms: Alarms
-    limits: RoutingLimits
-    recorder: Recorder | None
-    now: Callable[[], float]  # trio's time
 
 
 class Generation:
@@ -113,7 +96,7 @@ class Generation:
                 attempt, start = self._trying
                 attempt.outcome, attempt.ms = LOST, self._ms_since(start)
             self._flight.cache = found.tier
-            take_found(self._flight, found)
+            self._flight.take(found)
 
     async def _answer(self) -> None:
         request = self._ask.request
@@ -314,7 +297,7 @@ class Generation:
             elif not isinstance(error, Diverged):
                 now = self._now()
                 broke_off = unseen and error.kind is ErrorKind.CONNECTION  # it was reached, and it spoke
-                self._health.failed(candidate, _broken_off(error) if broke_off else error, now)
+                self._health.failed(candidate, broken_off(error) if broke_off else error, now)
                 if POLICY[error.kind].breaker or (candidate.peer is not None and error.kind is ErrorKind.UNAVAILABLE):
                     # A peer that offers what it does not have comes after the others, too.
                     self._speed.failed(candidate, now)
@@ -358,7 +341,7 @@ class Generation:
         request = ask.request if plan is FRESH else prefixed(ask.request, plan)
         error: ProviderError | None = None
         self._stream = None
-        limit = _Limit()
+        limit = Limit()
         watch = self._alarms.watch(min(start + first_s, flight.deadline), limit.pass_)
 
         def later(deadline: float) -> None:
@@ -372,7 +355,7 @@ class Generation:
             if flight.alone and duel is None and isinstance(opened, Severable):
                 limit.end = flight.end = opened.sever
                 if flight.stopped:
-                    return None, _stopped()
+                    return None, stopped_short()
                 error = await self._draw(opened, candidate, splice, attempt, start, watch, None)
             else:
                 with trio.CancelScope() as scope:
@@ -395,7 +378,7 @@ class Generation:
         if said.finish is not None:
             return self._stream, None  # the answer is whole; how its stream was closed does not matter
         if flight.alone and flight.stopped:
-            error = _stopped()
+            error = stopped_short()
         elif limit.passed:
             error = self._too_slow(candidate, attempt)
         if error is None:
@@ -418,7 +401,7 @@ class Generation:
             self._stream = stream
             source: AsyncIterable[Event] = stream
             if splice is not None:
-                source = _Spliced(stream, splice, lambda: self._heard(candidate, attempt, start, watch))
+                source = Spliced(stream, splice, lambda: self._heard(candidate, attempt, start, watch))
             # What came in one packet is passed on in one turn, where nobody has to look at each event.
             batches = stream if isinstance(stream, Batches) and splice is None and duel is None else None
             async for event in source:
@@ -512,53 +495,5 @@ class Generation:
 _UNUSED, _NEVER = trio.CancelScope(), trio.Event()
 
 
-class _Limit:
-    """An attempt's time. end: what ends it; passed: whether that was called."""
-
-    __slots__ = ("end", "passed")
-
-    def __init__(self) -> None:
-        self.end: Callable[[], None] | None = None
-        self.passed = False
-
-    def pass_(self) -> None:
-        self.passed = True
-        if self.end is not None:
-            self.end()
-
-
 class _PrefixRejected(Diverged):
     """A provider that was said to continue a prefix does not."""
-
-
-def take_found(flight: Flight, found: Found) -> None:
-    """An answer from a cache becomes the whole of a flight."""
-    flight.provider, flight.model, flight.response_cid = found.provider, found.model, found.cid
-    flight.peer, flight.record = found.peer, found.record
-    flight.finish(found.events)
-
-
-class _Spliced:
-    """What the caller gets of a later attempt; `heard` is called for what he does not get."""
-
-    def __init__(self, stream: AsyncIterator[Event], splice: Splice, heard: Callable[[], None]) -> None:
-        self._stream, self._splice, self._heard = aiter(stream), splice, heard
-        self._ready: list[Event] = []
-
-    def __aiter__(self) -> _Spliced:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._ready:
-            self._ready = list(self._splice.take(await anext(self._stream)))[::-1]
-            if not self._ready:
-                self._heard()
-        return self._ready.pop()
-
-
-def _stopped() -> ProviderError:
-    return ProviderError(ErrorKind.CANCELLED, "The generation was cancelled before it ended.")
-
-
-def _broken_off(error: ProviderError) -> ProviderError:
-    return ProviderError(ErrorKind.INTERRUPTED, error.message)

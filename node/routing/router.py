@@ -35,10 +35,11 @@ from .beyond import Beyond, Find, Tiers
 from .candidate import CandidateSource
 from .fault import without_text
 from .flight import Flight, Flights, stopped
-from .generation import Generation, LookUp, Means, take_found
+from .generation import Generation
 from .health import Health
 from .joined import JoinedAnswer
 from .limits import RoutingLimits
+from .means import LookUp, Means
 from .no_answer import NoAnswer
 from .recording import Cache, Far, Found, Recorder
 from .shares import Shares
@@ -325,7 +326,7 @@ class Router:
     def _landed(self, found: Found) -> Flight:
         flight = Flight(0.0)
         flight.cache = found.tier
-        take_found(flight, found)
+        flight.take(found)
         flight.land()
         return flight
 

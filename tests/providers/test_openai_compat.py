@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from shoal.providers import openai_compat
+from shoal.providers import openai_compat, openai_stream
 from shoal.providers.base import (
     ErrorKind,
     Event,
@@ -285,7 +285,7 @@ async def test_leaving_in_the_middle_of_an_answer_closes_the_connection(upstream
 
 
 async def test_a_tail_that_never_comes_does_not_hold_a_whole_answer_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_compat, "_TAIL_S", 0.05)
+    monkeypatch.setattr(openai_stream, "_TAIL_S", 0.05)
 
     async def serve(stream: trio.SocketStream) -> None:
         await stream.receive_some()
