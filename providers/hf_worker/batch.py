@@ -49,7 +49,7 @@ class Row(Generic[SlotT]):
         self.sequence, self.slot = sequence, slot
         self.following: int | None = None
         self.draft = list(sequence.draft)
-        self.pace = 2
+        self.pace = DRAFTED_TOKENS // 2
         """Tokens to decide in the next pass: more while the drafts are right."""
 
     @property
@@ -233,7 +233,7 @@ class Batch(ABC, Generic[SlotT]):
                     break
             if right < len(piece):
                 self._cut(row.slot, start + right)
-            row.pace = min(2 * row.pace, DRAFTED_TOKENS) if right == len(piece) else 2
+            row.pace = min(2 * row.pace, DRAFTED_TOKENS) if right == len(piece) else max(row.pace // 2, 4)
             first += len(piece)
         return picked
 
