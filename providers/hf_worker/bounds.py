@@ -13,6 +13,7 @@ import contextlib
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -40,13 +41,17 @@ def _in_time(seconds: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    outer, _ = signal.getitimer(signal.ITIMER_REAL)
+    began = time.monotonic()
     before = signal.signal(signal.SIGALRM, _over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, outer or seconds))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if outer:  # there is one timer only: what is bounded already stays so
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, outer - (time.monotonic() - began)))
 
 
 def _over(number: int, frame: FrameType | None) -> None:

@@ -35,12 +35,12 @@ class Tokens:
 
 
 def refused(template: str) -> PromptRefused:
-    began = time.monotonic()
+    began, most = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PromptRefused) as caught:
         Prompter(Tokens(template), "odd", 1000, template_s=0.2).prompt(GenerateRequest.of("a secret question"))
     assert time.monotonic() - began < 5
     assert "secret" not in caught.value.message
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2_000_000  # kilobytes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 600_000  # kilobytes
     return caught.value
 
 
@@ -95,6 +95,23 @@ def test_afterwards_everything_is_as_it_was() -> None:
     bytearray(1 << 26)
     prompter = Prompter(Tokens("{% for m in messages %}{{ m.content * 2 }}{% endfor %}"), "fine", 1000)
     assert len(prompter.prompt(GenerateRequest.of("four")).messages) == 8
+
+
+def test_a_bound_within_a_bound_leaves_the_outer_one_in_force() -> None:
+    def inner_ends() -> None:
+        with bounded(60):
+            pass
+        spin()
+
+    def spin() -> None:
+        while True:
+            assert time.monotonic() - began < 5
+
+    began = time.monotonic()
+    with pytest.raises(OutOfBoundsError), bounded(0.1):
+        inner_ends()
+    with pytest.raises(OutOfBoundsError), bounded(0.1), bounded(60):
+        spin()
 
 
 def test_a_thread_is_bounded_in_memory() -> None:
