@@ -344,12 +344,12 @@ class Router:
             self.flights.add(shared, flight)
         self._shares.take(party)
         if flight.alone:
-            flight.pilot = functools.partial(self._fly_alone, flight, ask, key)
+            flight.pilot = functools.partial(self._fly_alone, flight, ask)
         else:
             self._nursery.start_soon(self._fly, flight, ask, key, shared, name="flight")
         return flight
 
-    async def _fly_alone(self, flight: Flight, ask: Ask, key: Key | None) -> None:
+    async def _fly_alone(self, flight: Flight, ask: Ask) -> None:
         """The same in the task of the only caller that it can have: who is cancelled then takes it along."""
         self._alone.add(flight)
         try:

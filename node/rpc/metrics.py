@@ -145,6 +145,7 @@ class Histogram(Series):
         points = [
             Point(self._pairs(values), series.counts[-1], tuple(int(count) for count in series.counts[:-1]))
             for values, series in self._series.items()
+            if any(series.counts)
         ]
         return Metric(self._name, self._unit, "histogram", self._about, points, self._bounds)
 

@@ -6,8 +6,8 @@ is Shoal's own has its own prefix. Of a request nothing is kept but who answered
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..routing.ask import Ask
 from ..routing.attempt import ANSWERED, Attempt
@@ -104,40 +104,23 @@ class GenAi:
         if len(self._kept) >= MAX_SERIES:
             self._kept.clear()
         kept = self._kept[who] = _Kept(
-            lambda: self._duration.of((*who, "")),
-            lambda: self._first_token.of(who),
-            lambda: self._per_token.of(who),
-            lambda: self._tokens.of((*who, "input")),
-            lambda: self._tokens.of((*who, "output")),
+            self._duration.of((*who, "")),
+            self._first_token.of(who),
+            self._per_token.of(who),
+            self._tokens.of((*who, "input")),
+            self._tokens.of((*who, "output")),
         )
         return kept
 
 
-class _Kept:
-    """The distributions of requests with the same labels, found once; each is made when there is something for it."""
+class _Kept(NamedTuple):
+    """The distributions of requests with the same labels, found once."""
 
-    def __init__(self, *make: Callable[[], Distribution]) -> None:
-        self._duration, self._first_token, self._per_token, self._input, self._output = make
-
-    @functools.cached_property
-    def duration(self) -> Distribution:
-        return self._duration()
-
-    @functools.cached_property
-    def first_token(self) -> Distribution:
-        return self._first_token()
-
-    @functools.cached_property
-    def per_token(self) -> Distribution:
-        return self._per_token()
-
-    @functools.cached_property
-    def input(self) -> Distribution:
-        return self._input()
-
-    @functools.cached_property
-    def output(self) -> Distribution:
-        return self._output()
+    duration: Distribution
+    first_token: Distribution
+    per_token: Distribution
+    input: Distribution
+    output: Distribution
 
     def observe_tokens(self, note: RouteNote, flight: Flight, *, whole: bool, text: bool) -> None:
         last = note.attempts[-1] if note.attempts else None

@@ -187,6 +187,8 @@ class Call:
         client, origin = self._client, self._url.origin
         proxy = client._proxies.for_origin(origin)
         data = self._encode(proxy)
+        if self._severed:
+            raise self._left()
         wire = client._take(origin)
         if wire is not None:
             response = self._response = Response(client, origin, wire, self._method)
@@ -198,16 +200,20 @@ class Call:
             else:
                 return response
         trust = client._trust() if origin.tls or (proxy is not None and proxy.origin.tls) else None
+        dialled: Wire | None = None
         with trio.CancelScope() as self._dialling:
-            if self._severed:
-                self._dialling.cancel()
-            wire = await dial(origin, proxy, trust, client.limits, self._connect_timeout)
-        if wire is None or self._dialling.cancelled_caught:
-            raise ConnectionLost(f"{origin}: the request was left before it was sent")
+            dialled = await dial(origin, proxy, trust, client.limits, self._connect_timeout)
         self._dialling = None
-        response = self._response = Response(client, origin, wire, self._method)
+        if dialled is None:
+            raise self._left()
+        response = self._response = Response(client, origin, dialled, self._method)
+        if self._severed:  # at the moment when the connection was there
+            dialled.close()
         await response._begin(data)
         return response
+
+    def _left(self) -> ConnectionLost:
+        return ConnectionLost(f"{self._url.origin}: the request was left before it was sent")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -545,3 +545,15 @@ def test_the_system_decides_whom_to_trust() -> None:
     context = Client(environ={})._trust()
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname
+
+
+async def test_a_request_that_was_severed_before_it_began_is_never_sent() -> None:
+    async with serving() as server, running_client() as client:
+        async with client.request("GET", url_of(server)) as response:
+            await response.read(1000)
+        assert client.idle_connections == 1
+        call = client.request("GET", url_of(server))
+        call.sever()
+        with pytest.raises(ConnectionLost, match="before it was sent"):
+            await call.__aenter__()
+        assert client.idle_connections == 1
