@@ -187,8 +187,7 @@ class Call:
         client, origin = self._client, self._url.origin
         proxy = client._proxies.for_origin(origin)
         data = self._encode(proxy)
-        if self._severed:
-            raise self._left()
+        self._check_not_left()
         wire = client._take(origin)
         if wire is not None:
             response = self._response = Response(client, origin, wire, self._method)
@@ -205,15 +204,19 @@ class Call:
             dialled = await dial(origin, proxy, trust, client.limits, self._connect_timeout)
         self._dialling = None
         if dialled is None:
-            raise self._left()
+            raise ConnectionLost(self._left())
         response = self._response = Response(client, origin, dialled, self._method)
         if self._severed:  # at the moment when the connection was there
             dialled.close()
         await response._begin(data)
         return response
 
-    def _left(self) -> ConnectionLost:
-        return ConnectionLost(f"{self._url.origin}: the request was left before it was sent")
+    def _check_not_left(self) -> None:
+        if self._severed:
+            raise ConnectionLost(self._left())
+
+    def _left(self) -> str:
+        return f"{self._url.origin}: the request was left before it was sent"
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
