@@ -16,7 +16,7 @@ from shoal.providers.hf_worker.paged_engine import PagedEngine
 from shoal.providers.hf_worker.sampling import Sampler
 from shoal.providers.hf_worker.slots import SlotEngine
 
-from tests.providers.test_hf_worker_device_engines import SIZES, STORY, alone, greedy, never, prompt, run
+from tests.providers.engine_story import SIZES, STORY, alone, greedy, never, prompt, run
 
 pytestmark = pytest.mark.gpu
 

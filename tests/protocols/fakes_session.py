@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
-from shoal.protocols.framing import FrameParser, frame
+from shoal.protocols.framing import GOAWAY, FrameParser, frame
 from shoal.protocols.peer_id import Identity
 from shoal.protocols.session import CallError, Hello, IncomingCall, Session, SessionLimits
 
@@ -173,3 +174,18 @@ async def raw_pair(
             await peer.hear(0)
         yield peer, bob
         nursery.cancel_scope.cancel()
+
+
+async def dropped(peer: RawPeer) -> str:
+    """The reason of the goaway, once the stream has ended after it."""
+    _, _, reason = await peer.hear(GOAWAY)
+    with pytest.raises(EOFError):
+        await peer.hear(GOAWAY)
+    return str(reason)
+
+
+async def lost(session: Session) -> str:
+    with trio.fail_after(100):
+        while session.lost is None:
+            await trio.sleep(0.1)
+    return str(session.lost)

@@ -21,6 +21,30 @@ from shoal.protocols.http.server import Server, serve
 
 PATIENCE_S = 10.0  # no test waits longer than this for anything
 NO_PROXIES: dict[str, str] = {}
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Work:
+    """A handler that works until it is cancelled or let go, and says how that went."""
+
+    def __init__(self, *, streams: bool = False) -> None:
+        self.started, self.let_go, self.cancelled = trio.Event(), trio.Event(), trio.Event()
+        self._streams = streams
+
+    async def __call__(self, exchange: Exchange) -> None:
+        self.started.set()
+        try:
+            if self._streams:
+                async with exchange.stream(200) as send:
+                    await send(b"begun")
+                    await self.let_go.wait()
+            else:
+                await self.let_go.wait()
+                await exchange.respond(200, b"done")
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
 
 
 async def echo(exchange: Exchange) -> None:
@@ -41,6 +65,10 @@ async def serving(handler: Callable[[Exchange], Awaitable[None]] = echo, **optio
             yield server
         finally:
             nursery.cancel_scope.cancel()
+
+
+def url_of(server: Server, path: str = "/", scheme: str = "http") -> str:
+    return f"{scheme}://127.0.0.1:{server.addresses[0][1]}{path}"
 
 
 class RawClient:

@@ -1,4 +1,4 @@
-"""The real weights, for tests marked `model`."""
+"""Fixtures of several files: the real weights for tests marked `model`, and the local model's provider without one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from shoal.providers import weights
+
+from tests.providers.local_hf_fakes import log, start
+
+__all__ = ["log", "models_dir", "start"]
 
 
 @pytest.fixture(scope="session")

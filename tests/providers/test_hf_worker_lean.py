@@ -12,31 +12,13 @@ from shoal.providers.hf_worker import lean_engine
 from shoal.providers.hf_worker.engine import Sequence
 from shoal.providers.hf_worker.lean_engine import LeanEngine
 from shoal.providers.hf_worker.llama import Llama, Segment, covers
-from shoal.providers.hf_worker.packed import (
-    Blocks,
-    Halves,
-    Int4,
-    Rescored,
-    UnfitWeightsError,
-    blocks_of,
-    quantised,
-    quantised_rows,
-    taken_apart,
-)
 from shoal.providers.hf_worker.sampling import Sampler
 from shoal.providers.hf_worker.slot_memory import SlotMemory
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.4,  # large enough that a wrong position or mask changes tokens
-}
+from tests.providers import engine_story
+from tests.providers.engine_story import alone, greedy, never, prompt, run
+
+SIZES = engine_story.SIZES | {"intermediate_size": 64}  # blocks of weights have 32
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -69,44 +51,6 @@ def lean(model: Any, form: str = "float32") -> Llama:
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     assert covers(config) == ""
     return Llama(config, model.state_dict().__getitem__, form=form, positions=2048)
-
-
-def never(_: int) -> bool:
-    return False
-
-
-def prompt(length: int, salt: int = 0) -> list[int]:
-    return [(7 * at + 13 * salt + at * at) % 97 for at in range(length)]
-
-
-def greedy(id_: int, tokens: list[int], room: int, draft: list[int] | None = None) -> Sequence:
-    return Sequence(id_, tokens, room, Sampler(0.0), draft or [])
-
-
-def run(engine: LeanEngine, arrivals: dict[int, list[Sequence]]) -> dict[int, list[int]]:
-    """Drive the engine as the server does: arrivals by step, each sequence removed when its room is used."""
-    wanted = {each.id: each.room for group in arrivals.values() for each in group}
-    out: dict[int, list[int]] = {id_: [] for id_ in wanted}
-    step = 0
-    while engine.busy or any(at >= step for at in arrivals):
-        for sequence in arrivals.get(step, []):
-            engine.add(sequence)
-        for id_, token in engine.step(never):
-            out[id_].append(token)
-            if len(out[id_]) == wanted[id_]:
-                engine.remove(id_)
-        step += 1
-        assert step < 1000
-    return {id_: tokens[: wanted[id_]] for id_, tokens in out.items()}
-
-
-def alone(model: Any, sequence: Sequence) -> list[int]:
-    """The same by the library's own loop."""
-    ids = torch.tensor([sequence.tokens])
-    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    answer = model.generate(ids, max_new_tokens=sequence.room, **options)
-    tokens: list[int] = answer[0, len(sequence.tokens) :].tolist()
-    return tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -404,93 +348,6 @@ def test_a_prompt_that_nobody_wants_any_more_is_given_up_between_two_layers() ->
     assert engine.step(gone) == []
     engine.remove(0)
     assert [id_ for id_, _ in engine.step(never)] == [1]
-
-
-# -- packed weights --------------------------------------------------------------------------------------------
-
-
-def test_a_row_of_halves_has_the_same_bits_in_any_company() -> None:
-    """FBGEMM of torch 2.13 adds up each number of a product in one order, however many rows there are."""
-    torch.manual_seed(4)
-    weight = (torch.randn(5000, 576) / 24).half()
-    layer, x = Halves(weight), torch.randn(150, 576)
-    whole = layer(x)
-    torch.testing.assert_close(whole, x @ weight.float().T, rtol=1e-5, atol=1e-5)
-    last = Rescored(*quantised_rows(weight), lambda at: weight[at].float())
-    logits = last(x)
-    for first, count in ((0, 1), (1, 2), (3, 5), (8, 14), (22, 47), (69, 81)):
-        assert torch.equal(layer(x[first : first + count]), whole[first : first + count])
-        assert torch.equal(last(x[first : first + count]), logits[first : first + count])
-
-
-def test_weights_that_fp16_does_not_hold_are_refused() -> None:
-    for odd in (1e6, float("inf"), float("nan")):
-        with pytest.raises(UnfitWeightsError):
-            Halves(torch.full((4, 32), odd))
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_blocks_are_unpacked_as_the_format_says_to_the_bit(bits: int) -> None:
-    torch.manual_seed(5)
-    values = torch.randint(0, 2**bits, (70, 6, 32), dtype=torch.uint8)
-    scale, least = torch.rand(70, 6) / 50, -torch.rand(70, 6)
-    if bits == 4:
-        scale, least = scale.half(), least.half()
-    blocks = blocks_of(values, scale, least)
-    # The product has so few bits that only the sum is rounded, once.
-    expected = (values.double() * scale.double()[..., None] + least.double()[..., None]).float().flatten(1)
-    at = torch.tensor([69, 0, 7])
-    assert torch.equal(Blocks(blocks).rows(at), expected[at])
-    if bits == 4:
-        assert [torch.equal(a, b) for a, b in zip(taken_apart(blocks), (values, scale, least), strict=True)] == [
-            True
-        ] * 3
-
-
-@pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (97, 32), (5000, 64)])
-def test_a_product_by_blocks_is_that_of_the_plain_weights_whatever_the_rows(shape: tuple[int, int]) -> None:
-    torch.manual_seed(6)
-    layer = Blocks(quantised(torch.randn(shape) / 24))
-    weight, x = layer.rows(torch.arange(shape[0])), torch.randn(200, shape[1])
-    for rows in (1, 3, 16, 17, 47, 63, 64, 65, 200):
-        torch.testing.assert_close(layer(x[:rows]), x[:rows] @ weight.T, rtol=1e-5, atol=1e-5)
-
-
-def test_a_row_by_blocks_has_the_same_bits_in_any_company_of_a_draft() -> None:
-    """MKL adds up each number of these products in one order while the rows are few and fill whole registers."""
-    torch.manual_seed(7)
-    for shape in ((960, 576), (576, 1536), (5000, 576)):
-        layer, x = Blocks(quantised(torch.randn(shape) / 24)), torch.randn(47, shape[1])
-        whole = layer(x)
-        for first, count in ((0, 1), (1, 2), (3, 5), (8, 14), (22, 25)):
-            assert torch.equal(layer(x[first : first + count]), whole[first : first + count])
-
-
-def test_few_rows_and_many_rows_are_nearly_the_same_product() -> None:
-    torch.manual_seed(2)
-    weight = torch.randn(1088, 576) / 24
-    layer, x = Int4(quantised(weight)), torch.randn(100, 576)
-    few = torch.cat([layer(x[at : at + 3]) for at in range(0, 100, 3)])
-    assert (few - layer(x)).std() < 0.01 * few.std()  # the kernel for few rounds to bf16
-    assert (few - x @ weight.T).std() < 0.1 * few.std()
-
-
-def test_the_likeliest_tokens_get_the_logits_of_the_full_matrix() -> None:
-    torch.manual_seed(3)
-    weight, x = torch.randn(1000, 64), torch.randn(5, 64)
-    logits, full = Rescored(*quantised_rows(weight), weight.__getitem__)(x), x @ weight.T
-    best = full.topk(10).indices
-    torch.testing.assert_close(logits.gather(1, best), full.gather(1, best))
-    assert torch.equal(logits.argmax(-1), full.argmax(-1))
-
-
-def test_a_matrix_in_a_mapped_file_is_computed_with() -> None:
-    """torch 2.13's int8 kernel ends the process when a matrix begins at an odd place; four rows are enough."""
-    weight = torch.randn(256, 64)
-    q, scale = quantised_rows(weight)
-    odd = torch.empty(256 * 64 + 8, dtype=torch.int8)[8:].view(256, 64).copy_(q)
-    assert odd.data_ptr() % 16
-    assert Rescored(odd, scale, weight.__getitem__)(torch.randn(4, 64)).shape == (4, 256)
 
 
 @pytest.mark.parametrize(
