@@ -10,6 +10,7 @@ Any stream of events may be one; the router asks each (`isinstance`) and reads t
 from __future__ import annotations
 
 import abc
+from collections import deque
 from collections.abc import AsyncIterator
 
 from .base import Event
@@ -26,3 +27,33 @@ class Batches(AsyncIterator[Event]):
     @abc.abstractmethod
     def over(self) -> bool:
         """Whether nothing will follow what was taken; to ask for more would only end the loop."""
+
+
+class Queued(Batches):
+    """Events that wait for their reader. More is read only when they are taken: a slow caller slows the source down."""
+
+    _ready: deque[Event]
+    _over: bool
+    """Nothing more will be read. Both are set by whoever derives from this: a constructor here would cost a call."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            if self._over:
+                raise StopAsyncIteration
+            await self._read()
+        return self._ready.popleft()
+
+    def ready(self) -> list[Event]:
+        ready, self._ready = self._ready, deque()
+        return list(ready)
+
+    @property
+    def over(self) -> bool:
+        return self._over and not self._ready
+
+    @abc.abstractmethod
+    async def _read(self) -> None:
+        """Waits for what comes next: puts events into `_ready`, or sets `_over`, or neither; raises ProviderError."""

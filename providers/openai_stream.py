@@ -15,7 +15,7 @@ import trio
 
 from ..protocols.http.client import BadResponse, Call, ClientError, Response
 from .base import Dropped, ErrorKind, Event, GenerateRequest, ProviderError
-from .batches import Batches
+from .batches import Queued
 from .openai_wire import ChatAnswer
 from .severable import Severable
 
@@ -50,9 +50,7 @@ class Generating(Severable):
         provider, request = self._provider, self._request
         provider.refuse_what_it_cannot(request)
         model = request.model
-        if model is not None and provider.gate.has_room:
-            await provider.gate.__aenter__()
-        else:
+        if model is None or not provider.gate.enter_now():
             model = await self._wait(model)
         try:
             request, dropped = provider.settled(request)
@@ -81,11 +79,11 @@ class Generating(Severable):
             if self._call is not None:
                 await self._call.__aexit__(kind, error, trace)
         finally:
-            await self._provider.gate.__aexit__(kind, error, trace)
+            self._provider.gate.leave()
 
 
-class Events(Batches):
-    """The events of one response. Reads only as the caller takes them, so a slow caller slows the upstream down."""
+class Events(Queued):
+    """The events of one response."""
 
     def __init__(self, response: Response, answer: ChatAnswer, dropped: tuple[str, ...], *, whole: bool) -> None:
         self._response = response
@@ -94,24 +92,6 @@ class Events(Batches):
         self._whole = whole
         self._ready: deque[Event] = deque([Dropped(dropped)] if dropped else ())
         self._over = False
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._ready:
-            if self._over:
-                raise StopAsyncIteration
-            await self._read()
-        return self._ready.popleft()
-
-    def ready(self) -> list[Event]:
-        ready, self._ready = self._ready, deque()
-        return list(ready)
-
-    @property
-    def over(self) -> bool:
-        return self._over and not self._ready
 
     async def _read(self) -> None:
         answer = self._answer

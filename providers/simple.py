@@ -39,6 +39,7 @@ from .base import (
     ToolCallDelta,
     Usage,
 )
+from .batches import Queued
 from .gate import Gate
 from .options import settle
 from .quoting import quotable
@@ -154,7 +155,7 @@ def _keywords(function: Callable[..., object]) -> tuple[frozenset[str], bool]:
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-class _Events:
+class _Events(Queued):
     """The events of one call, from whatever the user's function gave."""
 
     def __init__(
@@ -165,16 +166,6 @@ class _Events:
         self._pieces: Iterator[object] | AsyncIterator[object] | None = None
         self._in_thread = self._left = False
         self._sent = self._useful = self._over = False
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._ready:
-            if self._over:
-                raise StopAsyncIteration
-            self._take(await self._next())
-        return self._ready.popleft()
 
     async def start(self, generate: Callable[..., object], prompt: str, options: dict[str, Any]) -> None:
         with self._failures():
@@ -194,6 +185,9 @@ class _Events:
             self._pieces = result
         else:
             raise self._failure(f"returned {type(result).__name__}; it must return text, or yield text or events")
+
+    async def _read(self) -> None:
+        self._take(await self._next())
 
     async def _next(self) -> object:
         with self._failures():

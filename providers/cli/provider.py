@@ -27,6 +27,7 @@ from ..base import (
     ProviderError,
     Status,
 )
+from ..batches import Queued
 from ..gate import Gate
 from . import prompt
 from .launch import Launch
@@ -172,8 +173,8 @@ class CliProvider(Provider):
         )
 
 
-class Events:
-    """The events of one call. Reads only as the caller takes them, so a slow caller slows the tool down."""
+class Events(Queued):
+    """The events of one call."""
 
     def __init__(self, process: ToolProcess, talk: Talk[Any], dropped: tuple[str, ...], exit_s: float) -> None:
         self._process, self._talk, self._exit_s = process, talk, exit_s
@@ -182,16 +183,6 @@ class Events:
         process.say(talk.opening())
         if talk.ends_input:
             process.say_no_more()
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._ready:
-            if self._over:
-                raise StopAsyncIteration
-            await self._read()
-        return self._ready.popleft()
 
     async def _read(self) -> None:
         process, talk = self._process, self._talk
