@@ -9,24 +9,29 @@ Any stream of events may be one; the router asks each (`isinstance`) and reads t
 
 from __future__ import annotations
 
-import abc
 from collections import deque
 from collections.abc import AsyncIterator
 
 from .base import Event
 
 
-class Batches(AsyncIterator[Event]):
-    """A stream of events that come in batches."""
+class Batches:
+    """A stream of events that come in batches: an asynchronous iterator, and no abstract class (see severable.py)."""
 
-    @abc.abstractmethod
+    def __aiter__(self) -> AsyncIterator[Event]:
+        raise NotImplementedError
+
+    async def __anext__(self) -> Event:
+        raise NotImplementedError
+
     def ready(self) -> list[Event]:
         """What else came with the event that was taken last: no more waits for it."""
+        raise NotImplementedError
 
     @property
-    @abc.abstractmethod
     def over(self) -> bool:
         """Whether nothing will follow what was taken; to ask for more would only end the loop."""
+        raise NotImplementedError
 
 
 class Queued(Batches):
@@ -54,6 +59,6 @@ class Queued(Batches):
     def over(self) -> bool:
         return self._over and not self._ready
 
-    @abc.abstractmethod
     async def _read(self) -> None:
         """Waits for what comes next: puts events into `_ready`, or sets `_over`, or neither; raises ProviderError."""
+        raise NotImplementedError

@@ -68,11 +68,6 @@ class Gate:
         return self._waiting
 
     @property
-    def has_room(self) -> bool:
-        """Whether the next one would not wait."""
-        return self._free > 0
-
-    @property
     def full(self) -> bool:
         """Whether the next one would be refused, or would displace another."""
         return not self._free and self._waiting >= self._room
@@ -86,9 +81,15 @@ class Gate:
             "max_queue": self._room,
         }
 
-    async def __aenter__(self) -> None:
+    def enter_now(self) -> bool:
+        """Enter if there is room; whether it was so. What `leave` is the other half of."""
         if self._free:
             self._free -= 1
+            return True
+        return False
+
+    async def __aenter__(self) -> None:
+        if self.enter_now():
             return
         party = PARTY.get()
         if self._waiting >= self._room and not self._makes_room(party):
@@ -110,6 +111,9 @@ class Gate:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.leave()
+
+    def leave(self) -> None:
         # Whoever leaves hands its place over to the one it lets in, so nobody who comes in between can take it.
         if self._queues:
             party, queue = next(iter(self._queues.items()))

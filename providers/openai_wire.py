@@ -254,11 +254,19 @@ class ChatAnswer:
         if len(chunks) != len(payloads) - done:
             return False
         for chunk in chunks:
-            if self._reason is None and (text := _only_text(chunk)):
-                self._text = self.sent = True
-                self._model = chunk.model or self._model
-                out.append(TextDelta(text))
-                continue
+            # Text and nothing else, as most chunks are, is taken here: the general way costs as much as the decoding.
+            choices = chunk.choices
+            if choices and len(choices) == 1 and self._reason is None and chunk.usage is None and chunk.error is None:
+                choice = choices[0]
+                delta = choice.delta
+                if delta is not None and (text := delta.content) and not (
+                    choice.index or choice.finish_reason or choice.logprobs
+                    or delta.tool_calls or delta.reasoning or delta.reasoning_content
+                ):  # fmt: skip
+                    self._text = self.sent = True
+                    self._model = chunk.model or self._model
+                    out.append(TextDelta(text))
+                    continue
             self._take(chunk, out)
             if self.failure is not None:
                 return True
@@ -383,19 +391,6 @@ class ChatAnswer:
 
     def _fail(self, kind: ErrorKind, message: str) -> None:
         self.failure = self.interrupted(message, kind)
-
-
-def _only_text(chunk: _Chunk) -> str | None:
-    """The text of a chunk that brings nothing else, as most do."""
-    if not chunk.choices or len(chunk.choices) > 1 or chunk.usage is not None or chunk.error is not None:
-        return None
-    choice = chunk.choices[0]
-    delta = choice.delta
-    if choice.index or choice.finish_reason or choice.logprobs is not None or delta is None:
-        return None
-    if delta.tool_calls or delta.reasoning or delta.reasoning_content:
-        return None
-    return delta.content
 
 
 def _tells_more(chunk: _Chunk, choice: _Choice) -> bool:
