@@ -21,8 +21,6 @@ from .key import same_request
 from .record import SignedRecord, Step, explain
 from .schema import RecordRefused, read
 
-MAX_RECEIPT_BYTES = 4 * 1024 * 1024
-
 
 class ReceiptError(ValueError):
     """Not a receipt, or none can be made; the text says why."""

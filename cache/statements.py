@@ -197,11 +197,8 @@ def pin(db: sqlite3.Connection, cid: bytes, pinned: bool) -> bool:
     return bool(changed)
 
 
-def answer_ids(db: sqlite3.Connection, *, cid: bytes | None = None, digest: bytes | None = None) -> list[int]:
-    if cid is not None:
-        rows = db.execute("SELECT id FROM answers WHERE block = (SELECT id FROM blocks WHERE cid = ?)", (cid,))
-    else:
-        rows = db.execute("SELECT id FROM answers WHERE request = ?", (digest,))
+def answer_ids(db: sqlite3.Connection, cid: bytes) -> list[int]:
+    rows = db.execute("SELECT id FROM answers WHERE block = (SELECT id FROM blocks WHERE cid = ?)", (cid,))
     return [row[0] for row in rows]
 
 

@@ -161,11 +161,7 @@ class Store:
 
     async def delete(self, cid: bytes) -> bool:
         """Remove a record, and its linked block unless another links it. The bytes are overwritten in the file."""
-        return await self._ask(lambda db: sql.erase(db, self._totals, sql.answer_ids(db, cid=cid))) > 0
-
-    async def delete_request(self, digest: bytes) -> int:
-        """Remove every record of a request, as `delete` does; how many there were."""
-        return await self._ask(lambda db: sql.erase(db, self._totals, sql.answer_ids(db, digest=digest)))
+        return await self._ask(lambda db: sql.erase(db, self._totals, sql.answer_ids(db, cid))) > 0
 
     async def expire(self, created_before_ms: int) -> int:
         """Remove what was made before a time and is not pinned; how many there were."""

@@ -23,10 +23,6 @@ from .items import TooManyItems, check_items
 HELLO, ADVERT, CALL, ACCEPT, DELTA, END, ERROR, CANCEL, CREDIT, LOOKUP, FOUND, PING, PONG, GOAWAY, PART, NOTE = range(
     16
 )
-NAMES = (
-    "hello", "advert", "call", "accept", "delta", "end", "error", "cancel",
-    "credit", "lookup", "found", "ping", "pong", "goaway", "part", "note",
-)  # fmt: skip
 
 WHOLE_BODY_BYTES = 64 * 1024  # a longer body goes in parts
 PART_BYTES = 32 * 1024  # of the body in one part: what another call's frame may have to wait for

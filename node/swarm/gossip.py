@@ -47,10 +47,10 @@ class Swarm(Protocol):
 
 
 class Gossip:
-    """me: this node, of whom nothing is asked. pulled, hinted: counts for the status."""
+    """me: this node, of whom nothing is asked. pulled: how many adverts were asked for since the start."""
 
     def __init__(self, me: PeerId, swarm: Swarm, *, rng: random.Random | None = None) -> None:
-        self.hinted = self.pulled = 0
+        self.pulled = 0
         self._me, self._swarm = me, swarm
         self._random = rng or random.SystemRandom()
         self._fresh: dict[PeerId, PeerId] = {}  # whose advert is new -> who brought it
@@ -98,7 +98,6 @@ class Gossip:
 
     def _hint(self, session: Session, hints: Sequence[tuple[PeerId, int]]) -> None:
         if hints:
-            self.hinted += len(hints)
             session.send_note(NEWS, hints)
 
     async def _repair(self) -> None:

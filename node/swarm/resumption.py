@@ -107,10 +107,9 @@ class _Kept:
 
 
 class Resumption:
-    """The answers that are kept. resumed: how often one was taken up again."""
+    """The answers that are kept."""
 
     def __init__(self) -> None:
-        self.resumed = 0
         self._kept: dict[tuple[PeerId, str], _Kept] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -169,5 +168,4 @@ class Resumption:
         kept = self._kept.get((peer, asked.ticket))
         if kept is None or asked.got > len(kept.events):
             raise CallError(GONE, "nothing is kept under that ticket")
-        self.resumed += 1
         return await kept.follow(call, asked.got)

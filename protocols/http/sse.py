@@ -127,8 +127,3 @@ def encode_event(data: bytes, event: str | None = None) -> bytes:
     if b"\n" in data or b"\r" in data:
         data = b"\ndata: ".join(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
     return b"%bdata: %b\n\n" % (head, data)
-
-
-def encode_comment(text: str = "") -> bytes:
-    """A comment: keeps a quiet stream open through proxies, and readers skip it. `text` has no line break."""
-    return f": {text}\n\n".encode()

@@ -115,8 +115,6 @@ class Bitswap:
             if not self._searches[key]:
                 del self._searches[key]
             self._call_off(search)
-        self.counters.fetched_blocks += 1
-        self.counters.fetched_bytes += len(data)
         return data
 
     async def _look(self, search: _Search) -> bytes:

@@ -54,8 +54,6 @@ class Counters(Struct):
 
     served_blocks: int = 0
     served_bytes: int = 0
-    fetched_blocks: int = 0
-    fetched_bytes: int = 0
     unrequested_blocks: int = 0
     violations: int = 0
 

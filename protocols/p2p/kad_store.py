@@ -40,7 +40,6 @@ class RecordStore:
         self._count = 0
         self._swept = 0.0
         self.refused: Counter[str] = Counter()
-        self.displaced = 0
 
     def __len__(self) -> int:
         return self._count
@@ -110,7 +109,6 @@ class RecordStore:
             return False
         most = max(self._by_peer, key=lambda peer: len(self._by_peer[peer]))
         self._drop(next(iter(self._by_peer[most])), most)
-        self.displaced += 1
         return True
 
     def _drop(self, key: bytes, peer: PeerId) -> None:

@@ -63,11 +63,6 @@ class Facts(Struct, frozen=True, kw_only=True):
     port: int = 0
     why: str = ""
 
-    @property
-    def may_punch(self) -> bool:
-        """Whether a hole for a direct connection can be made from this side: its port can be foretold."""
-        return self.reach == "public" or self.nat in ("none", "keeps-ports")
-
 
 def scope_of(ip: str) -> Scope:
     """Who can be at the other end of an address: the internet, a local network, or this machine alone."""

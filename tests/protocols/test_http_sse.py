@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.protocols.http.sse import SseError, SseEvent, SseParser, encode_comment, encode_event
+from shoal.protocols.http.sse import SseError, SseEvent, SseParser, encode_event
 
 
 def parse(*pieces: bytes) -> list[SseEvent]:
@@ -72,7 +72,7 @@ def test_the_events_are_the_same_however_the_bytes_are_cut(parts: list[str], dat
     st.sampled_from(["\n", "\r", "\r\n"]),
 )
 def test_what_is_encoded_reads_back_with_any_line_ending(texts: list[str], ending: str) -> None:
-    stream = b"".join(encode_comment("keep-alive") + encode_event(text.encode(), "delta") for text in texts)
+    stream = b"".join(b": keep-alive\n\n" + encode_event(text.encode(), "delta") for text in texts)
     assert parse(stream.replace(b"\n", ending.encode())) == [SseEvent(text, "delta") for text in texts]
 
 
