@@ -219,6 +219,11 @@ class Tokens:
                 found = token
         return found if found is not None and not found.expired(time.time()) else None
 
+    def good(self, token: Token) -> bool:
+        """Whether a token that was found is good still: neither revoked since nor expired."""
+        self._read()
+        return not token.expired(time.time()) and any(token.id == each.id for each in self._tokens)
+
     def take(self, token: Token) -> float:
         """Counts a request: 0 when it may go on, else the seconds after which one may."""
         if token.rpm is None:

@@ -30,6 +30,8 @@ _OWN_SITES = frozenset({"same-origin", "none"})
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/"})
 _OPEN_FILES = "/assets/"
 """The dashboard's page and files hold no data; what they fetch needs the token that the page asks for."""
+_EVERYTHING = "/shoal/v1/cache/export"
+"""What everybody was answered, whatever models a token is for."""
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _EXPOSED = "x-shoal-provider, x-shoal-peer, x-shoal-cache, x-shoal-cid, x-shoal-route, retry-after"
 _HEADER_LIST = re.compile(r"[A-Za-z0-9, -]{1,1000}")
@@ -39,6 +41,7 @@ class TokenDesk(Protocol):
     """Knows the tokens (node/tokens.py)."""
 
     def find(self, secret: str) -> Token | None: ...
+    def good(self, token: Token) -> bool: ...
     def take(self, token: Token) -> float: ...
     def count(
         self, token: Token, *, requests: int = 0, refused: int = 0, prompt_tokens: int = 0, completion_tokens: int = 0
@@ -66,6 +69,9 @@ class TokenGrant:
         if model is None or model in self.token.models:
             return model is not None
         return any(fnmatch.fnmatchcase(model, allowed) for allowed in self.token.models)
+
+    def good(self) -> bool:
+        return self._desk.good(self.token)
 
     def used(self, usage: Usage | None) -> None:
         if usage is not None:
@@ -156,9 +162,12 @@ class Access:
             raise _unauthorized(
                 "This token is not known here, or has expired; `shoal token list` shows those there are."
             )
-        if not token.admin and path.startswith("/shoal/") and method not in _READS:
+        if not token.admin and path.startswith("/shoal/") and (method not in _READS or path == _EVERYTHING):
             desk.count(token, refused=1)
-            message = "This token may ask, but not change the node; make one with `shoal token new NAME --admin`."
+            message = (
+                "This token may ask, but neither change the node nor take all its answers away; make one with "
+                "`shoal token new NAME --admin`."
+            )
             raise ApiError(403, message, code="admin_only")
         if path.startswith("/v1/") and method == "POST" and not path.endswith("/count_tokens"):
             wait = desk.take(token)

@@ -16,6 +16,7 @@ from ...protocols.http.exchange import Exchange
 from ...protocols.http.message import Header
 from ...protocols.http.sse import encode_event
 from .errors import ApiError
+from .grant import Grant
 
 PACE_S = 0.25
 """Seconds between two looks; what changes faster is seen at this pace."""
@@ -23,6 +24,8 @@ SLOW_PACE_S = 1.0
 """The same for what changes slowly, or costs more to look at."""
 KEEP_ALIVE_S = 15.0
 MAX_LISTENERS = 64
+GRANT_PACE_S = 1.0
+"""Seconds between two looks whether a listener's token is good still."""
 
 _HEADERS: tuple[Header, ...] = (
     ("content-type", "text/event-stream; charset=utf-8"),
@@ -75,10 +78,15 @@ class Feed:
     async def _tell(self, exchange: Exchange) -> None:
         told: dict[str, int] = {}
         keeps = exchange.keeps_connection
-        silent_since = trio.current_time()
+        grant: Grant | None = exchange.note
+        silent_since = granted_at = trio.current_time()
         async with exchange.stream(200, _HEADERS) as send:
             while exchange.keeps_connection == keeps:  # until the node stops
                 now = trio.current_time()
+                if grant is not None and now - granted_at >= GRANT_PACE_S:
+                    if not grant.good():
+                        return  # who asks again is told why
+                    granted_at = now
                 news = b""
                 for section in self._sections:
                     section.refresh(now)

@@ -23,6 +23,10 @@ class Grant(Protocol):
         """Raises ApiError 403 when the token is not for this model (None: any)."""
         ...
 
+    def good(self) -> bool:
+        """Whether the token is good still; what has no end by itself asks now and then."""
+        ...
+
     def used(self, usage: Usage | None) -> None:
         """An answer was given; what it cost, where somebody counted."""
         ...

@@ -6,6 +6,7 @@ That pages of other sites are refused (Host, Origin, Sec-Fetch-Site) is in test_
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,42 @@ async def test_only_an_admins_token_changes_the_node(book: TokenBook) -> None:
         assert (await rpc.ask("GET", "/shoal/v1/status", b"", bearer(asker))).status == 200
         assert (await rpc.ask("POST", "/shoal/v1/join", {"invite": "x"}, bearer(admin))).status == 200
         assert rpc.node.joined == ["x"]
+
+
+async def test_only_an_admins_token_takes_all_answers_away(book: TokenBook) -> None:
+    _, asker = book.new("asker", models=("m1",))
+    _, admin = book.new("admin", admin=True)
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        for method in ("GET", "HEAD"):
+            assert (await rpc.ask(method, "/shoal/v1/cache/export", b"", bearer(asker))).status == 403
+        assert (await rpc.ask("GET", "/shoal/v1/cache/export", b"", bearer(admin))).status == 404, "it has no disk"
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_the_feed_of_a_token_that_is_good_no_more_ends(book: TokenBook, how: str) -> None:
+    _, kept = book.new("kept")
+    _, secret = book.new("ci", expires=time.time() + 1 if how == "expired" else None)
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc, await rpc.open() as other:
+        await other.send_all(rpc.head("GET", "/shoal/v1/events", bearer(kept), b""))
+        async with await rpc.open() as feed:
+            await feed.send_all(rpc.head("GET", "/shoal/v1/events", bearer(secret), b""))
+            data = await feed.receive_some(65536)
+            if how == "revoked":
+                book.revoke("ci")
+            with trio.fail_after(4):
+                while not data.endswith(b"\r\n0\r\n\r\n"):
+                    piece = await feed.receive_some(65536)
+                    assert piece, "it ends as a whole answer does"
+                    data += piece
+        again = await rpc.ask("GET", "/shoal/v1/events", b"", bearer(secret))
+        assert (again.status, rpc.rpc.telemetry.feed.listeners) == (401, 1), "the other goes on"
+
+
+async def test_a_token_in_the_address_is_none(book: TokenBook) -> None:
+    _, secret = book.new("ci")
+    async with door(cold(), tokens=Tokens(book), outside=True) as rpc:
+        for query in (f"token={secret}", f"api_key={secret}", f"key={secret}", f"access_token={secret}"):
+            assert (await rpc.ask("POST", f"{CHAT}?{query}", BODY)).status == 401, "addresses end up in logs"
 
 
 async def test_openais_client_sends_its_token_as_the_key(book: TokenBook) -> None:
