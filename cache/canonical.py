@@ -13,7 +13,7 @@ from typing import Any
 
 import cbrrr
 
-from ..providers.base import ContentPart, GenerateRequest, ImagePart, Message, OtherPart, TextPart
+from ..providers.base import Completion, ContentPart, GenerateRequest, ImagePart, Message, OtherPart, TextPart
 
 VERSION = 1
 
@@ -58,6 +58,9 @@ def canonical_bytes(request: GenerateRequest) -> bytes:
         form["embed"] = {"inputs": [list(each) if isinstance(each, tuple) else each for each in request.embed.inputs]}
         if request.embed.dimensions is not None:
             form["embed"]["dimensions"] = request.embed.dimensions
+    if request.completion is not None:
+        form["completion"] = _completion(request.completion)
+        form["messages"] = []  # the nearest that a chat can do: it follows from the prompt, and is not what is answered
     if request.model is not None:
         form["model"] = request.model
     if request.provider is not None:
@@ -132,6 +135,18 @@ def _looks_elsewhere(message: Message) -> bool:
         isinstance(p, OtherPart) or (isinstance(p, ImagePart) and not p.image_url.url.startswith("data:"))
         for p in message.content or ()
     )
+
+
+def _completion(completion: Completion) -> dict[str, Any]:
+    prompt = completion.prompt
+    form: dict[str, Any] = {"prompt": prompt if isinstance(prompt, str) else list(prompt)}
+    if completion.suffix is not None:
+        form["suffix"] = completion.suffix
+    if completion.echo:
+        form["echo"] = True
+    if completion.best_of is not None:
+        form["best_of"] = completion.best_of
+    return form
 
 
 def _message(message: Message) -> dict[str, Any]:

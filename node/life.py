@@ -383,10 +383,11 @@ class Life:
         registry, models, providers = self.daemon.registry, list[OfferedModel](), list[SharedProvider]()
         for name, status in self.source.statuses.items():
             if status.ready and name in registry.shared and self.sharing.lends(name):
-                embeds, most = able(registry.providers[name]) is not None, registry.settings[name].max_concurrent
+                provider, most = registry.providers[name], registry.settings[name].max_concurrent
+                embeds, completes = able(provider) is not None, provider.completes
                 lent = [model for model in status.models if self.sharing.lends(name, model.name)]
-                models += [offered(name, model, embeds=embeds) for model in lent]
-                providers.append(SharedProvider(name, status.any_model, status.default_model, most, embeds))
+                models += [offered(name, model, embeds=embeds, completes=completes) for model in lent]
+                providers.append(SharedProvider(name, status.any_model, status.default_model, most, embeds, completes))
         return AdvertContent(
             models=tuple(models),
             providers=tuple(providers),

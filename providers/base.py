@@ -102,6 +102,20 @@ class Embed(Struct, frozen=True, omit_defaults=True):
     dimensions: int | None = None
 
 
+class Completion(Struct, frozen=True, omit_defaults=True):
+    """A text (or token ids, made for this model) is to be gone on with as it stands: no turns, no chat template.
+
+    suffix: the text that stands behind the gap. echo: the answer begins with the prompt, and where log probabilities
+    are asked for they are told of the prompt's tokens, too; max_tokens may be 0 then. best_of: the likeliest of so
+    many.
+    """
+
+    prompt: str | tuple[int, ...]
+    suffix: str | None = None
+    echo: bool = False
+    best_of: int | None = None
+
+
 class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What to generate. Everything here can change the answer; nothing that cannot (a deadline, a caller) is here.
 
@@ -110,6 +124,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra: top-level fields of the caller's request that Shoal does not type, passed on unchanged where possible.
     prefix: text of the answer that already exists; only a provider that `continues` gets one, and yields what follows.
     embed: what to make vectors of; there are no messages then, and the answer is a text as embedding.py writes it.
+    completion: what to go on with; `messages` then holds the nearest that a chat can do, or nothing where none can.
     """
 
     messages: tuple[Message, ...]
@@ -127,6 +142,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra: dict[str, Any] = {}
     prefix: str = ""
     embed: Embed | None = None
+    completion: Completion | None = None
 
     @classmethod
     def of(cls, prompt: str, *, system: str | None = None, **options: Any) -> GenerateRequest:
@@ -319,6 +335,7 @@ class ModelInfo(Struct, frozen=True, omit_defaults=True):
     decode_tps: float | None = None
     prefill_tps: float | None = None
     first_token_ms: float | None = None
+    completes: bool | None = None  # goes on with bare text; None: as its provider says
     measured_at: float | None = None
 
 
@@ -376,6 +393,8 @@ class Provider(abc.ABC):
         return {}
 
     def running(self) -> AbstractAsyncContextManager[None]:
+    completes: bool = False
+    """Whether `generate` goes on with the bare text of a `completion`; one that does not gets the messages alone."""
         """The provider's life: whatever it keeps (processes, pooled connections, checks) lives inside this context."""
         return contextlib.nullcontext()
 

@@ -111,7 +111,7 @@ class Deferred(Provider):
             made = await trio.to_thread.run_sync(self._make, abandon_on_cancel=True)
             provider = adapted(self.name, made, self._settings)
             async with provider.running():
-                self._made, self.embeds = provider, able(provider) is not None
+                self._made, self.embeds, self.completes = provider, able(provider) is not None, provider.completes
                 settled.set()
                 await trio.sleep_forever()
         except ProviderError as error:

@@ -18,6 +18,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import trio
 from msgspec import Meta, field
 
@@ -37,6 +38,7 @@ from .embedding import Embeddings, EmbedRequest
 from .faults import SettingsError
 from .gate import Gate
 from .keyring_entry import entry_of
+from .openai_completions import Lacking, TextAnswer, completing, error_body
 from .openai_embeddings import embeddings_body, embeddings_of
 from .openai_errors import from_response
 from .openai_stream import Events, Generating
@@ -45,7 +47,6 @@ from .options import settle_lacking
 from .settings import BuildContext, ProviderSettings
 from .trace import TRACE
 
-_ERROR_BYTES = 256 * 1024
 _VECTORS_BYTES = 128 * 1024 * 1024  # 2,048 inputs, 4,096 numbers each
 _LIST_BYTES = 8 * 1024 * 1024
 
@@ -80,6 +81,9 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     """How long the list of models is believed."""
     max_tokens_field: MaxTokensField = "max_tokens"
     """What the server calls the limit of an answer; OpenAI's newer models want max_completion_tokens."""
+    completions: bool = True
+    """The server may have /completions, so that bare text goes there as it stands; false sends it as a user's message.
+    A server that turns out not to have it gets messages, too."""
     continues: bool = False
     """The server goes on writing a final assistant message (OpenRouter, vLLM, SGLang, llama.cpp do), so that an answer
     that broke off elsewhere can be ended here. OpenAI's own models start again: leave it off there."""
@@ -146,6 +150,7 @@ class OpenAiCompat(Provider):
         self._settings = settings
         self._credential = credential
         self._lacks = frozenset(settings.lacks) | (frozenset() if settings.seeds else {"seed"})
+        self.completes, self.completes_not = settings.completions, Lacking()
         self._gate = Gate(
             name, running=settings.max_concurrent, waiting=settings.max_queue, patience_s=settings.queue_s
         )
@@ -184,7 +189,20 @@ class OpenAiCompat(Provider):
     # -- answers -----------------------------------------------------------------------------------------------
 
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        if request.completion is not None:
+            return completing(self, request)
         return Generating(self, request)
+
+    def completes_no_text_by(self, model: str) -> None:
+        """It was found out; the next probe tells it, too."""
+        self.completes_not.add(model)
+        if self._status is not None:
+            self._status = msgspec.structs.replace(self._status, models=tuple(map(self._known, self._status.models)))
+
+    def _known(self, model: ModelInfo) -> ModelInfo:
+        completes = False if model.name in self.completes_not else None
+        capabilities = msgspec.structs.replace(model.capabilities, completes=completes)
+        return msgspec.structs.replace(model, capabilities=capabilities)
 
     def settled(self, request: GenerateRequest) -> tuple[GenerateRequest, tuple[str, ...]]:
         """The request as the upstream gets it, and the options that were left out. Raises ProviderError."""
@@ -194,40 +212,46 @@ class OpenAiCompat(Provider):
     def call(self, request: GenerateRequest, model: str) -> Call:
         """The call for it, which is to be entered and left inside the gate."""
         body = body_of(request, model, max_tokens_field=self._settings.max_tokens_field)
-        return self._post("/chat/completions", body)
+        return self.post("/chat/completions", body)
 
     async def begin(self, call: Call, request: GenerateRequest, dropped: tuple[str, ...]) -> Events:
         """Enter the call; the events until its end."""
-        response = await self._entered(call)
+        response = await self.entered(call)
         if response.status != 200:
-            raise await self._refusal(response, request)
+            raise await self.refusal(response, request)
         kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
         answer = ChatAnswer(request, key=self._credential.read())
+        return Events(response, answer, dropped, whole=kind == "application/json")
+
+    def text_events(self, response: Response, request: GenerateRequest, dropped: tuple[str, ...]) -> Events:
+        """The events of a text completion."""
+        kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
+        answer = TextAnswer(request, key=self._credential.read())
         return Events(response, answer, dropped, whole=kind == "application/json")
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Vectors for texts (providers/embedding.py). Raises ProviderError."""
         body = embeddings_body(request, request.model or await self.default_model())
         async with self._gate:
-            call = self._post("/embeddings", body)
+            call = self.post("/embeddings", body)
             try:
-                response = await self._entered(call)
+                response = await self.entered(call)
                 if response.status != 200:
-                    raise await self._refusal(response, _NOTHING)
+                    raise await self.refusal(response, _NOTHING)
                 return embeddings_of(await response.read(_VECTORS_BYTES), len(request.inputs))
             except ClientError as error:
                 raise self._unreached(error) from error
             finally:
                 await call.__aexit__(None, None, None)
 
-    def _post(self, path: str, body: bytes) -> Call:
+    def post(self, path: str, body: bytes) -> Call:
         headers = self._request_headers()
         if (trace := TRACE.get()) is not None:
             headers += trace.headers
         url, timeout = self._base + path, self._settings.connect_timeout_s
         return self._client.request("POST", url, headers=headers, body=body, connect_timeout=timeout)
 
-    async def _entered(self, call: Call) -> Response:
+    async def entered(self, call: Call) -> Response:
         """Failures until the answer's head are ProviderErrors; those of the body are the reader's."""
         try:
             return await call.__aenter__()
@@ -264,11 +288,10 @@ class OpenAiCompat(Provider):
             headers.append(("authorization", f"Bearer {key}"))
         return headers
 
-    async def _refusal(self, response: Response, request: GenerateRequest) -> ProviderError:
-        try:
-            body = await response.read(_ERROR_BYTES)
-        except ClientError:
-            body = b""
+    async def refusal(self, response: Response, request: GenerateRequest, body: bytes | None = None) -> ProviderError:
+        """What an answer says that is no answer. body: where it was read already."""
+        if body is None:
+            body = await error_body(response)
         return from_response(
             response.status, response.header, body, request, key=self._credential.read(), key_hint=self.key_hint
         )
@@ -348,7 +371,7 @@ class OpenAiCompat(Provider):
                 # Some servers have no list; with models named in the settings, an answer is all we want to know.
                 if response.status in (404, 405, 501) and (self._settings.models or self._settings.default_model):
                     return self._offer([])
-                raise await self._refusal(response, _NOTHING)
+                raise await self.refusal(response, _NOTHING)
         except ClientError as error:
             raise self._unreached(error) from error
         except ValueError as error:
@@ -364,7 +387,8 @@ class OpenAiCompat(Provider):
         if not names and not settings.any_model:
             return Status(ready=False, reason=f"{self._base} lists no model; load one, or name it in models")
         models = tuple(
-            ModelInfo(name, lengths.get(name) or settings.context_length, self._capabilities) for name in names
+            self._known(ModelInfo(name, lengths.get(name) or settings.context_length, self._capabilities))
+            for name in names
         )
         default = settings.default_model or (names[0] if names else None)
         return Status(ready=True, models=models, default_model=default, any_model=settings.any_model)

@@ -134,6 +134,12 @@ def parse(body: bytes) -> Failure:
     return Failure(message=outer.error or outer.message or detail, type=outer.type, code=outer.code)
 
 
+def names_model(failure: Failure) -> bool:
+    """Whether it says that there is no such model, and not that there is no such path."""
+    codes = failure.words & {"model_not_found", "model_not_available", "invalid_model"}
+    return bool(codes) or _MODEL_TEXT.search(failure.message or "") is not None
+
+
 def kind_of(status: int, failure: Failure) -> ErrorKind:
     """The kind of a failure; status 0 where only the error object is known."""
     words, text = failure.words, failure.message or ""
@@ -228,7 +234,7 @@ def _sentence(
     retry_after: float | None,
 ) -> str:
     label = _label(status, failure)
-    said = quotable(failure.message or "", private=(m.text for m in request.messages), secrets=(key,))
+    said = quotable(failure.message or "", private=request.texts, secrets=(key,))
     quoted = f": {said}" if said else ""
     wait = f"; try again in {retry_after:.0f} s" if retry_after else ""
     match kind:

@@ -23,6 +23,7 @@ from ...protocols.peer_id import PeerId
 from ...providers.base import ErrorKind, GenerateRequest, ModelInfo, Provider, Status
 from ...providers.embedding import able
 from ...providers.registry import canonical
+from . import completing
 from .ask import Ask
 from .candidate import Candidate
 from .no_answer import NoAnswer
@@ -75,6 +76,10 @@ class PeerProvider(Protocol):
 
     def makes_vectors(self, model: str | None) -> bool:
         """Whether the peer says that it makes embeddings by the model (None: by any)."""
+        ...
+
+    def completes_by(self, model: str | None) -> bool:
+        """Whether the peer says that it goes on with bare text by the model (None: by any)."""
         ...
 
 
@@ -223,10 +228,15 @@ class NodeCandidates:
             request = drawn(route, self._jitter)[0].request_of(request)
         if request.model is None and self._model is not None and request.embed is None:
             request = msgspec.structs.replace(request, model=self._model)
+        if request.completion is not None and ask is not None:
+            request = completing.settled(request, self.candidates(request, ask, formed=False), self._completes)
         return request
 
-    def candidates(self, request: GenerateRequest, ask: Ask) -> list[Candidate]:
-        """Everyone who may answer, in the order to try. Waits for nobody."""
+    def candidates(self, request: GenerateRequest, ask: Ask, *, formed: bool = True) -> list[Candidate]:
+        """Everyone who may answer, in the order to try. Waits for nobody.
+
+        formed: of a `completion`, each with the form that he can do, and none who can do neither.
+        """
         pin = self._pin(request.provider) if request.provider is not None else self._provider
         found: list[Candidate] = []
         asked = ask.asked if ask.asked is not None else request
@@ -236,6 +246,8 @@ class NodeCandidates:
                 targets = tuple(sorted(targets, key=lambda target: target.request_of(asked).model != request.model))
             for target in targets:
                 found += self._routed(target, asked, ask)
+            if asked.completion is not None and formed:
+                found = completing.formed(found, request, asked.completion, self._completes)
             return found
         peers_done = False
         for name in self._names():
@@ -246,7 +258,19 @@ class NodeCandidates:
                 found.append(candidate)
         if not peers_done and self._swarm is not None:
             found += self._peers(request, ask, pin)
+        if asked.completion is not None and formed:
+            found = completing.formed(found, request, asked.completion, self._completes)
         return found if ask.from_here or self._lend is None else list(self._lent(found, ask, self._lend))
+
+    def _completes(self, candidate: Candidate) -> bool:
+        """Whether the candidate goes on with bare text."""
+        if candidate.peer is not None:
+            return bool(candidate.provider.completes_by(candidate.model))  # type: ignore[attr-defined]  # PeerProvider's
+        provider, offer = self._registry.providers.get(candidate.name), self._offers.get(candidate.name)
+        info = offer.status.info(candidate.model) if offer is not None else None
+        return (
+            provider is not None and provider.completes and (info is None or info.capabilities.completes is not False)
+        )
 
     @staticmethod
     def _lent(found: list[Candidate], ask: Ask, lend: Lend) -> Iterator[Candidate]:
@@ -328,6 +352,8 @@ class NodeCandidates:
     def why_none(self, request: GenerateRequest, ask: Ask) -> NoAnswer:
         """The reason that there is no candidate, in words that say what to do."""
         pin = self._pin(request.provider) if request.provider is not None else self._provider
+        if request.completion is not None and self.candidates(request, ask, formed=False):
+            return completing.why_nobody(request)
         if not ask.from_here:
             return NoAnswer(
                 ErrorKind.UNAVAILABLE, "This node shares no provider that can answer.", code="not_shared", param="model"

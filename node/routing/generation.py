@@ -280,7 +280,7 @@ class Generation:
                     attempt.outcome = str(ErrorKind.CANCELLED)
         if self._won_elsewhere:
             await trio.lowlevel.checkpoint()
-        if error is None and said.empty and not self._ask.request.prefix:
+        if error is None and said.empty and not self._ask.request.prefix and self._ask.request.completion is None:
             error = nothing_said(candidate)
         if error is not None:
             events_of_it = len(flight.events) - before
@@ -374,7 +374,8 @@ class Generation:
             watch.stop()
             if flight.alone:
                 flight.end = None
-            flight.when_deadline_moves(None)
+            else:
+                flight.when_deadline_moves(None)
         if said.finish is not None:
             return self._stream, None  # the answer is whole; how its stream was closed does not matter
         if flight.alone and flight.stopped:
@@ -414,7 +415,7 @@ class Generation:
                     if said.add(one):
                         if attempt.first_token_ms is None:
                             self._first(candidate, attempt, start, stream)
-                        flight.put(one)
+                        put(one)
                         passed = True
                     elif type(one) is Dropped:
                         attempt.dropped = one.options

@@ -1,7 +1,8 @@
-"""`POST /v1/completions`: the older shape, in which a prompt is bare text. Each prompt becomes a user's message.
+"""`POST /v1/completions`: the older shape, in which a model goes on with bare text (completions_request.py reads it).
 
-A prompt in tokens is refused: a node does not know the tokenizer of whoever will answer. So is what only a server that
-continues bare text could give: text before a suffix, the best of several, log probabilities of the prompt.
+The text goes to the model as it stands where who answers can do that (routing/completing.py); to others as a user's
+message. `echo` of a text is this file's; of token ids, and with log probabilities, it is the provider's, who alone
+knows the tokens.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any
 
 from ...protocols.http.exchange import Exchange
-from ...providers.base import Event, Finish, Logprobs, Message, TextDelta, Usage
+from ...providers.base import Event, Finish, Logprobs, TextDelta, Usage
 from ..routing.answer import Answer
 from ..routing.ask import Ask
 from ..routing.no_answer import NoAnswer
@@ -30,27 +29,11 @@ from .chat_answer import (
     shoal_object,
     usage_object,
 )
-from .chat_request import ChatCall, Options, call_of, decode_object, others, typed_as
-from .errors import bad_request, stream_error
+from .chat_request import ChatCall
+from .completions_request import read_completions
+from .errors import stream_error
 from .openai_chat import asks_of
 from .relay import Relay, spent
-
-MAX_PROMPTS = 128
-MAX_CHOICES = 128
-"""Of a request in all: each is a generation."""
-
-
-class CompletionBody(Options, kw_only=True):
-    """The typed part of the body."""
-
-    prompt: str | list[Any]
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-
-
-KNOWN = frozenset(CompletionBody.__struct_fields__)
 
 
 class Completions:
@@ -60,51 +43,23 @@ class Completions:
         self._relay = relay
 
     async def __call__(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
-        raw = decode_object(exchange.body)
-        typed = typed_as(raw, CompletionBody)
-        prompts = prompts_of(typed)
-        if typed.suffix:
-            raise bad_request("Text cannot be inserted before a suffix here; leave it out.", "suffix")
-        if typed.best_of is not None and typed.best_of > (typed.n or 1):
-            raise bad_request("best_of larger than n is not supported here; ask for n choices.", "best_of")
-        if len(prompts) * (typed.n or 1) > MAX_CHOICES:
-            raise bad_request(f"{len(prompts)} prompts with n choices each are more than {MAX_CHOICES} in all.", "n")
-        if typed.echo and typed.logprobs is not None:
-            message = "The log probabilities of the prompt are not known here; leave out echo or logprobs."
-            raise bad_request(message, "logprobs")
-        extra = others(raw, KNOWN)
-        if typed.logprobs is not None:
-            extra |= {"logprobs": True, "top_logprobs": typed.logprobs}
-        calls = [
-            call_of(typed, headers, dict(extra), messages=(Message("user", prompt),), max_tokens=typed.max_tokens)
-            for prompt in prompts
-        ]
-        asks = [ask for call in calls for ask in asks_of(self._relay.router, call)]
-        echo = [prompt for prompt in prompts for _ in range(typed.n or 1)] if typed.echo else None
-        if calls[0].stream:
-            await self._relay.stream(exchange, asks, partial(_writer, calls[0], echo))
+        asked = read_completions(exchange.body, headers)
+        call = asked.calls[0]
+        asks = [ask for each in asked.calls for ask in asks_of(self._relay.router, each)]
+        if call.stream:
+            await self._relay.stream(exchange, asks, partial(_writer, call, asked.echo))
         else:
-            await self._relay.whole(exchange, asks, partial(_render, calls[0], asks, echo))
+            await self._relay.whole(exchange, asks, partial(_render, call, asks, asked.echo))
 
 
-def prompts_of(body: CompletionBody) -> list[str]:
-    """The prompts as text. Raises ApiError 400."""
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if not prompts or len(prompts) > MAX_PROMPTS:
-        raise bad_request(f"prompt wants a text or an array of 1 to {MAX_PROMPTS} texts.", "prompt")
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        raise bad_request("A prompt in tokens is not supported here; send text.", "prompt")
-    return prompts
-
-
-def _writer(call: ChatCall, echo: list[str] | None, answer: Answer) -> CompletionChunks:
+def _writer(call: ChatCall, echo: list[str], answer: Answer) -> CompletionChunks:
     return CompletionChunks(answer.model or call.request.model, echo, include_usage=call.include_usage)
 
 
-def _render(call: ChatCall, asks: list[Ask], echo: list[str] | None, wholes: list[Whole], answer: Answer) -> bytes:
+def _render(call: ChatCall, asks: list[Ask], echo: list[str], wholes: list[Whole], answer: Answer) -> bytes:
     choices = [
         {
-            "text": (echo[index] if echo else "") + (whole.text or whole.beside.get("refusal", "")),
+            "text": echo[index] + (whole.text or whole.beside.get("refusal", "")),
             "index": index,
             "logprobs": legacy_logprobs(whole.logprobs["content"]) if whole.logprobs else None,
             "finish_reason": reason_of(whole.reason),
@@ -121,7 +76,7 @@ class CompletionChunks:
 
     keep_alive = KEEP_ALIVE
 
-    def __init__(self, model: str | None, echo: list[str] | None, *, include_usage: bool) -> None:
+    def __init__(self, model: str | None, echo: list[str], *, include_usage: bool) -> None:
         self._shared: dict[str, Any] = {
             "id": new_id("cmpl-"),
             "object": "text_completion",
@@ -129,7 +84,7 @@ class CompletionChunks:
             "model": model or "unknown",
         }
         self._include_usage = include_usage
-        self._echo = dict(enumerate(echo or ()))  # what is still to be sent before a choice's own text
+        self._echo = dict(enumerate(echo))  # what is still to be sent before a choice's own text
         self._offsets: dict[int, int] = {}  # of each choice's text, where log probabilities tell them
 
     def write(self, index: int, events: Iterable[Event]) -> bytes:
@@ -139,7 +94,8 @@ class CompletionChunks:
                 chunks.append(self._chunk(index, event.text))
             elif type(event) is Logprobs:
                 counted = legacy_logprobs(event.tokens, self._offsets.get(index, 0))
-                self._offsets[index] = self._offsets.get(index, 0) + sum(len(token) for token in counted["tokens"])
+                if counted["tokens"]:
+                    self._offsets[index] = counted["text_offset"][-1] + len(counted["tokens"][-1])
                 if chunks and chunks[-1]["choices"][0]["logprobs"] is None:
                     chunks[-1]["choices"][0]["logprobs"] = counted  # they speak of this text
                 else:
@@ -172,17 +128,28 @@ def reason_of(reason: str) -> str:
 
 
 def legacy_logprobs(tokens: Iterable[dict[str, Any]], offset: int = 0) -> dict[str, Any]:
-    """Chat's list of tokens as the four parallel lists of text completions. offset: where their text begins."""
+    """Chat's list of tokens as the four parallel lists of text completions.
+
+    offset: where their text begins, unless a token says itself where it stands. Nothing is known of the first token of
+    a text: its logprob is None, and so are its alternatives.
+    """
     tokens = list(tokens)
     offsets = []
     for token in tokens:
+        offset = token.get("text_offset", offset)
         offsets.append(offset)
         offset += len(str(token.get("token", "")))
     return {
         "tokens": [token.get("token", "") for token in tokens],
         "token_logprobs": [token.get("logprob") for token in tokens],
-        "top_logprobs": [
-            {top.get("token", ""): top.get("logprob") for top in token.get("top_logprobs") or ()} for token in tokens
-        ],
+        "top_logprobs": [_likeliest(token) for token in tokens],
         "text_offset": offsets,
     }
+
+
+def _likeliest(token: dict[str, Any]) -> dict[str, float] | None:
+    """The likeliest tokens at a token's place, and the token itself, which is always told of."""
+    if token.get("logprob") is None:
+        return None
+    told = {top.get("token", ""): top.get("logprob") for top in token.get("top_logprobs") or ()}
+    return {**told, token.get("token", ""): token["logprob"]}

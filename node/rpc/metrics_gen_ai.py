@@ -140,7 +140,9 @@ class _Kept(NamedTuple):
 
 def operation(ask: Ask) -> str:
     """The name of the conventions for what is asked."""
-    return "chat" if ask.request.embed is None else "embeddings"
+    if ask.request.embed is not None:
+        return "embeddings"
+    return "chat" if (ask.asked or ask.request).completion is None else "text_completion"
 
 
 def first_token_ms(attempts: list[Attempt]) -> float:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from ...protocols.http.exchange import Exchange
 from ..version import version
 from .chat_request import ChatBody
-from .completions import CompletionBody
+from .completions_request import CompletionBody
 from .embeddings import EmbeddingsBody
 from .errors import JSON
 from .messages_request import CountBody, MessagesBody

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import trio
 
 from ...protocols.http.exchange import Exchange
-from ...providers.base import ErrorKind, Event, Finish, Message, Usage
+from ...providers.base import Completion, ErrorKind, Event, Finish, Message, Usage
 from ...providers.trace import TRACE
 from ..routing.answer import Answer
 from ..routing.ask import Ask
@@ -232,10 +232,11 @@ def ending(events: list[Event], usage: Usage | None) -> tuple[Usage | None, Fini
 
 def spent(usages: Mapping[int, Usage | None], asks: Sequence[Ask]) -> Usage | None:
     """What several choices cost. Choices of one prompt count it once, as OpenAI does; None when nobody counted."""
-    counted = [(asks[index].request.messages, usage) for index, usage in usages.items() if usage is not None]
+    told = ((asks[index].request, usage) for index, usage in usages.items() if usage is not None)
+    counted = [((request.messages, request.completion), usage) for request, usage in told]
     if len(counted) <= 1:
         return counted[0][1] if counted else None
-    prompts: list[tuple[Message, ...]] = []
+    prompts: list[tuple[tuple[Message, ...], Completion | None]] = []
     prompt_tokens = cached = 0
     for prompt, usage in counted:
         if prompt not in prompts:

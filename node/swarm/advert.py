@@ -47,17 +47,23 @@ class OfferedModel(Struct, frozen=True, omit_defaults=True):
     model: ModelInfo
 
 
-def offered(provider: str, model: ModelInfo, *, embeds: bool) -> OfferedModel:
-    """The entry of a model. embeds: the provider makes embeddings; by which models, a server does not tell."""
-    if embeds and model.capabilities.embeds is None:
-        model = msgspec.structs.replace(model, capabilities=msgspec.structs.replace(model.capabilities, embeds=True))
-    return OfferedModel(provider, model)
+def offered(provider: str, model: ModelInfo, *, embeds: bool, completes: bool = False) -> OfferedModel:
+    """The entry of a model. embeds, completes: the provider makes embeddings, and goes on with bare text; by which
+    models, a server does not tell."""
+    can = model.capabilities
+    if embeds and can.embeds is None:
+        can = msgspec.structs.replace(can, embeds=True)
+    if completes and can.writes and can.completes is None:
+        can = msgspec.structs.replace(can, completes=True)
+    return OfferedModel(
+        provider, model if can is model.capabilities else msgspec.structs.replace(model, capabilities=can)
+    )
 
 
 class SharedProvider(Struct, frozen=True, omit_defaults=True):
     """A provider that peers may use. any_model: it takes model names that are not listed. max_concurrent: requests.
 
-    embeds: it makes embeddings by models that are not listed, too.
+    embeds, completes: it makes embeddings, and goes on with bare text, by models that are not listed, too.
     """
 
     name: Name
@@ -65,6 +71,7 @@ class SharedProvider(Struct, frozen=True, omit_defaults=True):
     default_model: Name | None = None
     max_concurrent: int | None = None
     embeds: bool = False
+    completes: bool = False
 
 
 class Load(Struct, frozen=True, omit_defaults=True):

@@ -112,6 +112,16 @@ class PeerProvider(Provider):
         named = [o.model for o in advert.models if model is None or o.model.name == model]
         return any(m.capabilities.embeds for m in named) or (not named and any(p.embeds for p in advert.providers))
 
+    def completes_by(self, model: str | None) -> bool:
+        """Whether the peer says that it goes on with bare text by the model (None: by any)."""
+        advert = self._advert()
+        if advert is None:
+            return False
+        named = [o.model for o in advert.models if model is None or o.model.name == model]
+        return any(m.capabilities.completes for m in named) or (
+            not named and any(p.completes for p in advert.providers)
+        )
+
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[PeerAnswer]:
         return self.generate_for(request, deadline_s=DEADLINE_S, hops=0, seen=())
 
@@ -130,7 +140,8 @@ class PeerProvider(Provider):
         if session is None or not session.usable:
             raise ProviderError(ErrorKind.CONNECTION, f"{self.name} is not connected")
         inputs = request.embed.inputs if request.embed is not None else ()
-        if sum(len(each) for each in inputs if isinstance(each, tuple)) > MAX_IDS:
+        prompts = inputs if request.completion is None else (request.completion.prompt,)
+        if sum(len(each) for each in prompts if isinstance(each, tuple)) > MAX_IDS:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"more than {MAX_IDS} token ids do not go to a peer; send texts")
         deadline_s = min(deadline_s, MAX_DEADLINE_S)
         if deadline_s <= 0:

@@ -51,6 +51,7 @@ class BackendPool(Provider):
     """See the module. providers: backend's name -> how its requests are sent."""
 
     embeds = True
+    completes = True
 
     def __init__(self, name: str, settings: Settings, providers: Mapping[str, OpenAiCompat]) -> None:
         self.name = name

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from shoal.cache.canonical import CanonicalError, canonical_bytes, is_cacheable, why_not_cacheable
-from shoal.providers.base import Embed, FunctionCall, GenerateRequest, ImagePart, ImageUrl, Message, TextPart, ToolCall
+from shoal.providers.base import (
+    Completion,
+    Embed,
+    FunctionCall,
+    GenerateRequest,
+    ImagePart,
+    ImageUrl,
+    Message,
+    TextPart,
+    ToolCall,
+)
 
 from .answers import ask
 
@@ -75,6 +85,7 @@ DIFFERENCES: dict[str, Any] = {
     "tools": ({"type": "function", "function": {"name": "f"}},),
     "tool_choice": "auto",
     "embed": Embed(("Hello",)),
+    "completion": Completion("What is the opposite of hot?"),
     "messages": (Message("system", "What is the opposite of hot?"),),
 }
 
@@ -104,6 +115,26 @@ def test_every_option_that_can_change_the_answer_changes_the_form(name: str) -> 
 )
 def test_every_part_of_a_message_changes_the_form(message: Message) -> None:
     assert canonical_bytes(GenerateRequest(messages=(message,))) != canonical_bytes(GenerateRequest.of("Hello"))
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        Completion("Hell"),
+        Completion((1, 2)),
+        Completion("Hello", suffix="!"),
+        Completion("Hello", echo=True),
+        Completion("Hello", best_of=2),
+    ],
+)
+def test_every_part_of_a_completion_changes_the_form(completion: Completion) -> None:
+    plain = GenerateRequest.of("Hello", completion=Completion("Hello"))
+    assert canonical_bytes(GenerateRequest.of("Hello", completion=completion)) != canonical_bytes(plain)
+
+
+def test_what_a_chat_could_do_is_no_part_of_a_completion() -> None:
+    bare = GenerateRequest(messages=(), completion=Completion("Hello"))
+    assert canonical_bytes(bare) == canonical_bytes(GenerateRequest.of("Hello", completion=Completion("Hello")))
 
 
 def test_a_text_alone_and_as_a_single_part_are_the_same() -> None:

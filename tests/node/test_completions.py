@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from shoal.providers.base import ErrorKind, Finish, Logprobs, TextDelta, Usage
+from shoal.providers.base import Completion, ErrorKind, Finish, Logprobs, TextDelta, Usage
 
 from .fakes_router import STOP, Pause, Scripted, fails, says
 from .fakes_rpc import door
@@ -67,7 +67,14 @@ async def test_several_prompts_are_several_choices_in_their_order(stream: bool) 
         ({"prompt": [[1, 2]]}, "prompt"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "best_of": 2}, "best_of"),
-        ({"prompt": "x", "echo": True, "logprobs": 1}, "logprobs"),
+        ({"prompt": "x", "best_of": 3, "n": 2}, "best_of"),
+        ({"prompt": "x", "best_of": 2, "stream": True}, "best_of"),
+        ({"prompt": "x", "echo": True, "logprobs": 1}, "echo"),
+        ({"prompt": "x", "echo": True, "max_tokens": 0}, "echo"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [2**31]}, "prompt"),
+        ({"prompt": [[1], "x"]}, "prompt"),
         ({"prompt": ["x"] * 100, "n": 2}, "n"),
         ({"prompt": ["x", 1]}, "prompt"),
         ({"prompt": "x", "logprobs": True}, "logprobs"),
@@ -172,3 +179,116 @@ async def test_a_stream_tells_log_probabilities_with_their_text_and_where_it_sta
         ("Cold", ["Cold"], [0]),
         (" wind", [" wind"], [4]),
     ]
+
+
+# -- bare text -------------------------------------------------------------------------------------------------
+
+
+class Completing(Scripted):
+    """A provider that goes on with bare text."""
+
+    completes = True
+
+
+async def test_who_completes_gets_the_text_itself() -> None:
+    provider = Completing("first", says(" cold.", model="m1", usage=Usage(3, 2)))
+    async with door(provider) as rpc:
+        answer = await with_client(rpc, lambda c: c.completions.create(model="m1", prompt="Not hot but", suffix="!"))
+        chunks = await with_client(
+            rpc, lambda c: list(c.completions.create(model="m1", prompt=[[3, 4]], stream=True, max_tokens=5))
+        )
+    assert answer.choices[0].text == " cold."
+    assert "".join(chunk.choices[0].text for chunk in chunks) == " cold."
+    assert provider.calls[0].completion == Completion("Not hot but", suffix="!")
+    assert provider.calls[0].messages == ()
+    assert provider.calls[1].completion == Completion((3, 4))
+
+
+async def test_the_prompts_own_log_probabilities_in_the_older_shape() -> None:
+    first = {"token": "Hot", "logprob": None, "bytes": None, "top_logprobs": [], "text_offset": 0}
+    second = {"token": "?", "logprob": -1.5, "bytes": None, "text_offset": 3}
+    second["top_logprobs"] = [{"token": "!", "logprob": -0.5, "bytes": None}]
+    provider = Completing("first", [TextDelta("Hot?"), Logprobs((first, second)), Usage(2, 0), Finish("length")])
+    async with door(provider) as rpc:
+        answer = await with_client(
+            rpc, lambda c: c.completions.create(model="m1", prompt="Hot?", echo=True, logprobs=1, max_tokens=0)
+        )
+    choice = answer.choices[0]
+    assert (choice.text, choice.finish_reason) == ("Hot?", "length")
+    assert choice.logprobs.tokens == ["Hot", "?"]
+    assert choice.logprobs.token_logprobs == [None, -1.5]
+    assert choice.logprobs.top_logprobs == [None, {"!": -0.5, "?": -1.5}]
+    assert choice.logprobs.text_offset == [0, 3]
+    assert provider.calls[0].completion == Completion("Hot?", echo=True)
+
+
+async def test_two_prompts_in_tokens_are_counted_both() -> None:
+    async with door(Completing("first", says("a", usage=Usage(5, 1)))) as rpc:
+        reply = await rpc.ask("POST", "/v1/completions", {"model": "m1", "prompt": [[1], [2]]})
+    assert reply.json["usage"]["prompt_tokens"] == 10
+
+
+async def test_a_completion_and_a_chat_are_kept_apart_and_each_is_kept() -> None:
+    provider = Completing("first", says("raw"), says("chat"), says("never"))
+    async with door(provider) as rpc:
+        body = {"model": "m1", "prompt": "Hot?", "temperature": 0}
+        chat = {"model": "m1", "messages": HOT, "temperature": 0}
+        texts = []
+        for _ in range(2):
+            reply = await rpc.ask("POST", "/v1/completions", body)
+            texts.append((reply.json["choices"][0]["text"], reply.json["shoal"]["cache"]))
+            asked = {**chat, "messages": [{"role": "user", "content": "Hot?"}]}
+            said = await rpc.ask("POST", "/v1/chat/completions", asked)
+            texts.append((said.json["choices"][0]["message"]["content"], said.json["shoal"]["cache"]))
+    assert texts == [("raw", "miss"), ("chat", "miss"), ("raw", "memory"), ("chat", "memory")]
+
+
+async def test_who_only_chats_is_asked_in_place_and_keeps_his_answer_as_a_chats() -> None:
+    chats, completes = Scripted("first", says("as a chat")), Completing("second", says("never"))
+    async with door(chats, completes) as rpc:
+        body = {"model": "m1", "prompt": "Hot?", "temperature": 0}
+        first = await rpc.ask("POST", "/v1/completions", body)
+        asked = {"model": "m1", "messages": [{"role": "user", "content": "Hot?"}], "temperature": 0}
+        chat = await rpc.ask("POST", "/v1/chat/completions", asked)
+    assert first.json["choices"][0]["text"] == "as a chat"
+    assert chats.calls[0].completion is None
+    assert chat.json["shoal"]["cache"] == "memory"
+
+
+async def test_after_a_failure_each_gets_the_form_that_he_can_do() -> None:
+    completes = Completing("first", fails(ErrorKind.AUTH, "no key"), says("raw"))
+    chats = Scripted("second", says("as a chat"))
+    async with door(completes, chats) as rpc:
+        body = {"model": "m1", "prompt": "Hot?", "temperature": 0}
+        reply = await rpc.ask("POST", "/v1/completions", body)
+        asked = {"model": "m1", "messages": [{"role": "user", "content": "Hot?"}], "temperature": 0}
+        chat = await rpc.ask("POST", "/v1/chat/completions", asked)
+    assert reply.json["choices"][0]["text"] == "as a chat"
+    assert completes.calls[0].completion == Completion("Hot?")
+    assert chats.calls[0].completion is None
+    assert chat.json["shoal"]["cache"] == "memory", "what it was asked is what its answer is kept under"
+
+
+async def test_tokens_pass_by_who_only_chats() -> None:
+    chats, completes = Scripted("first", says("never")), Completing("second", says("raw"))
+    async with door(chats, completes) as rpc:
+        reply = await rpc.ask("POST", "/v1/completions", {"model": "m1", "prompt": [1, 2]})
+    assert reply.json["choices"][0]["text"] == "raw"
+    assert chats.calls == []
+
+
+async def test_a_text_that_breaks_off_is_gone_on_with_by_the_next_who_completes() -> None:
+    first = Completing("first", ["once", Pause(0.01), *fails(ErrorKind.CONNECTION, "reset")])
+    second = Completing("second", says(" upon"))
+    async with door(first, second) as rpc:
+        body = {"model": "m1", "prompt": "It was", "temperature": 0, "stream": True}
+        reply = await rpc.ask("POST", "/v1/completions", body)
+    texts = [event["choices"][0]["text"] for event in reply.events[:-1]]
+    assert "".join(texts) == "once upon"
+    assert second.calls[0].prefix == "once"
+
+
+async def test_a_model_that_ends_a_text_at_once_has_answered() -> None:
+    async with door(Completing("first", [Usage(3, 0), STOP])) as rpc:
+        reply = await rpc.ask("POST", "/v1/completions", {"model": "m1", "prompt": "The end."})
+    assert (reply.status, reply.json["choices"][0]["text"]) == (200, "")
