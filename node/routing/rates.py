@@ -11,19 +11,18 @@ Where a provider measures its model itself (the local one does), its own figures
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import trio
 from msgspec import Struct
 
 from ...providers.base import ModelInfo, Status, Usage
+from . import kept_file
 from .attempt import ANSWERED, Attempt
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from .no_answer import NoAnswer
     from .recording import Found
     from .router import RouteNote
-
-log = logging.getLogger(__name__)
 
 WRITE_S = 10.0
 """Seconds between two looks whether something has changed."""
@@ -199,44 +196,9 @@ class Rates:
                 self._providers.add(rate.provider)
 
 
-@contextlib.asynccontextmanager
-async def kept(rates: Rates, path: Path) -> AsyncGenerator[None]:
+def kept(rates: Rates, path: Path) -> AbstractAsyncContextManager[None]:
     """Read at the beginning, written shortly after a change until the end; a file that cannot be used is ignored."""
-    try:
-        with path.open("rb") as file:
-            rates.load(file.read(MAX_BYTES))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        log.warning("measured rates are lost: %s cannot be used (%s)", path.name, type(error).__name__)
-    written = rates.version
-    async with trio.open_nursery() as nursery:
-
-        async def writing() -> None:
-            nonlocal written
-            while True:
-                await trio.sleep(WRITE_S)
-                if rates.version != written:
-                    written = rates.version
-                    await trio.to_thread.run_sync(_write, path, rates.dump())
-
-        nursery.start_soon(writing)
-        try:
-            yield
-        finally:
-            nursery.cancel_scope.cancel()
-            if rates.version != written:
-                _write(path, rates.dump())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all; no fsync, since what is lost is measured again."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        log.warning("measured rates cannot be kept: %s", type(error).__name__)
+    return kept_file.kept(rates, path, what="what was measured of speeds", every_s=WRITE_S, max_bytes=MAX_BYTES)
 
 
 def _lately(before: float | None, now: float) -> float:

@@ -39,28 +39,27 @@ def _need(path: pathlib.Path) -> None:
         pytest.fail(f"{path.name} is not installed: run `make interop`, or tests/interop/install.sh")
 
 
-# -- Helia ---------------------------------------------------------------------------------------------------------
+class Spoken:
+    """Another program's node in a child process: an order is a line of JSON on its input, and so is each answer."""
 
-
-class Helia:
-    def __init__(self, process: trio.Process, port: int) -> None:
+    def __init__(self, name: str, process: trio.Process, port: int) -> None:
         self.peer_id = PeerId("")
         self.addresses = [f"/ip4/127.0.0.1/tcp/{port}"]
-        self._process = process
+        self._name, self._process = name, process
         self._buffer = b""
 
     async def answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         while b"\n" not in self._buffer:
             data = await self._process.stdout.receive_some()
-            assert data, "Helia ended"
+            assert data, f"{self._name} ended"
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     async def do(self, op: str, **arguments: Any) -> Any:
-        """What came of it; AssertionError with Helia's own words when it failed."""
+        """What came of it; AssertionError with the node's own words when it failed."""
         assert self._process.stdin is not None
         await self._process.stdin.send_all(json.dumps({"op": op, **arguments}).encode() + b"\n")
         answer = await self.answer()
@@ -68,8 +67,11 @@ class Helia:
         return answer["result"]
 
 
+# -- Helia ---------------------------------------------------------------------------------------------------------
+
+
 @contextlib.asynccontextmanager
-async def a_helia(directory: pathlib.Path, dht: str = "") -> AsyncIterator[Helia]:
+async def a_helia(directory: pathlib.Path, dht: str = "") -> AsyncIterator[Spoken]:
     """dht: the protocol id of a DHT that it is a node of."""
     _need(NODE_JS)
     port = free_port()
@@ -84,7 +86,7 @@ async def a_helia(directory: pathlib.Path, dht: str = "") -> AsyncIterator[Helia
             stderr=log,
         )
         try:
-            helia = Helia(process, port)
+            helia = Spoken("Helia", process, port)
             with trio.fail_after(60):
                 ready = await helia.answer()
             helia.peer_id = PeerId(ready["id"])

@@ -19,7 +19,7 @@ from shoal.protocols.peer_id import Identity
 
 from tests.cache.answers import LONG, answer
 from tests.e2e.fixtures import client, fast, in_thread, question, start, until
-from tests.interop.ipfs_processes import Helia, a_helia
+from tests.interop.ipfs_processes import Spoken, a_helia
 from tests.interop.test_kubo import Kubo, a_kubo
 from tests.providers.fake_upstream import FakeUpstream
 
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.interop
 LAN = "/ipfs/lan/kad/1.0.0"
 
 
-def at(node: Kubo | Helia) -> str:
+def at(node: Spoken) -> str:
     return f"{node.addresses[0]}/p2p/{node.peer_id}"
 
 
-async def enters(helia: Helia, middle: Kubo) -> None:
+async def enters(helia: Spoken, middle: Kubo) -> None:
     """Connect, and wait until Helia has found out that the other speaks the DHT's protocol."""
     await helia.do("connect", address=at(middle))
     with trio.fail_after(20):
@@ -55,7 +55,7 @@ class Shoal:
 
 
 @contextlib.asynccontextmanager
-async def a_shoal(*known: Kubo | Helia) -> AsyncIterator[Shoal]:
+async def a_shoal(*known: Spoken) -> AsyncIterator[Shoal]:
     identity = Identity.generate()
     host, blocks = Host(identity, ["/ip4/127.0.0.1/tcp/0"]), dict[bytes, bytes]()
     bitswap = Bitswap(host, blocks)

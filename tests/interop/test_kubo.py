@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import json
 import pathlib
-import socket
 import subprocess
 from collections.abc import AsyncIterator
-from typing import Any
 
 import cbrrr
 import pytest
@@ -18,6 +15,8 @@ import trio
 from shoal.protocols.p2p.bitswap import Bitswap
 from shoal.protocols.p2p.host import Host
 from shoal.protocols.peer_id import Identity, PeerId
+
+from tests.interop.ipfs_processes import Spoken, free_port
 
 pytestmark = pytest.mark.interop
 
@@ -41,30 +40,12 @@ class Blocks(dict[bytes, bytes]):
         return text_of(cid)
 
 
-class Kubo:
+class Kubo(Spoken):
     """One Kubo in a child process."""
 
     def __init__(self, process: trio.Process, repository: pathlib.Path, port: int) -> None:
+        super().__init__("Kubo", process, port)
         self.repository = repository
-        self.peer_id = PeerId("")
-        self.addresses = [f"/ip4/127.0.0.1/tcp/{port}"]
-        self._process = process
-        self._buffer = b""
-
-    async def answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        while b"\n" not in self._buffer:
-            data = await self._process.stdout.receive_some()
-            assert data, "Kubo ended"
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    async def do(self, op: str, **arguments: str) -> Any:
-        assert self._process.stdin is not None
-        await self._process.stdin.send_all(json.dumps({"op": op, **arguments}).encode() + b"\n")
-        return (await self.answer())["result"]
 
     def block(self, cid: bytes) -> bytes | None:
         """The bytes in Kubo's own store (flatfs): they are there only when Kubo has checked them."""
@@ -77,9 +58,7 @@ class Kubo:
 async def a_kubo(directory: pathlib.Path, routing: str = "none") -> AsyncIterator[Kubo]:
     if not PYTHON.exists():
         pytest.fail("Kubo is not installed: run `make interop`, or tests/interop/install.sh")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     directory.mkdir(parents=True, exist_ok=True)
     repository = directory / "kubo"
     with (directory / "kubo.log").open("wb") as log:

@@ -20,9 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from shoal.providers.base import ErrorKind
 
 from . import fake_upstream
 from .fake_answers import FOREVER, End, Hold, Recorded, Step, Traits, encode
+
+FAILURES: dict[str, ErrorKind] = {
+    "s401": ErrorKind.AUTH,
+    "s402": ErrorKind.QUOTA,
+    "s403": ErrorKind.AUTH,
+    "s404": ErrorKind.UNAVAILABLE,
+    "s429": ErrorKind.RATE_LIMITED,
+    "s429ra": ErrorKind.RATE_LIMITED,
+    "s500": ErrorKind.UPSTREAM,
+    "s503": ErrorKind.OVERLOADED,
+    "s529": ErrorKind.OVERLOADED,
+    "drop": ErrorKind.CONNECTION,
+    "cut": ErrorKind.INTERRUPTED,
+    "errmid": ErrorKind.INTERRUPTED,
+    "malformed": ErrorKind.INTERRUPTED,
+    "empty": ErrorKind.UPSTREAM,
+}
+"""What each scenario that fails is to the provider of a tool."""
 
 TEXTS = {
     400: "Bad request: stub",

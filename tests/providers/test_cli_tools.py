@@ -25,6 +25,7 @@ from shoal.providers.faults import SettingsError
 from shoal.providers.settings import BuildContext
 
 from tests.providers.fake_tools import FIXTURES, recording, replay
+from tests.providers.fake_vendors import FAILURES
 
 KINDS = {
     "codex_cli": ("codex", "OPENAI_API_KEY"),
@@ -36,23 +37,6 @@ KINDS = {
 KEY = "sk-planted-7f3a9c51e0d2"
 PROMPT = "say hello there friend"
 URL = "http://127.0.0.1:9"
-
-FAILURES: dict[str, ErrorKind] = {
-    "s401": ErrorKind.AUTH,
-    "s402": ErrorKind.QUOTA,
-    "s403": ErrorKind.AUTH,
-    "s404": ErrorKind.UNAVAILABLE,
-    "s429": ErrorKind.RATE_LIMITED,
-    "s429ra": ErrorKind.RATE_LIMITED,
-    "s500": ErrorKind.UPSTREAM,
-    "s503": ErrorKind.OVERLOADED,
-    "s529": ErrorKind.OVERLOADED,
-    "drop": ErrorKind.CONNECTION,
-    "cut": ErrorKind.INTERRUPTED,
-    "errmid": ErrorKind.INTERRUPTED,
-    "malformed": ErrorKind.INTERRUPTED,
-    "empty": ErrorKind.UPSTREAM,
-}
 STATUSES = {"s401": 401, "s402": 402, "s403": 403, "s404": 404, "s429": 429, "s429ra": 429, "s500": 500, "s529": 529}
 NO_STATUS = {("codex_cli", "s404"), ("codex_cli", "s500")}
 """Where the tool has another word for it."""

@@ -27,7 +27,7 @@ from shoal.providers.base import (
 from shoal.providers.cli.process import _descendants, _start_of
 from shoal.providers.cli.provider import CliProvider
 
-from tests.providers.fake_vendors import FakeVendors
+from tests.providers.fake_vendors import FAILURES, FakeVendors
 from tests.providers_real.tools import BIN, KEY, PLACE, TOOLS, Real
 
 PROMPT = "say hello there planted-prompt-5b1e"
@@ -150,23 +150,6 @@ async def test_a_limit_or_a_filter_ends_the_answer_after_one_request(
 
 
 # -- failures
-
-FAILURES: dict[str, ErrorKind] = {
-    "s401": ErrorKind.AUTH,
-    "s402": ErrorKind.QUOTA,
-    "s403": ErrorKind.AUTH,
-    "s404": ErrorKind.UNAVAILABLE,
-    "s429": ErrorKind.RATE_LIMITED,
-    "s429ra": ErrorKind.RATE_LIMITED,
-    "s500": ErrorKind.UPSTREAM,
-    "s503": ErrorKind.OVERLOADED,
-    "s529": ErrorKind.OVERLOADED,
-    "drop": ErrorKind.CONNECTION,
-    "cut": ErrorKind.INTERRUPTED,
-    "errmid": ErrorKind.INTERRUPTED,
-    "malformed": ErrorKind.INTERRUPTED,
-    "empty": ErrorKind.UPSTREAM,
-}
 
 
 @pytest.mark.parametrize("scenario", FAILURES)
