@@ -374,8 +374,7 @@ class Generation:
             watch.stop()
             if flight.alone:
                 flight.end = None
-            else:
-                flight.when_deadline_moves(None)
+            flight.when_deadline_moves(None)
         if said.finish is not None:
             return self._stream, None  # the answer is whole; how its stream was closed does not matter
         if flight.alone and flight.stopped:
@@ -415,7 +414,7 @@ class Generation:
                     if said.add(one):
                         if attempt.first_token_ms is None:
                             self._first(candidate, attempt, start, stream)
-                        put(one)
+                        flight.put(one)
                         passed = True
                     elif type(one) is Dropped:
                         attempt.dropped = one.options
