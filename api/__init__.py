@@ -9,9 +9,7 @@ This is the public face and nothing else: names are loaded on first use, so `imp
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing is not imported for its own: the command is started through here, and counts the ms
 if TYPE_CHECKING:
     from .deps import RouterDeps, get_default_router_deps, set_default_router_deps
     from .errors import GenerationError, NotConfiguredError, ProviderFailedError, UnknownProviderError
@@ -58,6 +56,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    import importlib
+
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -92,6 +92,20 @@ def find_file(path: Path | None, data_dir: Path | None, environ: Mapping[str, st
     return None
 
 
+def configured_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the node of this configuration keeps its things, whatever else is wrong in the file. Raises ConfigError.
+
+    So that a slip in a file that the running node has not read yet does not keep its owner from asking it.
+    """
+    source = find_file(None, None, environ)
+    raw = _read(source) if source is not None else {}
+    node = raw.get("node", {})
+    chosen = node.get("data_dir", "") if isinstance(node, dict) else None
+    if not isinstance(chosen, str):
+        return load_config(environ=environ).data_dir
+    return paths.data_dir(None, environ, chosen)
+
+
 def _read(source: Path) -> dict[str, Any]:
     try:
         text = source.read_text(encoding="utf-8")

@@ -8,13 +8,19 @@ import sys
 
 def main() -> None:
     """The entry point: run the command line and end the process with what it means (exit_codes.py)."""
+    from . import interrupts
+
+    status = interrupts.STATUS
     try:
         open_standard_streams()
         from .cli import run_cli
 
+        interrupts.are_raised()
         status = run_cli(sys.argv[1:])
-    except KeyboardInterrupt:  # while modules were being loaded
-        status = 130
+    except KeyboardInterrupt:  # between two lines of its own
+        pass
+    finally:
+        interrupts.end_the_process()
     sys.exit(status)
 
 

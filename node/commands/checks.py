@@ -21,6 +21,7 @@ from msgspec import Struct
 from .. import addresses, lock, paths
 from ..config import ConfigError
 from ..config_file import Loaded, load_config
+from .cli import trio_run
 from .output import size
 
 if TYPE_CHECKING:
@@ -197,8 +198,6 @@ def _kubo(address: str) -> Finding:
 
 def _local_model(loaded: Loaded) -> Iterator[Finding]:
     """What the provider itself would say, and whether there is memory for it."""
-    import trio
-
     from ...providers.local_hf import LocalHf
     from ...providers.weights import damaged
     from ..provider_tables import build_registry, models_store
@@ -213,7 +212,7 @@ def _local_model(loaded: Loaded) -> Iterator[Finding]:
     if provider is None:
         yield ok("local model", "switched off in the configuration")
         return
-    yield _of_provider(trio.run(provider.probe), store)
+    yield _of_provider(trio_run(provider.probe), store)
     for name, why in damaged(store).items():
         yield note("local model", f"{name}: {why}", f"`shoal models remove {name}`, or add it again")
 

@@ -6,16 +6,18 @@ or `--help`: a module imports trio, the HTTP client or the daemon inside its fun
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from . import exit_codes
-from .failures import PipeClosedError, report, say
+from .failures import PipeClosedError, only, report, say
 
 SUBCOMMANDS: dict[str, str] = {
     "run": "Start a node on this machine.",
@@ -134,6 +136,25 @@ def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.ensure_object(Invocation).debug = True
 
 
+@contextlib.contextmanager
+def chosen(config: Path) -> Iterator[None]:
+    """--config is SHOAL_CONFIG for one command line, so that all who read the configuration mean the same file."""
+    before = os.environ.get("SHOAL_CONFIG")
+    os.environ["SHOAL_CONFIG"] = str(config)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SHOAL_CONFIG"]
+        else:
+            os.environ["SHOAL_CONFIG"] = before
+
+
+def _config(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        ctx.with_resource(chosen(value))
+
+
 debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, callback=_debug, help="Show the traceback of a fault."
 )
@@ -145,10 +166,20 @@ data_dir_option = click.option(
     help="Where the node keeps its things (SHOAL_DATA_DIR).",
 )
 
+config_option = click.option(
+    "--config",
+    "-c",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    expose_value=False,
+    callback=_config,
+    help="The node's configuration, a TOML file (SHOAL_CONFIG).",
+)
+
 
 def common(function: F) -> F:
-    """The options that every command has: as_json, data_dir, and --debug."""
-    for option in (debug_option, data_dir_option, json_option):
+    """The options that every command has: as_json, data_dir, --config, and --debug."""
+    for option in (debug_option, data_dir_option, config_option, json_option):
         function = option(function)
     return function
 
@@ -190,7 +221,17 @@ def run_cli(arguments: list[str]) -> int:
 
 
 def trio_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run an async function to its end. trio is imported here, so that commands without it stay fast."""
+    """Run an async function to its end. An error comes without the groups of the nurseries around it; an interrupt
+    comes in its group, which click lets through without a line of its own.
+
+    trio is imported here, so that commands without it stay fast.
+    """
     import trio
 
-    return trio.run(functools.partial(function, *args, **kwargs))
+    from .interrupts import LeftToTrio
+
+    with LeftToTrio():
+        try:
+            return trio.run(functools.partial(function, *args, **kwargs))
+        except ExceptionGroup as group:
+            raise only(group) from group

@@ -18,6 +18,7 @@ import trio
 from ...protocols.http.client import Client, ClientError, ConnectFailed
 from .. import lock, paths
 from ..state import RpcState, running_rpc
+from .cli import trio_run
 from .exit_codes import ExitCode
 from .failures import CommandError
 from .waiting import waiting
@@ -26,16 +27,16 @@ ANSWER_S = 30.0
 """Seconds for the node to answer a look-up; it has everything at hand."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
-NO_NODE = "no node is running here; start one with `shoal run`"
+NO_NODE = "no node is running here; start one with `shoal run`, or name its --config or --data-dir"
 
 
 def find_data_dir(option: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
     """The data directory that a command means; the configuration is read only where it has to say. ConfigError."""
     if option is not None or environ.get("SHOAL_DATA_DIR"):
         return paths.data_dir(option, environ)
-    from ..config_file import load_config
+    from ..config_file import configured_data_dir
 
-    return load_config(environ=environ).data_dir
+    return configured_data_dir(environ)
 
 
 def find_node(data_dir: Path | None) -> RpcState:
@@ -142,4 +143,4 @@ def look_up(data_dir: Path | None, path: str) -> Any:
         async with connect(data_dir) as node:
             return await node.get(path)
 
-    return trio.run(ask)
+    return trio_run(ask)

@@ -17,8 +17,6 @@ shoal config check configs/lone.toml
 shoal config show
 shoal config show --json"""
 
-config_option = click.option("--config", "path", type=click.Path(path_type=Path), metavar="FILE", help="This file.")
-
 
 @click.group(cls=Group, examples=EXAMPLES)
 def command() -> None:
@@ -45,13 +43,12 @@ def check(file: Path | None, as_json: bool, data_dir: Path | None) -> None:
 
 
 @command.command("show", cls=Command, examples="shoal config show --config configs/lone.toml")
-@config_option
 @common
-def show(path: Path | None, as_json: bool, data_dir: Path | None) -> None:
+def show(as_json: bool, data_dir: Path | None) -> None:
     """Print what is in force, from file, environment and defaults. Secrets are hidden."""
     from ..config_file import as_toml, effective, load_config
 
-    loaded = load_config(path, data_dir=data_dir)
+    loaded = load_config(data_dir=data_dir)
     if as_json:
         print_json(
             {"file": loaded.source and str(loaded.source), "data_dir": str(loaded.data_dir)} | effective(loaded.config)
@@ -90,7 +87,8 @@ def init(file: Path | None, example: str | None, force: bool, as_json: bool, dat
 
         key = f'# The same on every node; whoever has it belongs.\nkey = "{secrets.token_hex(32)}"\n'
         text = text.replace("[swarm]\n", "[swarm]\n" + key, 1)
-    target = file or (data_dir / "config.toml" if data_dir is not None else paths.default_config_file())
+    named = file or (Path(os.environ["SHOAL_CONFIG"]) if os.environ.get("SHOAL_CONFIG") else None)
+    target = named or (data_dir / "config.toml" if data_dir is not None else paths.default_config_file())
     if target.exists() and not force:
         raise CommandError(f"{target} is there already; --force replaces it", ExitCode.REFUSED)
     try:
@@ -101,5 +99,5 @@ def init(file: Path | None, example: str | None, force: bool, as_json: bool, dat
     if as_json:
         print_json({"file": str(target), "example": example})
     else:
-        shown = f" --config {target}" if file is not None else ""
+        shown = f" --config {target}" if named is not None else ""
         print_text(f"{target} is written; `shoal run{shown}` uses it\n")

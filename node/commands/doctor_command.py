@@ -19,16 +19,15 @@ PLAIN = {"✓": "+", "✗": "x", "→": ">"}
 
 
 @click.command(cls=Command, examples="shoal doctor\nshoal doctor --config ~/shoal.toml\nshoal doctor --json")
-@click.option("--config", "-c", type=click.Path(path_type=Path), metavar="FILE", help="Check with this configuration.")
 @common
-def command(config: Path | None, as_json: bool, data_dir: Path | None) -> int:
+def command(as_json: bool, data_dir: Path | None) -> int:
     """Check the installation, the configuration and the running node. Exit status 1 when something does not work."""
     import msgspec
 
     from .checks import Finding, of_machine, of_node
     from .nat_checks import of_nat
 
-    findings, reachability = list(of_machine(config, data_dir)), dict[str, Any]()
+    findings, reachability = list(of_machine(None, data_dir)), dict[str, Any]()
     try:
         status, providers, peers = trio_run(_ask, data_dir)
         findings += of_node(status, providers, peers)

@@ -160,7 +160,6 @@ def as_json(found: Found, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 @click.option("--address", metavar="HOST:PORT", help="Where it listens, when that is not among engines.addresses.")
 @click.option("--as", "name", metavar="NAME", help="The backend's name; without it the engine's.")
 @click.option("--api-key-env", metavar="VARIABLE", help="The environment variable that holds its key.")
-@click.option("--config", "-c", type=click.Path(path_type=Path), metavar="FILE", help="The file to add it to.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @common
 @click.pass_context
@@ -170,7 +169,6 @@ def add(
     address: str | None,
     name: str | None,
     api_key_env: str | None,
-    config: Path | None,
     yes: bool,
     as_json: bool,
     data_dir: Path | None,
@@ -195,9 +193,9 @@ def add(
             addresses.check_loopback(address)
         except ValueError as error:
             raise CommandError(f"{error}; for other machines see docs/providers.md", ExitCode.USAGE) from None
-    loaded = load_config(config, data_dir=data_dir)
+    loaded = load_config(data_dir=data_dir)
     found = _chosen(wanted, found_here(loaded, data_dir, address=address), loaded, address)
-    file = _file(loaded, config, data_dir)
+    file = _file(loaded, data_dir)
     if used := in_use(found, loaded.config.providers):
         _tell(as_json, {"added": False, "provider": used, "file": str(file)}, f"it is in use already, as {used}\n")
         return
@@ -242,13 +240,13 @@ def _chosen(wanted: str, found: Sequence[Found], loaded: Loaded, address: str | 
     return (fresh or matching)[0]
 
 
-def _file(loaded: Loaded, config: Path | None, data_dir: Path | None) -> Path:
+def _file(loaded: Loaded, data_dir: Path | None) -> Path:
     """The file that `shoal run` would read, there or not."""
     from .. import paths
 
     if loaded.source is not None:
         return loaded.source
-    return config or (data_dir / "config.toml" if data_dir is not None else paths.default_config_file())
+    return data_dir / "config.toml" if data_dir is not None else paths.default_config_file()
 
 
 def _tables(

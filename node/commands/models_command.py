@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .cli import Group, common
+from .cli import Group, common, trio_run
 from .exit_codes import ExitCode
 from .failures import CommandError
 from .output import console, print_json, print_json_line, print_table, print_text, size
@@ -140,8 +140,6 @@ def calibrate(model: str, anyway: bool, as_json: bool, data_dir: Path | None) ->
 
     Each is given 1, 4 and 16 streams to decode; it takes a minute or two on a processor. Without MODEL: the chosen one.
     """
-    import trio
-
     from ...providers.base import ProviderError
     from ...providers.hf_worker.cores import usable_cores
     from ...providers.hf_worker.engine_choice import STREAMS
@@ -161,7 +159,7 @@ def calibrate(model: str, anyway: bool, as_json: bool, data_dir: Path | None) ->
     if provider is None:
         raise CommandError("the local model is off; set enabled = true in [providers.local_hf]", ExitCode.NO_ANSWER)
     try:
-        rates, fastest = trio.run(provider.time_engines, model)
+        rates, fastest = trio_run(provider.time_engines, model)
     except ProviderError as error:
         raise CommandError(error.message, ExitCode.NO_ANSWER) from None
     if as_json:

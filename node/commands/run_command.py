@@ -19,7 +19,6 @@ shoal run --json --rpc 127.0.0.1:0"""
 
 
 @click.command(cls=Command, examples=EXAMPLES)
-@click.option("--config", "-c", type=click.Path(path_type=Path), metavar="FILE", help="A TOML file (SHOAL_CONFIG).")
 @click.option("--rpc", metavar="ADDR", help="Where the RPC listens, for example 127.0.0.1:8642; port 0: a free one.")
 @click.option("--listen", metavar="MULTIADDR", multiple=True, help="Where peers may connect, /ip4/0.0.0.0/tcp/4642.")
 @click.option("--join", metavar="INVITE", multiple=True, help="Join this swarm for this run.")
@@ -27,7 +26,6 @@ shoal run --json --rpc 127.0.0.1:0"""
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Lowest level shown.")
 @common
 def command(
-    config: Path | None,
     rpc: str | None,
     listen: tuple[str, ...],
     join: tuple[str, ...],
@@ -40,6 +38,7 @@ def command(
     heap.rest()  # before the imports, which make most of what a node consists of
     from ..config_file import Loaded, Override, load_config
     from ..daemon import run_daemon
+    from .interrupts import LeftToTrio
 
     overrides: dict[str, Override] = {}
     if rpc is not None:
@@ -50,7 +49,7 @@ def command(
         overrides["log.level"] = Override("--log-level", log_level)
 
     def load(more: dict[str, Any] | None = None) -> Loaded:
-        return load_config(config, data_dir=data_dir, environ=os.environ, overrides=overrides | (more or {}))
+        return load_config(data_dir=data_dir, environ=os.environ, overrides=overrides | (more or {}))
 
     loaded = load()
     if share:
@@ -62,4 +61,5 @@ def command(
         from .first_model import offer_first_model
 
         offer_first_model(loaded)
-    return run_daemon(loaded, environ=os.environ, joined=join, as_json=as_json)
+    with LeftToTrio():
+        return run_daemon(loaded, environ=os.environ, joined=join, as_json=as_json)

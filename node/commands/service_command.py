@@ -64,15 +64,14 @@ def environment_file() -> Path:
     return default_config_file().with_name("environment")
 
 
-def unit(config: Path | None, data_dir: Path | None) -> str:
+def unit(data_dir: Path | None) -> str:
     """The unit's text. ConfigError when the configuration would not start."""
     from ..config_file import load_config
 
-    load_config(config, data_dir=data_dir)
-    config, data_dir = (
-        given or (Path(os.environ[name]) if os.environ.get(name) else None)
-        for given, name in ((config, "SHOAL_CONFIG"), (data_dir, "SHOAL_DATA_DIR"))
-    )
+    load_config(data_dir=data_dir)
+    config = Path(os.environ["SHOAL_CONFIG"]) if os.environ.get("SHOAL_CONFIG") else None
+    if data_dir is None and os.environ.get("SHOAL_DATA_DIR"):
+        data_dir = Path(os.environ["SHOAL_DATA_DIR"])
     words = [str(_shoal()), "run"]
     if config is not None:
         words += ["--config", str(config.expanduser().absolute())]
@@ -141,13 +140,12 @@ def systemctl(*arguments: str) -> str | None:
 
 
 @command.command("install", cls=Command, examples="shoal service install\nshoal service install --print")
-@click.option("--config", "-c", type=click.Path(path_type=Path), metavar="FILE", help="The configuration to run with.")
 @click.option("--no-start", is_flag=True, help="Write the unit, and start nothing.")
 @click.option("--print", "only_print", is_flag=True, help="Print the unit, and write nothing.")
 @common
-def install(config: Path | None, no_start: bool, only_print: bool, as_json: bool, data_dir: Path | None) -> None:
+def install(no_start: bool, only_print: bool, as_json: bool, data_dir: Path | None) -> None:
     """Write the unit, enable it and start it."""
-    text = unit(config, data_dir)
+    text = unit(data_dir)
     if only_print:
         print_text(text)
         return

@@ -26,21 +26,27 @@ def command() -> None:
 
 @command.command(examples="shoal token new ci --models smollm2 --rpm 60 --expires 30d\nshoal token new me --admin")
 @click.argument("name")
-@click.option(
-    "--models", metavar="NAME[,NAME]", default="", help="The only models it may ask for; * stands for anything."
-)
+@click.option("--models", metavar="NAME[,NAME]", help="The only models it may ask for; * stands for anything.")
 @click.option("--rpm", type=click.IntRange(1, 1_000_000), help="Requests a minute.")
 @click.option("--expires", metavar="TIME", help="When it ends: 12h, 30d, or a date (2030-01-31).")
 @click.option("--admin", is_flag=True, help="It may also change the node: join a swarm, pin and forget answers.")
 @common
 def new(
-    name: str, models: str, rpm: int | None, expires: str | None, admin: bool, as_json: bool, data_dir: Path | None
+    name: str,
+    models: str | None,
+    rpm: int | None,
+    expires: str | None,
+    admin: bool,
+    as_json: bool,
+    data_dir: Path | None,
 ) -> None:
     """Make a token and print it, once: only its digest is kept."""
     from ..tokens import TokenError
 
     until = expiry(expires, time.time()) if expires is not None else None
-    wanted = [model.strip() for model in models.split(",") if model.strip()]
+    wanted = [model.strip() for model in (models or "").split(",") if model.strip()]
+    if models is not None and not wanted:  # a variable that was empty must not make a token for everything
+        raise CommandError("--models names no model; leave it out for a token for any", ExitCode.USAGE)
     book = _book(data_dir, make=True)
     try:
         token, secret = book.new(name, models=wanted, rpm=rpm, expires=until, admin=admin)

@@ -28,8 +28,8 @@ def command(once: bool, as_json: bool, data_dir: Path | None) -> None:
     with contextlib.suppress(KeyboardInterrupt) if not once else contextlib.nullcontext():
         try:
             trio_run(print_once if once else watch, data_dir, *([as_json] if once else []))
-        except BaseExceptionGroup as group:
-            if once or group.split(KeyboardInterrupt)[1] is not None:
+        except BaseExceptionGroup:  # an interrupt, or a fault beside one
+            if once:
                 raise
 
 

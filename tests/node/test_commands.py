@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 from shoal.node.commands.cli import SUBCOMMANDS
+from shoal.node.commands.client import NO_NODE
 from shoal.node.commands.exit_codes import MEANING, ExitCode
 from shoal.node.commands.failures import only, report
 from shoal.node.commands.output import duration, size, without_controls
@@ -85,7 +86,7 @@ async def test_wrong_usage_is_one_line_and_exit_status_2(arguments: list[str], h
 async def test_without_a_node_every_command_says_how_to_start_one(tmp_path: Path, arguments: list[str]) -> None:
     done = await shoal(*arguments, "--data-dir", str(tmp_path))
     assert done.returncode == ExitCode.NO_NODE
-    assert done.stderr == b"shoal: no node is running here; start one with `shoal run`\n"
+    assert done.stderr == f"shoal: {NO_NODE}\n".encode()
     assert done.stdout == b""
 
 

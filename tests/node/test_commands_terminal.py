@@ -108,7 +108,8 @@ def test_a_full_disk_is_said_in_words() -> None:
     assert (done.returncode, done.stderr) == (1, "shoal: the output: no space left on device\n")
 
 
-def test_ctrl_c_while_modules_are_loaded_ends_it_as_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_at_the_wrong_moment_ends_it_as_at_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.node.commands.interrupts._handle", lambda _: None)  # the handler of pytest stays
     monkeypatch.delitem(sys.modules, "shoal.node.commands.cli", raising=False)
     load = builtins.__import__
 
@@ -121,6 +122,35 @@ def test_ctrl_c_while_modules_are_loaded_ends_it_as_later(monkeypatch: pytest.Mo
     with pytest.raises(SystemExit) as ended:
         commands.main()
     assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("module", ["click", "shoal.node.commands.output", "msgspec", "trio"])
+def test_ctrl_c_while_a_module_is_loaded_ends_it_without_a_word(module: str, tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from shoal.__main__ import main
+module = sys.argv.pop()
+sys.addaudithook(lambda event, told: event == "import" and told[0] == module and os.kill(os.getpid(), signal.SIGINT))
+main()
+"""
+    command = [sys.executable, "-c", program, "status", "--data-dir", str(tmp_path), module]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_an_interrupt_that_the_caller_has_ignored_stays_ignored(tmp_path: Path) -> None:
+    program = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from shoal.__main__ import main
+from shoal.node.commands import client
+ask = client.find_node
+client.find_node = lambda data: os.kill(os.getpid(), signal.SIGINT) or ask(data)
+main()
+"""
+    command = [sys.executable, "-c", program, "status", "--data-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == ExitCode.NO_NODE
 
 
 def test_without_a_home_the_users_own_is_found() -> None:
