@@ -104,8 +104,8 @@ class TokenBook:
         admin: bool = False,
     ) -> tuple[Token, str]:
         """A new token and its secret, which is not kept. Raises TokenError for a name that is taken or unusable."""
-        if not name or len(name) > 64 or not name.isprintable():
-            raise TokenError("a token's name wants 1 to 64 printable characters")
+        if not name or len(name) > 64 or not name.isprintable() or name != name.strip():
+            raise TokenError("a token's name wants 1 to 64 printable characters, and no blanks around them")
         secret = PREFIX + secrets.token_urlsafe(32)
         with self._locked():
             tokens = self.all()

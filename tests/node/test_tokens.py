@@ -31,7 +31,7 @@ def test_a_name_belongs_to_one_token(tmp_path: Path) -> None:
     book.new("ci")
     with pytest.raises(TokenError, match="already"):
         book.new("ci")
-    for name in ("", "x" * 65, "a\nb"):
+    for name in ("", "x" * 65, "a\nb", "\x1b[2J", "\u202eic", "\u200b", " ci", "ci ", "\u00a0ci"):
         with pytest.raises(TokenError, match="printable"):
             book.new(name)
 
@@ -129,6 +129,8 @@ async def test_the_command_makes_lists_and_revokes(tmp_path: Path) -> None:
     assert "ci" in table
     assert "60/min" in table
     assert (await shoal("token", "new", "ci", *data)).returncode == 2
+    empty = await shoal("token", "new", "any", "--models", " , ", *data)
+    assert (empty.returncode, b"names no model" in empty.stderr) == (2, True), "not a token for everything"
     assert (await shoal("token", "revoke", "ci", *data)).returncode == 0
     gone = await shoal("token", "revoke", "ci", *data)
     assert gone.returncode == 2
