@@ -139,7 +139,7 @@ class TextAnswer(ChatAnswer):
                 found.append(event)
         return found
 
-    def _take_many(self, payloads: list[bytes], out: list[Event]) -> bool:
+    def _take_many(self, joined: bytes, count: int, out: list[Event]) -> bool:
         return False
 
     def _read(self, payload: bytes) -> _Chunk | None:

@@ -220,14 +220,13 @@ class ChatAnswer:
     def feed(self, data: bytes) -> list[Event]:
         """The events in these bytes of an event stream."""
         out: list[Event] = []
-        payloads = self._sse.plain(data)
-        if payloads is None:
-            try:
-                payloads = [event.data.encode() for event in self._sse.feed(data)]
-            except SseError as error:
-                self._fail(ErrorKind.UPSTREAM, str(error))
-                return out
-        if len(payloads) > 2 and self._mender is None and self._take_many(payloads, out):
+        plain = self._sse.plain(data) if self._mender is None else None
+        if plain is not None and self._take_many(*plain, out):
+            return out
+        try:
+            payloads = [event.data.encode() for event in self._sse.feed(data)]
+        except SseError as error:
+            self._fail(ErrorKind.UPSTREAM, str(error))
             return out
         for payload in payloads:
             if not payload:
@@ -244,14 +243,16 @@ class ChatAnswer:
                 break
         return out
 
-    def _take_many(self, payloads: list[bytes], out: list[Event]) -> bool:
+    def _take_many(self, joined: bytes, count: int, out: list[Event]) -> bool:
         """The chunks of a whole packet at once, which costs half; whether they were such that this could be done."""
-        done = payloads[-1] == _DONE
+        done = joined.endswith(_DONE)
+        if done:
+            joined, count = joined[: -len(_DONE) - 1], count - 1
         try:
-            chunks = _decode_many(b"[%b]" % b",".join(payloads[:-1] if done else payloads))
+            chunks = _decode_many(b"[%b]" % joined)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False
-        if len(chunks) != len(payloads) - done:
+        if len(chunks) != count:
             return False
         for chunk in chunks:
             # Text and nothing else, as most chunks are, is taken here: the general way costs as much as the decoding.

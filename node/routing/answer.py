@@ -63,7 +63,7 @@ class Answer:
     ) -> None:
         flight = self.flight
         if flight.pilot is not None:
-            self._router._ground(flight, self._ask)
+            self._router._ground(flight)
         if self._watch is not None:
             self._watch.stop()
         flight.leave()
@@ -121,7 +121,7 @@ class Answer:
         if self._pending:
             pending, self._pending = self._pending[::-1], []
             return pending
-        flight, start = self.flight, self._next
+        flight, start = self._flight or self.flight, self._next
         whole = self._ask.whole
         if flight.pilot is not None:
             await self._fly(flight, flight.pilot)

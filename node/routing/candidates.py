@@ -224,7 +224,7 @@ class NodeCandidates:
         """
         if request.provider is not None and (name := self._pin(request.provider)) != request.provider:
             request = msgspec.structs.replace(request, provider=name)
-        if self._routes and (route := self._route(request, ask)) is not None:
+        if self._routes.any and (route := self._route(request, ask)) is not None:
             request = drawn(route, self._jitter)[0].request_of(request)
         if request.model is None and self._model is not None and request.embed is None:
             request = msgspec.structs.replace(request, model=self._model)
@@ -240,7 +240,7 @@ class NodeCandidates:
         pin = self._pin(request.provider) if request.provider is not None else self._provider
         found: list[Candidate] = []
         asked = ask.asked if ask.asked is not None else request
-        if self._routes and (route := self._route(asked, ask)) is not None:
+        if self._routes.any and (route := self._route(asked, ask)) is not None:
             targets = drawn(route, self._jitter)
             if targets is not route:  # the draw that settled the request stays in front
                 targets = tuple(sorted(targets, key=lambda target: target.request_of(asked).model != request.model))

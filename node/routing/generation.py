@@ -349,7 +349,8 @@ class Generation:
             if attempt.first_token_ms is None:
                 watch.set(min(start + first_s, deadline))
 
-        flight.when_deadline_moves(later)
+        if not flight.alone:
+            flight.when_deadline_moves(later)
         try:
             opened = candidate.open(request, ask, deadline_s=flight.deadline - start)
             if flight.alone and duel is None and isinstance(opened, Severable):
@@ -374,7 +375,8 @@ class Generation:
             watch.stop()
             if flight.alone:
                 flight.end = None
-            flight.when_deadline_moves(None)
+            else:
+                flight.when_deadline_moves(None)
         if said.finish is not None:
             return self._stream, None  # the answer is whole; how its stream was closed does not matter
         if flight.alone and flight.stopped:
@@ -397,6 +399,7 @@ class Generation:
     ) -> ProviderError | None:
         """The same inside the limits: what the provider says until it has no more, or too much."""
         ask, flight, said = self._ask, self._flight, self._answer_so_far.said
+        put = flight.events.append if flight.alone else flight.put  # nobody waits for news of what he writes himself
         async with opened as stream:
             self._stream = stream
             source: AsyncIterable[Event] = stream
@@ -414,7 +417,7 @@ class Generation:
                     if said.add(one):
                         if attempt.first_token_ms is None:
                             self._first(candidate, attempt, start, stream)
-                        flight.put(one)
+                        put(one)
                         passed = True
                     elif type(one) is Dropped:
                         attempt.dropped = one.options

@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Mapp
 from typing import Any
 
 import trio
-from msgspec import Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from ...cache.cid import cid_text
 from ...cache.key import Key
@@ -314,14 +314,14 @@ class Router:
 
     def _key(self, ask: Ask) -> Key | None:
         """The request's cache key, computed once; None when the answer is none for the cache."""
-        if isinstance(ask.key, UnsetType):
+        if ask.key is UNSET:
             ask.asked = ask.request
             ask.request = self._source.settled(ask.request, ask)
             ask.key = None
             if self._cache is not None and not ask.cache_control.no_store:
                 as_known = ask.known is not None and ask.request is ask.asked
                 ask.key = ask.known if as_known else self._cache.key(ask.request)
-        return None if isinstance(ask.key, UnsetType) else ask.key
+        return ask.key
 
     def _landed(self, found: Found) -> Flight:
         flight = Flight(0.0)
@@ -344,24 +344,22 @@ class Router:
             self.flights.add(shared, flight)
         self._shares.take(party)
         if flight.alone:
-            flight.pilot = functools.partial(self._fly_alone, flight, ask)
+            # In the task of the only caller that it can have: who is cancelled then takes it along.
+            self._alone.add(flight)
+            flight.pilot = functools.partial(self._make, flight, ask, None, None, None)
         else:
             self._nursery.start_soon(self._fly, flight, ask, key, shared, name="flight")
         return flight
 
-    async def _fly_alone(self, flight: Flight, ask: Ask) -> None:
-        """The same in the task of the only caller that it can have: who is cancelled then takes it along."""
-        self._alone.add(flight)
-        try:
-            await self._make(flight, ask, None, None, None)
-        finally:
-            self._alone.discard(flight)
-
-    def _ground(self, flight: Flight, ask: Ask) -> None:
+    def _ground(self, flight: Flight) -> None:
         """Its caller has left before it began."""
         flight.pilot = None
         flight.fail(stopped())
+        self._over(flight)
+
+    def _over(self, flight: Flight) -> None:
         flight.land()
+        self._alone.discard(flight)
         self._shares.give_back(flight.party)
 
     async def _fly(self, flight: Flight, ask: Ask, key: Key | None, shared: Hashable | None) -> None:
@@ -391,10 +389,9 @@ class Router:
         finally:
             if not flight.ended:
                 flight.fail(stopped())
-            flight.land()
+            self._over(flight)
             if part is not None:
                 part.over()
-            self._shares.give_back(flight.party)
             if shared is not None:
                 self.flights.remove(shared, flight)
 

@@ -74,9 +74,7 @@ class Routes:
         patterns.sort(key=lambda name: -len(re.split(r"[*?\[]", name, maxsplit=1)[0]))
         self._patterns = [(name, tuple(routes[name])) for name in patterns]
         self._default = self._names.pop(DEFAULT, None)
-
-    def __bool__(self) -> bool:
-        return bool(self._names or self._patterns or self._default)
+        self.any = bool(self._names or self._patterns or self._default)
 
     @property
     def names(self) -> Iterator[tuple[str, Route]]:

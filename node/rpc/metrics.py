@@ -95,15 +95,23 @@ class Counter(Series):
     def __init__(self, name: str, about: str, labels: Sequence[str], unit: str = "") -> None:
         super().__init__(labels)
         self._name, self._about, self._unit = name, about, unit
-        self._counts: dict[tuple[str, ...], float] = {}
+        self._counts: dict[tuple[str, ...], list[float]] = {}
+
+    def of(self, values: tuple[str, ...]) -> list[float]:
+        """The count for these label values, in a list of one, to add to; from MAX_SERIES on, one for all others."""
+        count = self._counts.get(values)
+        if count is None:
+            if len(self._counts) >= MAX_SERIES:
+                values = self._other
+            count = self._counts.setdefault(values, [0.0])
+        return count
 
     def add(self, values: tuple[str, ...], count: float = 1) -> None:
-        if values not in self._counts and len(self._counts) >= MAX_SERIES:
-            values = self._other
-        self._counts[values] = self._counts.get(values, 0) + count
+        self.of(values)[0] += count
 
     def metric(self) -> Metric:
-        return counter(self._name, self._about, (Point(self._pairs(v), n) for v, n in self._counts.items()), self._unit)
+        points = (Point(self._pairs(values), count) for values, (count,) in self._counts.items())
+        return counter(self._name, self._about, points, self._unit)
 
 
 class Distribution:

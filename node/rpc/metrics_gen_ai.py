@@ -97,8 +97,8 @@ class GenAi:
             for attempt in note.attempts:
                 ended = attempt.ms > 0 or flight.ended or attempt is not note.attempts[-1]
                 labels = (attempt.provider, attempt.outcome if ended else "cancelled")
-                self._attempts.add(labels)
-                self._attempt_s.add(labels, attempt.ms / 1000)
+                self._attempts.of(labels)[0] += 1
+                self._attempt_s.of(labels)[0] += attempt.ms / 1000
 
     def _keep(self, who: tuple[str, ...]) -> _Kept:
         if len(self._kept) >= MAX_SERIES:
