@@ -196,8 +196,8 @@ def page() -> str:
         "line wins over the environment, the environment over the file. `shoal config check` checks a file, `shoal "
         "config show` prints what is in force. Files that work as they are stand in `configs/`.",
         "",
-        "Every command takes `--config FILE` and `--data-dir DIR`: with what the node was started with, `shoal status`, "
-        "`shoal ask`, `shoal doctor` and all the others mean that node.",
+        "Every command takes `--config FILE` and `--data-dir DIR`: with what the node was started with, `shoal "
+        "status`, `shoal ask`, `shoal doctor` and all the others mean that node.",
         "",
         "A fault is one line that names the file, the key and the remedy, and exit status 2:",
         "",
