@@ -58,7 +58,7 @@ def test_a_name_without_a_route_has_none() -> None:
     assert routes.find("slow") is None
     assert routes.find(None) is None
     assert routes.find("FAST") is None, "model names keep their case"
-    assert not Routes()
+    assert not Routes().any
 
 
 def test_without_weights_the_order_is_as_written() -> None:
