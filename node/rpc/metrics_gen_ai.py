@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ...providers.base import Usage
 from ..routing.ask import Ask
 from ..routing.attempt import ANSWERED, Attempt
 from ..routing.flight import Flight
@@ -21,6 +22,10 @@ REQUEST_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 TOKENS = tuple(float(4**power) for power in range(14))
+
+COUNTED_AT_ONCE = 64
+"""Requests that have ended are counted so many at a time, and when somebody looks."""
+EMBEDDINGS = "embeddings"
 
 WHO = (
     *("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model"),
@@ -58,9 +63,11 @@ class GenAi:
             "s",
         )
         self._kept: dict[tuple[str, ...], _Kept] = {}
+        self._ended: list[_Ended] = []
         self._refused = Counter("shoal.requests.refused", "Questions that nobody was asked.", ("error.type",))
 
     def metrics(self) -> Iterator[Metric]:
+        self._count()
         for kept in (
             *(self._duration, self._first_token, self._per_token, self._tokens),
             *(self._attempts, self._attempt_s, self._refused),
@@ -81,9 +88,22 @@ class GenAi:
         self._refused.add((why.code or str(why.kind),))
 
     def left(self, ask: Ask, flight: Flight, note: RouteNote) -> None:
+        self._ended.append((operation(ask), note, flight.usage, flight.ended, flight.readers == 0))
+        if len(self._ended) >= COUNTED_AT_ONCE or not flight.ended:
+            self._count()
+
+    # -- counting ------------------------------------------------------------------------------------------------
+
+    def _count(self) -> None:
+        """What has ended since the last time; many together cost half of one by one."""
+        ended, self._ended = self._ended, []
+        for each in ended:
+            self._count_one(*each)
+
+    def _count_one(self, about: str, note: RouteNote, usage: Usage | None, ended: bool, last: bool) -> None:
         where = note.cache if note.cache not in ("miss", "bypass") else "peer" if note.peer else "here"
         asked = note.asked_model if note.provider else None
-        who = (operation(ask), note.provider or "none", asked or "", note.model or "", where)
+        who = (about, note.provider or "none", asked or "", note.model or "", where)
         kept = self._kept.get(who) or self._keep(who)
         ok = note.outcome == ANSWERED
         if ok:
@@ -92,11 +112,11 @@ class GenAi:
             self._duration.observe(note.ms / 1000, (*who, note.outcome))
         if where not in ("here", "peer"):
             return
-        kept.observe_tokens(note, flight, whole=ok, text=ask.request.embed is None)
-        if flight.readers == 0:  # the attempts are the flight's, not each caller's
+        kept.observe_tokens(note, usage if ok else None, text=about != EMBEDDINGS)
+        if last:  # the attempts are the flight's, not each caller's
             for attempt in note.attempts:
-                ended = attempt.ms > 0 or flight.ended or attempt is not note.attempts[-1]
-                labels = (attempt.provider, attempt.outcome if ended else "cancelled")
+                over = attempt.ms > 0 or ended or attempt is not note.attempts[-1]
+                labels = (attempt.provider, attempt.outcome if over else "cancelled")
                 self._attempts.of(labels)[0] += 1
                 self._attempt_s.of(labels)[0] += attempt.ms / 1000
 
@@ -113,6 +133,10 @@ class GenAi:
         return kept
 
 
+_Ended = tuple[str, RouteNote, Usage | None, bool, bool]
+"""The operation, what the router notes, the count of tokens; whether the flight has ended, and its last reader left."""
+
+
 class _Kept(NamedTuple):
     """The distributions of requests with the same labels, found once."""
 
@@ -122,14 +146,14 @@ class _Kept(NamedTuple):
     input: Distribution
     output: Distribution
 
-    def observe_tokens(self, note: RouteNote, flight: Flight, *, whole: bool, text: bool) -> None:
+    def observe_tokens(self, note: RouteNote, usage: Usage | None, *, text: bool) -> None:
+        """usage: of an answer that is whole, where it was counted."""
         last = note.attempts[-1] if note.attempts else None
         if last is None or last.first_token_ms is None:
             return
         if text:
             self.first_token.observe(first_token_ms(note.attempts) / 1000)
-        usage = flight.usage
-        if not whole or usage is None:
+        if usage is None:
             return
         self.input.observe(usage.prompt_tokens)
         if text:
@@ -141,7 +165,7 @@ class _Kept(NamedTuple):
 def operation(ask: Ask) -> str:
     """The name of the conventions for what is asked."""
     if ask.request.embed is not None:
-        return "embeddings"
+        return EMBEDDINGS
     return "chat" if (ask.asked or ask.request).completion is None else "text_completion"
 
 
