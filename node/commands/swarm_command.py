@@ -1,4 +1,4 @@
-"""`shoal swarm`: create one, invite people into it, see who belongs, put nodes out.
+"""`shoal swarm`: create one, invite people into it, see who belongs, put nodes out and let them in again.
 
 The owner's key is in the data directory (owner.json) and is used by these commands alone and by the node on the same
 directory; it never goes over the RPC. What they sign, the running node passes on.
@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,17 @@ from .failures import CommandError
 from .output import duration, print_json, print_table, print_text
 
 if TYPE_CHECKING:
+    from ...protocols.peer_id import PeerId
     from ..swarm.invite import Invite
-    from .client import Node
+    from ..swarm.roster import Owner, Role, Roster
 
 EXAMPLES = """\
 shoal swarm create lab --private     a swarm of your own; strangers cannot even connect
 shoal swarm invite                   the line (and QR code) that lets somebody in for a week
 shoal swarm invite --role ask        the same for somebody who may only ask
 shoal swarm members                  who belongs, in which roles
-shoal swarm revoke PEER              put a node out, everywhere and for good"""
+shoal swarm revoke PEER              put a node out, everywhere and for good
+shoal swarm readmit PEER             let it in again after all"""
 
 MOVE_S = 20.0
 NOT_OWNER = "this machine does not hold the key of the swarm's owner; do it on the machine where it was created"
@@ -40,7 +42,7 @@ PORT = 4642
 
 @click.group(cls=Group, examples=EXAMPLES)
 def command() -> None:
-    """Create a swarm, invite people, and put nodes out."""
+    """Create a swarm, invite people, put nodes out, and let them in again."""
 
 
 # -- create --------------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def blocks(matrix: Sequence[Sequence[int]]) -> str:
     return "\n".join("".join(signs[int(a), int(b)] for a, b in zip(*pair, strict=True)) for pair in pairs)
 
 
-# -- members, revoke -----------------------------------------------------------------------------------------------
+# -- members, revoke, readmit --------------------------------------------------------------------------------------
 
 
 @command.command(examples="shoal swarm members\nshoal swarm members --json | jq -r '.members[].peer'")
@@ -250,50 +252,89 @@ def age(seconds: float) -> str:
 @click.argument("peer")
 @common
 def revoke(peer: str, as_json: bool, data_dir: Path | None) -> None:
-    """Put a node out of the private swarm: every member drops it within seconds, and it stays out.
+    """Put a node out of the private swarm: every member drops it within seconds, and it stays out until `readmit`.
 
     The invite that it came with is void, too. The key of the swarm stays the same: a node that was put out can still
     open connections, which end before a word is said.
     """
-    from ..addresses import is_peer_id
-
-    if not is_peer_id(peer):
-        raise click.UsageError("Give a whole peer id; `shoal swarm members` lists them.")
-    found = trio_run(put_out, data_dir, peer)
+    found = trio_run(change_roster, data_dir, whole(peer), without)
     if as_json:
         print_json(found)
     else:
         print_text(f"{peer} is put out; the members that are up know it within seconds\n")
 
 
-async def put_out(data_dir: Path | None, peer: str) -> Any:
-    from .client import connect
+@command.command(examples="shoal swarm readmit 12D3KooW...\nshoal swarm readmit 12D3KooW... --role ask")
+@click.argument("peer")
+@click.option(
+    "--role",
+    "roles",
+    type=click.Choice(["ask", "serve", "cache"]),
+    multiple=True,
+    help="What it may do; by default what it might do before.",
+)
+@common
+def readmit(peer: str, roles: tuple[Role, ...], as_json: bool, data_dir: Path | None) -> None:
+    """Let a node that was put out of the private swarm in again.
 
-    async with connect(data_dir) as node:
-        return await change_roster(node, data_dir, peer)
+    It needs no new invite, and if it is up it is back within a minute. One that has left the swarm meanwhile, or lacks
+    a new key of it, joins with a new invite. The invite that it once came with stays void.
+    """
+
+    def again(pen: Owner, roster: Roster, peer_id: PeerId) -> list[bytes]:
+        if roster.member(peer_id) is not None:
+            raise CommandError(f"{peer} is a member already", ExitCode.USAGE)
+        if roster.put_out(peer_id) is None:
+            raise CommandError(f"{peer} was never put out; `shoal swarm invite` lets it in", ExitCode.USAGE)
+        return pen.readmit(roster, peer_id, roles)
+
+    found = trio_run(change_roster, data_dir, whole(peer), again)
+    if as_json:
+        print_json(found)
+    else:
+        may = next((", ".join(member["roles"]) for member in found["members"] if member["peer"] == peer), "")
+        print_text(f"{peer} is let in again ({may}); if it is up it is back within a minute\n")
 
 
-async def change_roster(node: Node, data_dir: Path | None, peer: str, attempts: int = 5) -> Any:
+def whole(peer: str) -> PeerId:
+    """A peer id as somebody typed it."""
+    from ...protocols.peer_id import PeerId
+    from ..addresses import is_peer_id
+
+    if not is_peer_id(peer):
+        raise click.UsageError("Give a whole peer id; `shoal swarm members` lists them.")
+    return PeerId(peer)
+
+
+def without(pen: Owner, roster: Roster, peer: PeerId) -> list[bytes]:
+    if roster.member(peer) is None and not roster.is_revoked(peer):
+        names = ", ".join(member.peer[-6:] for member in roster.members)
+        raise CommandError(f"there is no such member (there are: {names})", ExitCode.USAGE)
+    return pen.revoke(roster, peer)
+
+
+async def change_roster(
+    data_dir: Path | None, peer: PeerId, sign: Callable[[Owner, Roster, PeerId], list[bytes]], attempts: int = 5
+) -> Any:
     """Sign the next roster and have the node pass it on; again when it has changed meanwhile."""
     from ...protocols.peer_id import PeerId
     from ..swarm.roster import read_roster
+    from .client import connect
 
-    for attempt in range(attempts):
-        found = await node.get("/shoal/v1/swarm")
-        if found.get("owner") is None:
-            raise CommandError("this swarm is open and has no members to put out", ExitCode.USAGE)
-        if not found.get("roster"):
-            raise CommandError("the roster has not arrived yet; try again in a moment", ExitCode.NO_ANSWER)
-        pen = owner_pen(data_dir, found["owner"], found["name"])
-        wire = [base64.b64decode(part) for part in found["roster"]]
-        roster = read_roster(wire, swarm=found["name"], owner=PeerId(found["owner"]))
-        if roster.member(PeerId(peer)) is None and not roster.is_revoked(PeerId(peer)):
-            names = ", ".join(m.peer[-6:] for m in roster.members)
-            raise CommandError(f"there is no such member (there are: {names})", ExitCode.USAGE)
-        told = [base64.b64encode(part).decode() for part in pen.revoke(roster, PeerId(peer))]
-        try:
-            return await node.post("/shoal/v1/swarm/roster", {"roster": told})
-        except CommandError as error:
-            if error.code != ExitCode.REFUSED or attempt == attempts - 1:
-                raise
+    async with connect(data_dir) as node:
+        for attempt in range(attempts):
+            found = await node.get("/shoal/v1/swarm")
+            if found.get("owner") is None:
+                raise CommandError("this swarm is open and has no members to put out or let in", ExitCode.USAGE)
+            if not found.get("roster"):
+                raise CommandError("the roster has not arrived yet; try again in a moment", ExitCode.NO_ANSWER)
+            pen = owner_pen(data_dir, found["owner"], found["name"])
+            wire = [base64.b64decode(part) for part in found["roster"]]
+            roster = read_roster(wire, swarm=found["name"], owner=PeerId(found["owner"]))
+            told = [base64.b64encode(part).decode() for part in sign(pen, roster, peer)]
+            try:
+                return await node.post("/shoal/v1/swarm/roster", {"roster": told})
+            except CommandError as error:
+                if error.code != ExitCode.REFUSED or attempt == attempts - 1:
+                    raise
     raise AssertionError("unreachable")

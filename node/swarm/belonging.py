@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import trio
 
+from ...protocols.peer_id import PeerId
 from ...protocols.session import CallError, Session, SessionLost
 from . import admission as admissions
 from .admission import Admission
@@ -38,6 +39,11 @@ class Swarm(Protocol):
 class Belonging:
     def __init__(self, host: Host, links: Links, swarm: Swarm) -> None:
         self._host, self._links, self._swarm = host, links, swarm
+        self._out = self._put_out()
+
+    def _put_out(self) -> set[PeerId]:
+        roster = self._swarm.admission.roster
+        return {entry.peer for entry in roster.revoked} if roster is not None else set()
 
     async def settle(self, peer: Peer, session: Session) -> None:
         """Read the newer roster of a peer that this node knows no right of, and let it in or put it out."""
@@ -64,8 +70,9 @@ class Belonging:
             log.warning("a roster is refused: %s", refused, extra={"peer": session.remote_peer})
 
     def roster_changed(self) -> None:
-        """Put out who does not belong any more, and tell the others at once."""
+        """Put out who does not belong any more, call back who belongs again, and tell the others at once."""
         roster = self._swarm.admission.roster
+        were_out, self._out = self._out, self._put_out()
         for member in roster.members if roster is not None else ():
             self._host.unbar(member.peer)
         for peer in self._links.peers.values():
@@ -75,6 +82,10 @@ class Belonging:
                 log.info("a peer does not belong any more", extra={"peer": peer.id})
                 self._swarm.book().forget(peer.id)
                 self._links.expel(peer, admissions.REVOKED, bar=self._swarm.admission.is_revoked(peer.id))
+        for peer_id in were_out - self._out:
+            back = self._links.peers.get(peer_id)
+            if back is not None and back.addresses and self._swarm.admission.admits(peer_id):
+                self._links.seek(back)  # it tries by itself as well, but once a minute
         for session in self._links.sessions():
             if self._swarm.admission.admits(session.remote_peer):
                 session.send_note(admissions.NOTE, self._swarm.admission.number)

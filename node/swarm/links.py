@@ -91,6 +91,7 @@ class Owner(Protocol):
     def service(self, peer_id: PeerId) -> Service: ...
     def greet(self, peer: Peer, session: Session) -> None: ...  # a session is ready
     def is_urgent(self, peer_id: PeerId) -> bool: ...  # a relay, without which others cannot be reached
+    def is_barred(self, peer_id: PeerId) -> bool: ...  # must not be connected to
     def notify(self) -> None: ...  # somebody came or went
 
 
@@ -205,7 +206,7 @@ class Links:
     async def _expel(self, peer_id: PeerId, sessions: list[Session], reason: str, bar: bool) -> None:
         with trio.move_on_after(FAREWELL_S):
             await _goodbye(sessions, reason, 0.0)
-        if bar:
+        if bar and self._owner.is_barred(peer_id):  # it may have been let in again meanwhile
             self._host.bar(peer_id)
 
     def dismiss(self, peer: Peer, reason: str = ENOUGH) -> None:

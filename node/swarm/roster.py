@@ -62,9 +62,12 @@ class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ticket: bytes = b""
 
 
-class Revoked(Struct, frozen=True, kw_only=True):
+class Revoked(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """at: Unix time. roles: what it might do before, and may again if it is let in again."""
+
     peer: PeerId
     at: float
+    roles: Roles = ROLES
 
 
 class Roster(Struct, frozen=True, kw_only=True):
@@ -82,8 +85,11 @@ class Roster(Struct, frozen=True, kw_only=True):
     def member(self, peer: PeerId) -> Member | None:
         return next((member for member in self.members if member.peer == peer), None)
 
+    def put_out(self, peer: PeerId) -> Revoked | None:
+        return next((entry for entry in self.revoked if entry.peer == peer), None)
+
     def is_revoked(self, peer: PeerId) -> bool:
-        return any(entry.peer == peer for entry in self.revoked)
+        return self.put_out(peer) is not None
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -164,13 +170,23 @@ class Owner:
         """The next roster, without this member. The ticket that it came with is void, lest it comes back under
         another name; ticket: another one to call in."""
         known = roster.member(peer)
+        before = known or roster.put_out(peer)
+        entry = Revoked(peer=peer, at=self._clock(), roles=before.roles if before is not None else ROLES)
         void = {known.ticket if known is not None else b"", ticket} - {b""}
         return self._next(
             roster,
             members=tuple(m for m in roster.members if m.peer != peer),
-            revoked=(*(entry for entry in roster.revoked if entry.peer != peer), Revoked(peer=peer, at=self._clock())),
+            revoked=(*(other for other in roster.revoked if other.peer != peer), entry),
             void=tuple(dict.fromkeys((*roster.void, *sorted(void)))),
         )
+
+    def readmit(self, roster: Roster, peer: PeerId, roles: Sequence[Role] = ()) -> list[bytes]:
+        """The next roster, with one that was put out in it again: in these roles, or in those that it had.
+
+        The ticket that it once came with stays void: others may have it.
+        """
+        entry = roster.put_out(peer)
+        return self.admit(roster, peer, roles or (entry.roles if entry is not None else ROLES))
 
     def sign(self, roster: Roster) -> list[bytes]:
         return self._signed(ROSTER_DOMAIN, roster)

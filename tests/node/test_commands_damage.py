@@ -20,7 +20,8 @@ COMMANDS = """
 status | status --json | peers | providers | providers test local_hf | top --once | route last | doctor | doctor --json
 cache stats | cache list | cache get CID | cache pin CID | cache forget CID | cache forget --prompt hi
 cache export OUT.car | cache import IN.car | verify CID | verify IN.car | receipt CID -o R.receipt | ask hi
-pause | pause --for 2m | resume | swarm members | swarm invite | swarm invite --role ask | swarm revoke PEER
+pause | pause --for 2m | resume | swarm members | swarm invite | swarm invite --role ask
+swarm revoke PEER | swarm readmit PEER
 swarm create x | join shoal1abcdef | join --forget | token list | token new n | token revoke n
 models list | models use smollm2 | config show | config check | service status | version | completion bash
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -89,6 +90,37 @@ def test_an_older_roster_does_not_undo_a_revocation(tmp_path):
     again = admission(tmp_path)  # after a restart
     assert again.is_revoked(YOU)
     assert again.admits(ME)
+
+
+def test_who_is_let_in_again_may_what_it_might_and_no_older_roster_undoes_that(tmp_path):
+    pen, here = Owner(OWNER, "home"), admission(tmp_path)
+    ticket = pen.ticket(["ask"])
+    here.take(pen.first_roster(ME))
+    id_ = read_ticket(ticket, swarm="home", owner=OWNER.peer_id, now=time.time()).id
+    here.take(pen.admit(here.roster, YOU, ["ask"], id_))
+    out = pen.revoke(here.roster, YOU)
+    here.take(out)
+    here.take(pen.revoke(here.roster, YOU))  # twice is once
+    again = pen.readmit(here.roster, YOU)
+    here.take(again)
+    assert here.roles(YOU) == ("ask",)
+    assert not here.take(out)
+    assert admission(tmp_path).roles(YOU) == ("ask",)  # after a restart
+    with pytest.raises(ProtocolError):  # its ticket may be in other hands
+        here.check(OTHER, {"ticket": ticket})
+    here.check(YOU, {"ticket": ticket})
+    here.take(pen.revoke(here.roster, YOU))
+    assert not here.take(again)
+    assert here.is_revoked(YOU)
+    here.take(pen.readmit(here.roster, YOU, ["serve", "cache"]))
+    assert here.roles(YOU) == ("serve", "cache")
+
+
+def test_a_roster_of_a_node_that_does_not_keep_roles_of_those_it_put_out_is_read():
+    body = {"swarm": "home", "owner": OWNER.peer_id, "seq": 3, "created": 1.0, "v": 1, "members": [], "void": []}
+    encoded = msgspec.msgpack.encode(body | {"revoked": [{"peer": YOU, "at": 1.0}]})
+    roster = read_roster([encoded, OWNER.sign(b"shoal-roster-v1\0" + encoded)], swarm="home", owner=OWNER.peer_id)
+    assert roster.put_out(YOU).roles == ROLES
 
 
 def test_who_was_put_out_cannot_come_back_under_another_name_with_the_same_ticket():
@@ -211,14 +243,28 @@ async def test_a_revoked_node_is_dropped_by_all_within_ten_seconds_and_stays_out
                 await anext(answer)
 
 
-async def test_a_revoked_node_may_be_let_in_again(autojump_clock, tmp_path):
+async def test_a_revoked_node_that_is_let_in_again_is_back_at_once_everywhere(autojump_clock, tmp_path):
+    async with private_swarm(tmp_path) as swarm:
+        nodes = [await swarm.join(number) for number in range(1, 5)]
+        await until(lambda: all(one.sees(two) for one in swarm.nodes for two in swarm.nodes if one is not two))
+        back, rest = nodes[1], [node for node in swarm.nodes if node is not nodes[1]]
+        swarm.owner.swarm.take_roster(swarm.pen.revoke(roster(swarm.owner), back.id))
+        await until(lambda: all(back.id in node.host.barred and not node.sees(back) for node in rest))
+        await trio.sleep(300)
+        swarm.owner.swarm.take_roster(swarm.pen.readmit(roster(swarm.owner), back.id))
+        await until(lambda: all(node.sees(back) and back.sees(node) for node in rest), within=5)
+        await until(lambda: roster(back).seq == roster(swarm.owner).seq, within=5)
+
+
+async def test_who_is_let_in_again_while_it_is_told_to_go_is_not_shut_out(autojump_clock, tmp_path):
     async with private_swarm(tmp_path) as swarm:
         one = await swarm.join(1)
         await until(lambda: swarm.owner.sees(one) and roster(one) is not None)
         swarm.owner.swarm.take_roster(swarm.pen.revoke(roster(swarm.owner), one.id))
-        await until(lambda: not swarm.owner.sees(one))
-        swarm.owner.swarm.take_roster(swarm.pen.admit(roster(swarm.owner), one.id, ROLES))
+        swarm.owner.swarm.take_roster(swarm.pen.readmit(roster(swarm.owner), one.id))
+        await trio.sleep(10)
         await until(lambda: swarm.owner.sees(one), within=120)
+        assert not swarm.owner.host.barred
 
 
 async def test_roles_say_who_may_ask_serve_and_read(autojump_clock, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import segno
 import trio
@@ -39,7 +40,9 @@ def says(node: NodeProcess, reason: str):
     return lambda said: any(peer["peer"] == node.peer_id and reason in peer["problem"] for peer in said["peers"])
 
 
-async def test_a_private_swarm_lets_in_who_is_invited_and_drops_who_is_put_out(tmp_path: Path) -> None:
+async def test_a_private_swarm_lets_in_who_is_invited_drops_who_is_put_out_and_takes_them_back(
+    tmp_path: Path,
+) -> None:
     await in_thread(create, tmp_path / "owner", "--private")
     config = NO_MODEL + '[swarm]\nlisten = ["/ip4/127.0.0.1/tcp/0"]\n'
     owner = await start(tmp_path / "owner", config=config)
@@ -65,11 +68,34 @@ async def test_a_private_swarm_lets_in_who_is_invited_and_drops_who_is_put_out(t
             shown = (await in_thread(two.shoal, "peers")).stdout + (await in_thread(two.shoal, "status")).stdout
             assert "turned away" in shown
             assert "ask the swarm's owner" in " ".join(shown.split())
-            await until(one, ("swarm", "members"), lambda said: len(said["revoked"]) == 1)
+            said = await until(one, ("swarm", "members"), lambda said: len(said["revoked"]) == 1)
+            for node, peer, code, why in (
+                (two, two.peer_id, 5, "owner"),
+                (owner, one.peer_id, 2, "a member already"),
+                (owner, "12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj", 2, "shoal swarm invite"),
+            ):
+                refused = await in_thread(node.shoal, "swarm", "readmit", peer, check=False)
+                assert (refused.returncode, why in refused.stderr) == (code, True), refused.stderr
+            again = await in_thread(owner.shoal, "swarm", "readmit", two.peer_id)
+            assert "let in again (ask, serve, cache)" in again.stdout
+            for node in (owner, one, two):
+                await until(node, ("peers",), connected(2))
+            for node in (owner, one):  # the statement that put it out counts no more, whoever sends it
+                replay = await in_thread(
+                    httpx.post, f"{node.rpc}/shoal/v1/swarm/roster", json={"roster": said["roster"]}
+                )
+                assert replay.status_code == 409
+            await in_thread(owner.shoal, "swarm", "revoke", two.peer_id)
+            await until(owner, ("peers",), connected(1))
         with await start(tmp_path / "two", "--join", invite, config=config) as two:
             await until(two, ("peers",), says(owner, "put this node out"))
             for node in (owner, two):
                 await until(node, ("peers",), connected(0))
+            await in_thread(owner.shoal, "swarm", "readmit", two.peer_id)
+        one, two = [await start(tmp_path / name, "--join", invite, config=config) for name in ("one", "two")]
+        with one, two:  # neither heard of it when it was said
+            for node in (owner, one, two):
+                await until(node, ("peers",), connected(2), within=15)
 
 
 async def test_a_running_node_moves_to_the_swarm_that_it_creates_and_others_follow(tmp_path: Path) -> None:
