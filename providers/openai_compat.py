@@ -11,6 +11,7 @@ First-token and idle limits are the router's; a slow connect is ours to end.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -23,6 +24,7 @@ import trio
 from msgspec import Meta, field
 
 from ..protocols.http.client import BadResponse, Call, Client, ClientError, ConnectFailed, Response
+from ..protocols.http.message import Header
 from .base import (
     Capabilities,
     ErrorKind,
@@ -160,7 +162,13 @@ class OpenAiCompat(Provider):
             problem = f"cannot be reached through the proxy that the environment names ({error})"
             raise SettingsError("base_url", problem, "correct HTTP_PROXY or HTTPS_PROXY, or set NO_PROXY") from None
         self._base = settings.base_url.rstrip("/")
-        self._headers = [("user-agent", "shoal"), *((k.lower(), v) for k, v in settings.headers.items())]
+        self._headers: tuple[Header, ...] = (
+            ("user-agent", "shoal"),
+            *((name.lower(), value) for name, value in settings.headers.items()),
+            ("content-type", "application/json"),
+            ("accept", "text/event-stream, application/json"),
+        )
+        self._keyed: tuple[str | None, tuple[Header, ...]] = (None, self._headers)
         self._capabilities = Capabilities(
             continues=settings.continues, tools=settings.tools, images=settings.images, seeds=settings.seeds
         )
@@ -219,15 +227,11 @@ class OpenAiCompat(Provider):
         response = await self.entered(call)
         if response.status != 200:
             raise await self.refusal(response, request)
-        kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
-        answer = ChatAnswer(request, key=self._credential.read())
-        return Events(response, answer, dropped, whole=kind == "application/json")
+        return Events(response, ChatAnswer(request, key=self._keyed[0]), dropped, whole=_is_json(response))
 
     def text_events(self, response: Response, request: GenerateRequest, dropped: tuple[str, ...]) -> Events:
         """The events of a text completion."""
-        kind = (response.header("content-type") or "").partition(";")[0].strip().lower()
-        answer = TextAnswer(request, key=self._credential.read())
-        return Events(response, answer, dropped, whole=kind == "application/json")
+        return Events(response, TextAnswer(request, key=self._keyed[0]), dropped, whole=_is_json(response))
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Vectors for texts (providers/embedding.py). Raises ProviderError."""
@@ -247,7 +251,7 @@ class OpenAiCompat(Provider):
     def post(self, path: str, body: bytes) -> Call:
         headers = self._request_headers()
         if (trace := TRACE.get()) is not None:
-            headers += trace.headers
+            headers = (*headers, *trace.headers)
         url, timeout = self._base + path, self._settings.connect_timeout_s
         return self._client.request("POST", url, headers=headers, body=body, connect_timeout=timeout)
 
@@ -278,15 +282,11 @@ class OpenAiCompat(Provider):
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name}: {reason}")
         return status.default_model
 
-    def _request_headers(self) -> list[tuple[str, str]]:
-        headers = [
-            *self._headers,
-            ("content-type", "application/json"),
-            ("accept", "text/event-stream, application/json"),
-        ]
-        if key := self._credential.read():
-            headers.append(("authorization", f"Bearer {key}"))
-        return headers
+    def _request_headers(self) -> tuple[Header, ...]:
+        key = self._credential.read()
+        if key != self._keyed[0]:
+            self._keyed = (key, (*self._headers, ("authorization", f"Bearer {key}")) if key else self._headers)
+        return self._keyed[1]
 
     async def refusal(self, response: Response, request: GenerateRequest, body: bytes | None = None) -> ProviderError:
         """What an answer says that is no answer. body: where it was read already."""
@@ -392,6 +392,16 @@ class OpenAiCompat(Provider):
         )
         default = settings.default_model or (names[0] if names else None)
         return Status(ready=True, models=models, default_model=default, any_model=settings.any_model)
+
+
+def _is_json(response: Response) -> bool:
+    """Whether the answer came whole, though a stream was asked for."""
+    return _media_type(response.header("content-type") or "") == "application/json"
+
+
+@functools.lru_cache(maxsize=64)
+def _media_type(header: str) -> str:
+    return header.partition(";")[0].strip().lower()
 
 
 _NOTHING = GenerateRequest(messages=())

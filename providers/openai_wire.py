@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from ..protocols.http.sse import SseError, SseParser
+from ..protocols.http.sse import SseError, SseParser, plain
 from .base import (
     ErrorKind,
     Event,
@@ -196,7 +196,7 @@ class ChatAnswer:
 
     def __init__(self, asked_for: GenerateRequest, *, key: str | None = None) -> None:
         self._key = key
-        self._sse = SseParser(strict=True)
+        self._sse: SseParser | None = None  # made for the first packet that is odd
         self._request = asked_for
         self._text = self._tools = self._whole = False
         self._reason: str | None = None
@@ -220,9 +220,11 @@ class ChatAnswer:
     def feed(self, data: bytes) -> list[Event]:
         """The events in these bytes of an event stream."""
         out: list[Event] = []
-        plain = self._sse.plain(data) if self._mender is None else None
-        if plain is not None and self._take_many(*plain, out):
-            return out
+        if self._mender is None and (self._sse is None or self._sse.between):
+            found = plain(data)
+            if found is not None and self._take_many(*found, out):
+                return out
+        self._sse = self._sse or SseParser(strict=True)
         try:
             payloads = [event.data.encode() for event in self._sse.feed(data)]
         except SseError as error:

@@ -24,6 +24,7 @@ class SseError(ValueError):
 
 _BOM = b"\xef\xbb\xbf"
 _NEXT_DATA = b"\n\ndata: "
+MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
 class SseParser:
@@ -34,7 +35,7 @@ class SseParser:
     for, in ms, or None. An event without the empty line behind it is never given: it may have been cut.
     """
 
-    def __init__(self, max_event: int = 16 * 1024 * 1024, *, strict: bool = False) -> None:
+    def __init__(self, max_event: int = MAX_EVENT_BYTES, *, strict: bool = False) -> None:
         self._errors = "strict" if strict else "replace"
         self.retry: int | None = None
         self._max_event = max_event
@@ -46,26 +47,10 @@ class SseParser:
         self._event = ""
         self._id = ""
 
-    def plain(self, data: bytes) -> tuple[bytes, int] | None:
-        """The data of all events in `data` with commas between, and how many they are: where these bytes are whole
-        events that begin with `data: `, as nearly all streams send them. Else None; nothing was taken then, and `feed`
-        is to be asked.
-
-        Made for JSON, which one call decodes. Further lines of an event stay in it behind a line break, and an event
-        without data leaves nothing between two commas: neither is JSON then, and `feed` is to be asked after all.
-        """
-        if not data.startswith(b"data: ") or not data.endswith(b"\n\n") or len(data) > self._max_event:
-            return None
-        if self._line or self._size or self._event or self._after_cr or b"\r" in data:
-            return None
-        if not data.isascii():
-            try:
-                data.decode()
-            except UnicodeDecodeError:
-                return None
-        inner = data[6:-2]
-        joined = inner.replace(_NEXT_DATA, b",")
-        return joined, (len(inner) - len(joined)) // (len(_NEXT_DATA) - 1) + 1
+    @property
+    def between(self) -> bool:
+        """Whether no event has begun, so that the bytes that come next may be looked at alone (`plain`)."""
+        return not (self._line or self._size or self._event or self._data or self._after_cr)
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events that `data` completes. Raises SseError."""
@@ -123,6 +108,25 @@ class SseParser:
                 self.retry = int(value)
             case _:
                 pass
+
+
+def plain(data: bytes) -> tuple[bytes, int] | None:
+    """The data of all events in `data` with commas between, and how many they are: where these bytes are whole events
+    that begin with `data: `, as nearly all streams send them. Else None: a parser is needed.
+
+    Made for JSON, which one call decodes. Further lines of an event stay in it behind a line break, and an event
+    without data leaves nothing between two commas: neither is JSON then, and a parser is needed after all.
+    """
+    if not data.startswith(b"data: ") or not data.endswith(b"\n\n") or b"\r" in data or len(data) > MAX_EVENT_BYTES:
+        return None
+    if not data.isascii():
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            return None
+    inner = data[6:-2]
+    joined = inner.replace(_NEXT_DATA, b",")
+    return joined, (len(inner) - len(joined)) // (len(_NEXT_DATA) - 1) + 1
 
 
 def encode_event(data: bytes, event: str | None = None) -> bytes:
