@@ -110,6 +110,7 @@ class LocalHf(Provider):
     """See the module. worker: the command that starts a worker (a test starts a fake one)."""
 
     runs_here = True
+    completes = True
 
     def __init__(
         self,
@@ -339,7 +340,8 @@ class LocalHf(Provider):
 
 def not_offered(request: GenerateRequest) -> str:
     """Why the local model cannot serve this request, with what to do instead; empty when it can."""
-    if not request.messages:
+    completion = request.completion
+    if not request.messages and completion is None:
         return "messages is empty; send at least one message"
     if request.n != 1:
         return f"n is 1 here, not {request.n}; ask several times for several answers"
@@ -347,7 +349,12 @@ def not_offered(request: GenerateRequest) -> str:
         return "the local model does not call tools; leave tools out, or ask a provider that offers them"
     if any(m.shows for m in request.messages):
         return "the local model reads text only; leave images and files out, or ask a provider that takes them"
-    if request.max_tokens is not None and request.max_tokens < 1:
+    if completion is not None and completion.best_of is not None:
+        return "the local model writes one text for a request; leave best_of out, or ask for n choices"
+    if completion is not None and completion.echo and request.prefix:
+        return "an answer that begins with its prompt is not gone on with; ask for it anew"
+    says_prompt = completion is not None and completion.echo
+    if request.max_tokens is not None and request.max_tokens < (0 if says_prompt else 1):
         return f"max_tokens is {request.max_tokens}; an answer needs at least 1"
     top = request.extra.get("top_logprobs")
     if top is not None and (type(top) is not int or not 0 <= top <= MOST_LOGPROBS):

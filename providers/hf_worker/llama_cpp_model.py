@@ -177,6 +177,7 @@ class GgufTokenizer:
 
     def __init__(self, model: LlamaCpp) -> None:
         self._vocabulary = vocabulary = model.vocabulary
+        self.size = model.tokens
         self._template = compiled(model.template)
         self.added_tokens_decoder: dict[int, AddedToken] = {}
         self.ends: set[int] = set()

@@ -58,11 +58,32 @@ class Noting:
         return token
 
 
-class TokenNotes:
-    """Notes on their way to the caller: each is told with the first text that its token brought."""
+class Reading:
+    """A sampler that picks what is known before the other one picks anything: behind it, a `Noting` notes how likely
+    each token of a text was."""
 
-    def __init__(self, notes: deque[Note], word: Callable[[int], str]) -> None:
-        self._notes, self._word = notes, word
+    greedy = False
+
+    def __init__(self, known: list[int], sampler: Picks) -> None:
+        self._known, self._sampler = deque(known), sampler
+
+    def twin(self) -> Any:
+        """See `sampling.Sampler`. Asked when the known tokens are over, as until then they are the engine's draft."""
+        return self._sampler.twin()  # type: ignore[attr-defined]
+
+    def pick(self, logits: Any) -> int:
+        """The next token that is known; else the other sampler's."""
+        return self._known.popleft() if self._known else self._sampler.pick(logits)
+
+
+class TokenNotes:
+    """Notes on their way to the caller: each is told with the first text that its token brought.
+
+    offsets: with where in the text that is, in characters.
+    """
+
+    def __init__(self, notes: deque[Note], word: Callable[[int], str], *, offsets: bool = False) -> None:
+        self._notes, self._word, self._offsets = notes, word, offsets
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
         self._brought = self._said = 0
 
@@ -71,6 +92,15 @@ class TokenNotes:
         note = self._notes.popleft()
         told = self._told(note.token, note.logprob)
         told["top_logprobs"] = [self._told(token, logprob) for token, logprob in note.top]
+        self._brings(told, text)
+
+    def begins(self, token: int, text: str) -> None:
+        """The first token of a text brought this: nothing stands before it that could make it likely."""
+        self._brings({**self._told(token, 0.0), "logprob": None, "top_logprobs": []}, text)
+
+    def _brings(self, told: dict[str, Any], text: str) -> None:
+        if self._offsets:
+            told["text_offset"] = self._brought
         self._waiting.append((self._brought, told))
         self._brought += len(text)
 

@@ -1,4 +1,7 @@
-"""Messages to tokens: the model's own chat template, with text that can't pass for a control token."""
+"""Messages to tokens: the model's own chat template, with text that can't pass for a control token.
+
+The same for bare text, which goes to the model without a template.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,17 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ..base import ErrorKind, GenerateRequest, Message
+from ..base import Completion, ErrorKind, GenerateRequest, Message
 from .bounds import TEMPLATE_S, OutOfBoundsError, bounded
+
+GAPS = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001  DeepSeek-Coder
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
+)
+"""Control tokens before the text, between it and what stands behind the gap, and where the gap is to be filled."""
 
 
 class PromptRefused(Exception):
@@ -74,17 +86,30 @@ class Prompter:
         self._tokenizer, self._name, self.context_length = tokenizer, name, context_length
         self._template_s = template_s
         self._neutralise = Neutraliser(control_tokens(tokenizer))
-        self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
+        vocabulary = tokenizer.get_vocab()
+        self._longest_token = max(map(len, vocabulary), default=1)
+        self._size = getattr(tokenizer, "size", 0) or max(vocabulary.values(), default=0) + 1
 
     def prompt(self, request: GenerateRequest) -> Prompt:
         """The tokens of a request. Raises PromptRefused: too long, or not what the model's template takes."""
+        if request.completion is not None:
+            return self._bare(request.completion, request.prefix)
+        messages = self.tokens(self.written(request))
+        so_far = self._neutralise(request.prefix)
+        prefix = self.tokens(so_far)
+        if len(messages) + len(prefix) >= self.context_length:
+            self._too_long(f"{len(messages) + len(prefix)} tokens")
+        return Prompt(messages, prefix, so_far)
+
+    def written(self, request: GenerateRequest) -> str:
+        """The conversation as the model's template writes it. Raises PromptRefused."""
         characters = len(request.prefix) + sum(len(message.text) for message in request.messages)
         if characters > self.context_length * self._longest_token:  # certain without spending time on tokens
             self._too_long(f"{characters} characters")
         turns = [self._turn(message) for message in request.messages]
         try:
             with bounded(self._template_s):
-                text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except (OutOfBoundsError, MemoryError):
             raise PromptRefused(
                 ErrorKind.UPSTREAM,
@@ -96,12 +121,49 @@ class Prompter:
                 f"the chat template of {self._name} does not take these messages ({type(fault).__name__});"
                 " try without a system message and with turns of user and assistant that alternate",
             ) from None
-        messages = self.tokens(text)
-        so_far = self._neutralise(request.prefix)
-        prefix = self.tokens(so_far)
-        if len(messages) + len(prefix) >= self.context_length:
-            self._too_long(f"{len(messages) + len(prefix)} tokens")
-        return Prompt(messages, prefix, so_far)
+        return text
+
+    def _bare(self, completion: Completion, prefix: str) -> Prompt:
+        """The tokens of a text that is gone on with as it stands, without a template: control tokens come in as ids
+        alone, which nobody writes by accident. Raises PromptRefused."""
+        given = (completion.prompt, completion.suffix or "", prefix)
+        characters = sum(len(each) for each in given if isinstance(each, str))
+        if characters > self.context_length * self._longest_token:
+            self._too_long(f"{characters} characters")
+        if isinstance(completion.prompt, str):
+            tokens = self.tokens(self._neutralise(completion.prompt))
+        else:
+            tokens = list(completion.prompt)
+            if max(tokens, default=0) >= self._size:
+                raise PromptRefused(
+                    ErrorKind.BAD_REQUEST,
+                    f"prompt holds a token that {self._name} does not have: its ids are below {self._size}",
+                )
+        if completion.suffix is not None:
+            tokens = self._gap(tokens, self.tokens(self._neutralise(completion.suffix)))
+        if isinstance(completion.prompt, str):
+            tokens = (
+                self._tokenizer.encode("", add_special_tokens=True) + tokens
+            )  # what a text begins with, if anything
+        if not tokens:
+            raise PromptRefused(ErrorKind.BAD_REQUEST, "prompt is empty; send at least one character")
+        so_far = self._neutralise(prefix)
+        more = self.tokens(so_far)
+        if len(tokens) + len(more) >= self.context_length:
+            self._too_long(f"{len(tokens) + len(more)} tokens")
+        return Prompt(tokens, more, so_far)
+
+    def _gap(self, before: list[int], behind: list[int]) -> list[int]:
+        """The tokens by which a model is asked what stands between two texts. Raises PromptRefused."""
+        ids = {token.content: at for at, token in self._tokenizer.added_tokens_decoder.items()}
+        for first, second, last in GAPS:
+            if first in ids and second in ids and last in ids:
+                return [ids[first], *before, ids[second], *behind, ids[last]]
+        raise PromptRefused(
+            ErrorKind.BAD_REQUEST,
+            f"{self._name} was not made to write before a suffix (it has no tokens for that); leave suffix out,"
+            " or choose a model that fills in the middle",
+        )
 
     def _too_long(self, size: str) -> None:
         raise PromptRefused(

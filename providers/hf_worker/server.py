@@ -119,28 +119,45 @@ class _Answer:
 
         top = request.extra.get("top_logprobs") or 0
         noted = bool(request.extra.get("logprobs"))
+        bare, echo = request.completion is not None, request.completion is not None and request.completion.echo
+        reads = prompt.messages[1:] if echo and noted else []
         self._notes: TokenNotes | None = None
 
         def sampler(drawn: int) -> Sampler:
-            picks: Sampler = model.sampler(temperature, top_p, request.seed, drawn)
+            picks: Any = model.sampler(temperature, top_p, request.seed, drawn)
             if noted:
-                from .logprobs import Noting, TokenNotes
+                from .logprobs import Noting, Reading, TokenNotes
 
-                noting: Any = Noting(picks, top)
-                self._notes = TokenNotes(noting.notes, model.prompter.word)
-                picks = noting
-            return picks
+                picks = noting = Noting(Reading(reads, picks) if reads else picks, top)
+                self._notes = TokenNotes(noting.notes, model.prompter.word, offsets=bare and not request.prefix)
+            return picks  # type: ignore[no-any-return]
 
         self._sampler = sampler
         self._stops = StopFilter(request.stop)
         self.replaying = bool(self._prefix) and model.engine.verifies and not (request.seed is None and temperature > 0)
         self._replayed = ""
         self._picked = 0
-        self._text = Detokenizer(model.decode)
+        self._behind = prompt.messages if bare and not echo else []  # what the answer's first token is decoded behind
+        self._text = Detokenizer(model.decode, self._behind[-CONTEXT_TOKENS:])
+        self.opening = ""
+        """What is said before anything is computed: the prompt, or its first token."""
+        self._unread = len(reads)
         self._begin(prompt.messages, 0)
         self.draft = list(prompt.prefix) if self.replaying else []
-        if not self.replaying:
+        if echo:
+            self._echo(prompt.messages, reads)
+        elif not self.replaying:
             self.accept_prefix()
+
+    def _echo(self, prompt: list[int], reads: list[int]) -> None:
+        """The answer begins with the prompt. With `reads`, its tokens are picked one by one, as they are known; they
+        are the engine's draft, so that many are computed in one pass."""
+        self.opening = "".join(map(self._text.push, prompt[: 1 if self._notes is not None else None]))
+        if self._notes is not None:
+            self._notes.begins(prompt[0], self.opening)
+        if reads:
+            self.tokens, self.draft = prompt[:1], list(reads)
+            self.room += len(reads)
 
     def _begin(self, tokens: list[int], drawn: int) -> None:
         self.tokens = tokens
@@ -151,7 +168,7 @@ class _Answer:
         """Go on from the text as it is."""
         prefix = self._prompt.prefix
         self.replaying, self.draft, self._picked = False, [], 0
-        self._text = Detokenizer(self._model.decode, prefix[-CONTEXT_TOKENS:])
+        self._text = Detokenizer(self._model.decode, (self._behind + prefix)[-CONTEXT_TOKENS:])
         self._begin(self._prompt.messages + prefix, len(prefix))
 
     def sequence(self, id_: int) -> Sequence:
@@ -159,6 +176,13 @@ class _Answer:
 
     def take(self, token: int) -> tuple[str, FinishReason | None]:
         """The text that a token brings, and why the answer is whole, when it is."""
+        if self._unread:
+            self._unread -= 1
+            self._picked += 1
+            text = self._text.push(token)
+            if self._notes is not None:
+                self._notes.brought(text)
+            return text, "length" if self._picked >= self.room else None
         if token in self._model.ends:  # it ends the answer and is not part of it: not counted, as no text is
             return self._stops.flush(), "stop"
         self.count += 1
@@ -278,6 +302,8 @@ class Server:
         self._start(id_, answer)
 
     def _start(self, id_: int, answer: _Answer) -> None:
+        if answer.opening or answer.room < 1:
+            self._say(id_, answer, answer.opening, "length" if answer.room < 1 else None)
         if answer.room < 1:
             del self._answers[id_]
             self._finish(id_, answer, "length")
@@ -295,16 +321,19 @@ class Server:
         return self._tell(id_, answer, text, reason)
 
     def _tell(self, id_: int, answer: _Answer, text: str, reason: FinishReason | None) -> bool:
-        if text:
-            self._pipes.send(Said(id_, TextDelta(text)))
-        if (told := answer.logprobs(text, reason)) is not None:
-            self._pipes.send(Said(id_, told))
+        self._say(id_, answer, text, reason)
         if reason is not None:
             cached = self._engine.reused(id_)
             self._engine.remove(id_)
             del self._answers[id_]
             self._finish(id_, answer, reason, cached)
         return reason is None
+
+    def _say(self, id_: int, answer: _Answer, text: str, reason: FinishReason | None) -> None:
+        if text:
+            self._pipes.send(Said(id_, TextDelta(text)))
+        if (told := answer.logprobs(text, reason)) is not None:
+            self._pipes.send(Said(id_, told))
 
     def _replay(self, id_: int, answer: _Answer, token: int) -> bool:
         if not answer.replay(token):

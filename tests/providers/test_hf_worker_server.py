@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from shoal.providers.base import ErrorKind, Event, Finish, GenerateRequest, TextDelta, Usage
+import torch
+from shoal.providers.base import Completion, ErrorKind, Event, Finish, GenerateRequest, Logprobs, TextDelta, Usage
 from shoal.providers.hf_worker import frames, server
 from shoal.providers.hf_worker.engine import NoRoomError, Sequence
 from shoal.providers.hf_worker.loaded import torch_sampler
@@ -26,6 +27,8 @@ class Echo:
         self.verifies = False
         self.script: list[int] | None = None
         """What it says instead of the prompt, whatever a sequence has already."""
+        self.picks: torch.Tensor | None = None
+        """Logits that the sampler picks by, instead."""
         self.drafts: list[list[int]] = []
         self.running: dict[int, tuple[Sequence, int]] = {}
 
@@ -49,6 +52,9 @@ class Echo:
     def step(self, gone: Callable[[int], bool]) -> list[tuple[int, int]]:
         out = []
         for id_, (sequence, at) in list(self.running.items()):
+            if self.picks is not None:
+                out.append((id_, sequence.sampler.pick(self.picks)))
+                continue
             said = sequence.tokens if self.script is None else self.script
             out.append((id_, ([*said, END])[at]))
             self.running[id_] = (sequence, at + 1)
@@ -66,6 +72,8 @@ class Bench:
         self.engine = Echo()
 
         def prompt(request: GenerateRequest) -> Prompt:
+            if request.completion is not None:
+                return Prompt(list(map(ord, str(request.completion.prompt))), [], "")
             text = request.messages[-1].text
             if text == "long":
                 raise PromptRefused(ErrorKind.CONTEXT_LENGTH, "too long")
@@ -76,7 +84,9 @@ class Bench:
         model: Any = SimpleNamespace(
             name="echo",
             engine=self.engine,
-            prompter=SimpleNamespace(prompt=prompt, context_length=50, tokens=lambda text: list(map(ord, text))),
+            prompter=SimpleNamespace(
+                prompt=prompt, context_length=50, tokens=lambda text: list(map(ord, text)), word=chr
+            ),
             decode=lambda tokens: "".join(map(chr, tokens)),
             ends=frozenset({END}),
             temperature=0.0,
@@ -241,3 +251,59 @@ def test_a_continued_answer_ends_where_the_whole_would(bench: Bench) -> None:
     events = bench.answer("hi", prefix="one ", max_tokens=4)
     assert text_of(events) == ""
     assert events[-1] == Finish("length", "echo")
+
+
+# -- bare text -------------------------------------------------------------------------------------------------
+
+NOTED: dict[str, Any] = {"logprobs": True, "top_logprobs": 0}
+
+
+def bare(bench: Bench, completion: Completion, **options: Any) -> tuple[list[Event], list[dict[str, Any]]]:
+    """The answer to bare text of letters, by a model to which "z" is always twice as likely as each other one."""
+    row = torch.zeros(128)
+    row[ord("z")] = 1.0
+    bench.engine.picks = row
+    events = bench.answer("", completion=completion, temperature=0.0, **options)
+    return events, [token for event in events if isinstance(event, Logprobs) for token in event.tokens]
+
+
+def test_bare_text_is_gone_on_with(bench: Bench) -> None:
+    events, _ = bare(bench, Completion("abc"), max_tokens=2)
+    assert text_of(events) == "zz"
+    assert events[-2:] == [Usage(3, 2), Finish("length", "echo")]
+
+
+def test_an_echo_is_the_prompt_and_then_what_follows(bench: Bench) -> None:
+    events, _ = bare(bench, Completion("abc", echo=True), max_tokens=2)
+    assert text_of(events) == "abczz"
+    assert events[-2] == Usage(3, 2)
+
+
+def test_an_echo_of_the_prompt_alone_computes_nothing(bench: Bench) -> None:
+    events, _ = bare(bench, Completion("abc", echo=True), max_tokens=0)
+    assert text_of(events) == "abc"
+    assert events[-2:] == [Usage(3, 0), Finish("length", "echo")]
+    assert bench.engine.drafts == []
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_the_prompts_tokens_have_their_log_probabilities_and_the_first_has_none(bench: Bench, more: int) -> None:
+    events, told = bare(bench, Completion("azb", echo=True), max_tokens=more, extra=NOTED)
+    assert text_of(events) == "azb" + "z" * more
+    assert [token["token"] for token in told] == list("azb" + "z" * more)
+    assert [token["text_offset"] for token in told] == list(range(3 + more))
+    assert told[0]["logprob"] is None
+    assert told[1]["logprob"] == pytest.approx(told[2]["logprob"] + 1)
+    assert events[-2:] == [Usage(3, more), Finish("length", "echo")]
+    assert bench.engine.drafts == [[ord("z"), ord("b")]], "the engine may compute them in one pass"
+
+
+def test_a_stop_string_in_the_prompt_stops_nothing(bench: Bench) -> None:
+    events, _ = bare(bench, Completion("a.b", echo=True), max_tokens=1, stop=(".",), extra=NOTED)
+    assert text_of(events) == "a.bz"
+
+
+def test_one_token_alone_has_nothing_to_tell(bench: Bench) -> None:
+    events, told = bare(bench, Completion("a", echo=True), max_tokens=0, extra=NOTED)
+    assert text_of(events) == "a"
+    assert [token["logprob"] for token in told] == [None]

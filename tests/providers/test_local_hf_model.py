@@ -13,7 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 import trio
-from shoal.providers.base import ErrorKind, Event, Finish, GenerateRequest, Logprobs, ProviderError, TextDelta, Usage
+from shoal.providers.base import (
+    Completion,
+    ErrorKind,
+    Event,
+    Finish,
+    GenerateRequest,
+    Logprobs,
+    ProviderError,
+    TextDelta,
+    Usage,
+)
 from shoal.providers.local_hf import LocalHf, Settings, build
 from shoal.providers.settings import BuildContext
 
@@ -188,3 +198,40 @@ def test_the_worker_dies_with_the_daemon(models_dir: Path, tmp_path: Path) -> No
         process.wait()
     worker.wait(timeout=20)
     assert not worker.is_running()
+
+
+# -- bare text -------------------------------------------------------------------------------------------------
+
+
+async def complete(provider: LocalHf, completion: Completion, **options: object) -> list[Event]:
+    request = GenerateRequest(messages=(), completion=completion, **{"temperature": 0.0, **options})
+    async with provider.generate(request) as events:
+        return [event async for event in events]
+
+
+async def test_bare_text_is_gone_on_with_and_has_no_chat_about_it(local: LocalHf) -> None:
+    events = await complete(local, Completion("The capital of France is"), max_tokens=2)
+    assert text_of(events) == " Paris."
+    assert usage_of(events) == Usage(5, 2)
+
+
+async def test_what_a_text_is_likely_to_be_is_known_token_by_token(local: LocalHf) -> None:
+    """The figures are transformers' own, of the same weights in fp32."""
+    text = "The capital of France is Paris"
+    extra = {"logprobs": True, "top_logprobs": 1}
+    events = await complete(local, Completion(text, echo=True), max_tokens=0, extra=extra)
+    told = [token for event in events if isinstance(event, Logprobs) for token in event.tokens]
+    assert text_of(events) == "".join(token["token"] for token in told) == text
+    assert told[0]["logprob"] is None
+    expected = [-11.539, -0.338, -2.439, -0.451, -0.258]
+    assert [token["logprob"] for token in told[1:]] == pytest.approx(expected, abs=0.05)
+    assert told[5]["top_logprobs"][0]["token"] == " Paris"
+    ids = await complete(local, Completion((504, 3575, 282, 4649, 314, 7042), echo=True), max_tokens=0, extra=extra)
+    again = [token for event in ids if isinstance(event, Logprobs) for token in event.tokens]
+    assert again == told, "the same text, in tokens"
+
+
+async def test_a_suffix_needs_a_model_that_was_made_for_it(local: LocalHf) -> None:
+    with pytest.raises(ProviderError, match="suffix") as caught:
+        await complete(local, Completion("def f(", suffix="):"))
+    assert caught.value.kind is ErrorKind.BAD_REQUEST
