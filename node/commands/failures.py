@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import traceback
 
@@ -57,7 +56,9 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     if isinstance(error, BrokenPipeError | PipeClosedError):
-        _close_stdout()
+        from .output import nothing_more
+
+        nothing_more()
         return ExitCode.PIPE_CLOSED
     if debug:
         traceback.print_exception(error, file=sys.stderr)
@@ -83,8 +84,3 @@ def say(message: str) -> None:
 
     with contextlib.suppress(OSError):
         print(f"shoal: {without_controls(' '.join(message.split()))}", file=sys.stderr, flush=True)
-
-
-def _close_stdout() -> None:
-    """The reader of our output is gone: let the interpreter flush into nothing at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import sys
@@ -40,7 +42,14 @@ def print_text(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, for one
+        nothing_more()
         raise OSError(error.errno, error.strerror, "the output") from None
+
+
+def nothing_more() -> None:
+    """Output that nobody takes: what is left of it goes nowhere, as the interpreter would try again at its end."""
+    with contextlib.suppress(OSError):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def without_controls(text: str) -> str:
@@ -54,6 +63,9 @@ def console(*, stderr: bool = False) -> Console:
     """Where tables and progress go. Wide enough not to break ids when the output is not a terminal."""
     from rich.console import Console
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and "utf" not in (stream.encoding or "").lower():
+            stream.reconfigure(errors="replace")  # as print_text has it
     made = Console(stderr=stderr, highlight=False, soft_wrap=False)
     if not made.is_terminal:
         made = Console(stderr=stderr, highlight=False, width=200)
@@ -125,7 +137,12 @@ def print_facts(facts: Iterable[tuple[str, Any]], end: str = "\n") -> None:
 
 def in_colour(stream: TextIO) -> bool:
     """Whether escape sequences are welcome (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
+    return can_move(stream) and not os.environ.get("NO_COLOR")
+
+
+def can_move(stream: TextIO) -> bool:
+    """Whether it is a terminal that knows escape sequences, and so can be drawn on (terminfo(5): dumb knows none)."""
+    return stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
 def size(count: int) -> str:

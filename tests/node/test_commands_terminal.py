@@ -104,7 +104,10 @@ def test_a_closed_stream_is_no_fault(closed: str, tmp_path: Path) -> None:
 def test_a_full_disk_is_said_in_words() -> None:
     with Path("/dev/full").open("w") as full:
         command = [SHOAL, "completion", "bash"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30, env=buffered
+        )
     assert (done.returncode, done.stderr) == (1, "shoal: the output: no space left on device\n")
 
 
