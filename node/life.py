@@ -59,6 +59,8 @@ log = logging.getLogger("shoal.daemon")
 
 LAST_SPANS_S = 2.0
 """Seconds at the node's end in which the collector is told what it has not heard yet."""
+LAST_WORDS_S = 0.25
+"""Seconds behind `drain_s` in which the callers of what has not ended by then are told so."""
 
 
 class Life:
@@ -221,13 +223,19 @@ class Life:
     async def _drain(self, front: Front) -> None:
         """Take nothing new, and give what is under way its time. Peers are told, so that they ask others."""
         drain_s = self.daemon.loaded.config.node.drain_s
-        front.stop(drain_s)
+        front.stop(drain_s + LAST_WORDS_S)
+        if self.daemon.stopping.is_set() and self.daemon.listener is not None:
+            self.daemon.listener.close()  # or who connects now would wait for nobody
         with trio.move_on_after(drain_s):
             async with trio.open_nursery() as nursery:
                 if self.seat.swarm is not None:
                     nursery.start_soon(self.dht.withdraw)
                     nursery.start_soon(self.seat.swarm.drain, drain_s)
                 await front.ended()
+                return
+        self.router.stop()
+        with trio.move_on_after(LAST_WORDS_S):
+            await front.ended()
 
     # -- what it says at its beginning -------------------------------------------------------------------------
 

@@ -217,3 +217,7 @@ class Flights:
 
 def stopped() -> NoAnswer:
     return NoAnswer(ErrorKind.CANCELLED, "The generation was cancelled before it ended.")
+
+
+def node_stops(kind: ErrorKind = ErrorKind.CANCELLED) -> NoAnswer:
+    return NoAnswer(kind, "The node is stopping; ask again when it runs.", code="stopping", retry_after=1.0)

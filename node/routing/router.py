@@ -34,7 +34,7 @@ from .attempt import Attempt
 from .beyond import Beyond, Find, Tiers
 from .candidate import CandidateSource
 from .fault import without_text
-from .flight import Flight, Flights, stopped
+from .flight import Flight, Flights, node_stops, stopped
 from .generation import Generation
 from .health import Health
 from .joined import JoinedAnswer
@@ -126,15 +126,21 @@ class Router:
         self.now = trio.lowlevel.current_clock().current_time
         self._means = self._all_means()
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery = await nursery.start(_hold_open)
             nursery.start_soon(self.alarms.run)
             try:
                 yield
             finally:
-                self._nursery = None
+                self.stop()
                 nursery.cancel_scope.cancel()
-                for flight in self._alone:
-                    flight.stop()
+
+    def stop(self) -> None:
+        """Begin no generation any more and end those under way, at once: their readers get NoAnswer, and can say so."""
+        nursery, self._nursery = self._nursery, None
+        if nursery is not None:
+            nursery.cancel_scope.cancel()
+        for flight in self._alone:
+            flight.stop()
 
     @property
     def in_flight(self) -> int:
@@ -332,7 +338,7 @@ class Router:
 
     def _launch(self, ask: Ask, key: Key | None, shared: Hashable | None) -> Flight:
         if self._nursery is None:
-            raise NoAnswer(ErrorKind.UNAVAILABLE, "The node is stopping; ask again when it runs.", code="stopping")
+            raise node_stops(ErrorKind.UNAVAILABLE)
         party = ask.party
         if (why_not := self._shares.why_not(party, self.limits.max_in_flight)) is not None:
             raise NoAnswer(ErrorKind.OVERLOADED, why_not, code="node_full", retry_after=1.0)
@@ -388,7 +394,7 @@ class Router:
             )
         finally:
             if not flight.ended:
-                flight.fail(stopped())
+                flight.fail(stopped() if self._nursery is not None else node_stops())
             self._over(flight)
             if part is not None:
                 part.over()
@@ -403,3 +409,10 @@ class Router:
         if self.together is None or key is None or not public or pinned:
             return None
         return self.together.part(key.cid, flight, ask)
+
+
+async def _hold_open(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """A nursery of its own, so that the generations can be ended without those who wait for them."""
+    async with trio.open_nursery() as nursery:
+        task_status.started(nursery)
+        await trio.sleep_forever()

@@ -272,6 +272,36 @@ async def test_a_request_that_does_not_end_is_cut_in_time(tmp_path: Path) -> Non
             assert trio.current_time() - began < 2
 
 
+async def test_callers_of_answers_that_are_cut_at_the_end_are_told_so(tmp_path: Path) -> None:
+    """Whole answers get a status, streams an event in place of their end; who comes now is not left waiting."""
+    async with node(tmp_path, "Co", Pause(3600), toml="[node]\ndrain_s = 0.3\n") as one:
+        await one.ready()
+        url = (await one.heard.next("rpc"))["rpc"]
+        told: dict[bool, tuple[int, str]] = {}
+
+        async def ask(stream: bool) -> None:
+            body = {"messages": [{"role": "user", "content": f"Hot {stream}?"}], "stream": stream}
+            async with one.http.request("POST", url + "/v1/chat/completions", body=json.dumps(body).encode()) as answer:
+                told[stream] = answer.status, (await answer.read(1 << 20)).decode()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, False)
+            nursery.start_soon(ask, True)
+            with trio.fail_after(5):
+                while (await one.call("GET", "/shoal/v1/status"))[1]["requests"]["in_flight"] < 2:
+                    await trio.sleep(0.01)
+            one.daemon.stopping.set()
+            await trio.sleep(0.1)
+            assert one.daemon.listener is not None
+            assert one.daemon.listener.fileno() == -1, "nobody can connect any more"
+        assert told[False][0] == 503
+        assert json.loads(told[False][1])["error"]["code"] == "stopping"
+        assert told[True][0] == 200
+        assert '"content":"Co"' in told[True][1]
+        assert '"code":"stopping"' in told[True][1].rpartition("data: ")[2]
+        assert "[DONE]" not in told[True][1]
+
+
 async def test_a_signal_ends_the_node_in_order_and_a_second_one_at_once(tmp_path: Path) -> None:
     toml = "[node]\ndrain_s = 60\n"
     async with node(tmp_path, "Co", Pause(3600), toml=toml) as one:
