@@ -35,6 +35,7 @@ _TICK_S = 0.5  # deadlines are looked at this often, so a limit may be passed by
 _BACKLOG = 1024
 _NO_ROOM_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_ROOM_PAUSE_S = 0.05
+_NO_TLS = HttpError(400, "this port speaks HTTPS; ask it with https://")
 _OVERFULL = HttpError(503, "the server has no room for another connection; try again shortly", [("retry-after", "1")])
 
 
@@ -142,8 +143,13 @@ class Server:
             wire: Wire = tcp
             if tls is not None:
                 secure = trio.SSLStream(stream, tls, server_side=True)
-                with trio.fail_after(self.limits.head_timeout_s):
-                    await secure.do_handshake()
+                try:
+                    with trio.fail_after(self.limits.head_timeout_s):
+                        await secure.do_handshake()
+                except trio.BrokenResourceError as error:
+                    if getattr(error.__cause__, "reason", None) == "HTTP_REQUEST":  # OpenSSL knows one when it sees it
+                        await tcp.send(render_refusal(_NO_TLS, self.on_error))
+                    return
                 wire = TlsWire(secure, tcp)
             connection = Connection(self, wire, client)
             self._connections.add(connection)
