@@ -17,7 +17,7 @@ import trio
 from msgspec import Struct
 
 from ..protocols.http.client import ClientError, Response
-from .base import Dropped, ErrorKind, Event, GenerateRequest, Logprobs, ProviderError
+from .base import Dropped, ErrorKind, Event, GenerateRequest, Logprobs, ProviderError, TextDelta
 from .openai_errors import Failure, names_model, parse
 from .openai_stream import Generating
 from .openai_wire import ChatAnswer, _Choice, _Chunk, _Delta, _Logprobs, _Usage, continued
@@ -131,8 +131,14 @@ class TextAnswer(ChatAnswer):
 
     def whole(self, data: bytes) -> list[Event]:
         """The events; many log probabilities as several, each of which fits into a frame to a peer."""
+        events = super().whole(data)
+        if self.failure is None and not _echoes(self._request, events):
+            self.failure = ProviderError(
+                ErrorKind.UNAVAILABLE, "the upstream does not say the prompt, as echo wants it"
+            )
+            return []
         found: list[Event] = []
-        for event in super().whole(data):
+        for event in events:
             if isinstance(event, Logprobs):
                 found += [Logprobs(event.tokens[at : at + TOLD]) for at in range(0, len(event.tokens), TOLD)]
             else:
@@ -169,6 +175,18 @@ class TextAnswer(ChatAnswer):
 
     def _refuse_emptiness(self) -> None:
         pass
+
+
+def _echoes(request: GenerateRequest, events: list[Event]) -> bool:
+    """Whether the answer begins with the prompt, where that was asked for: llama.cpp's server passes over `echo`."""
+    completion = request.completion
+    if completion is None or not completion.echo:
+        return True
+    if isinstance(completion.prompt, str):
+        text = "".join(event.text for event in events if isinstance(event, TextDelta))
+        return text.startswith(completion.prompt)
+    told = sum(len(event.tokens) for event in events if isinstance(event, Logprobs))
+    return told >= len(completion.prompt) or not request.extra.get("logprobs")
 
 
 def tokens_of(told: _TextLogprobs) -> tuple[dict[str, Any], ...]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import openai
 import pytest
-from shoal.providers.base import Completion, ErrorKind, Finish, Logprobs, TextDelta, Usage
+from shoal.providers.base import Completion, ErrorKind, Finish, Logprobs, Provider, TextDelta, Usage
 
-from .fakes_router import STOP, Pause, Scripted, fails, says
+from .fakes_router import OTHER, STOP, Pause, Scripted, ScriptedPeer, fails, says
 from .fakes_rpc import door
 from .test_openai_shape import HOT, with_client
 
@@ -292,3 +292,50 @@ async def test_a_model_that_ends_a_text_at_once_has_answered() -> None:
     async with door(Completing("first", [Usage(3, 0), STOP])) as rpc:
         reply = await rpc.ask("POST", "/v1/completions", {"model": "m1", "prompt": "The end."})
     assert (reply.status, reply.json["choices"][0]["text"]) == (200, "")
+
+
+class Beyond(ScriptedPeer):
+    """A peer; `completes_by` is what its advert says. Old nodes say nothing of it."""
+
+    completing = False
+
+    def completes_by(self, model: str | None) -> bool:
+        return self.completing
+
+    def makes_vectors(self, model: str | None) -> bool:
+        return False
+
+
+class Reef:
+    def __init__(self, peer: Provider) -> None:
+        self._peer = peer
+
+    def candidates_for(self, model: str | None) -> list[Provider]:
+        return [self._peer]
+
+
+async def test_a_peer_that_does_not_know_bare_text_gets_a_chat_or_nothing() -> None:
+    peer = Beyond(OTHER.peer_id, says("Cold."))
+    async with door(swarm=Reef(peer)) as rpc:
+        text = await rpc.ask("POST", "/v1/completions", {"prompt": "Hot?", "model": "m1"})
+        tokens = await rpc.ask("POST", "/v1/completions", {"prompt": [1, 2], "model": "m1"})
+    assert text.json["choices"][0]["text"] == "Cold."
+    assert [(call.completion, call.messages[0].text) for call in peer.calls] == [(None, "Hot?")]
+    assert (tokens.status, tokens.error["param"]) == (400, "prompt")
+
+
+async def test_a_peer_that_says_that_it_completes_gets_what_was_asked() -> None:
+    peer = Beyond(OTHER.peer_id, says(" cold."))
+    peer.completing = True
+    async with door(swarm=Reef(peer)) as rpc:
+        reply = await rpc.ask("POST", "/v1/completions", {"prompt": [1, 2], "model": "m1"})
+    assert reply.json["choices"][0]["text"] == " cold."
+    assert peer.calls[0].completion == Completion((1, 2))
+
+
+async def test_metrics_tell_completions_from_chats() -> None:
+    async with door(Completing("first", says("x"))) as rpc:
+        await rpc.ask("POST", "/v1/completions", {"prompt": "x", "model": "m1"})
+        told = (await rpc.ask("GET", "/metrics")).body.decode()
+    assert 'gen_ai_operation_name="text_completion"' in told
+    assert 'gen_ai_operation_name="chat"' not in told

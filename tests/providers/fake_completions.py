@@ -18,14 +18,17 @@ JSON = [("content-type", "application/json")]
 
 
 class TextServer:
-    """bodies: what was asked. refuse: (status, body) in place of an answer. cut: words after which a stream breaks."""
+    """bodies: what was asked. refuse: (status, body) in place of an answer. cut: words after which a stream breaks.
+
+    chats: it has chats, too. deaf: it passes over `echo`, as llama.cpp's server does.
+    """
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.refuse: tuple[int, dict[str, Any]] | None = None
         self.cut: int | None = None
-        self.chats = False
+        self.chats = self.deaf = False
         self._server: Server | None = None
 
     @property
@@ -76,9 +79,10 @@ class TextServer:
 
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
         new = WORDS[: body.get("max_tokens", 99)]
-        tokens = (["one", " two"] if body.get("echo") else []) + new
+        echo = body.get("echo") and not self.deaf
+        tokens = (["one", " two"] if echo else []) + new
         logprobs: list[float | None] = [-0.25 * at for at in range(len(tokens))]
-        if body.get("echo"):
+        if echo:
             logprobs[0] = None
         offsets = [len("".join(tokens[:at])) for at in range(len(tokens))]
         told = _told(tokens, logprobs, offsets) if "logprobs" in body else None

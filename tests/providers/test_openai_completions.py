@@ -86,7 +86,7 @@ async def test_the_text_goes_to_the_servers_own_completions_with_all_that_was_as
         (Completion((7, 8)), {"prompt": [7, 8], "stream": True}),
         (Completion("a", suffix="z"), {"prompt": "a", "suffix": "z", "stream": True}),
         (Completion("a", best_of=3), {"prompt": "a", "best_of": 3, "stream": False}),
-        (Completion("a", echo=True), {"prompt": "a", "echo": True, "stream": False}),
+        (Completion("one two", echo=True), {"prompt": "one two", "echo": True, "stream": False}),
     ],
 )
 async def test_what_only_a_completion_can_say_is_said(
@@ -197,3 +197,18 @@ async def test_a_stream_that_breaks_is_interrupted(server: TextServer) -> None:
         with pytest.raises(ProviderError) as caught:
             await collect(provider, BARE)
     assert caught.value.kind is ErrorKind.INTERRUPTED
+
+
+@pytest.mark.parametrize("prompt", ["one two", (7, 8, 9, 10)])
+async def test_a_server_that_passes_over_echo_has_not_answered(
+    server: TextServer, prompt: str | tuple[int, ...]
+) -> None:
+    server.deaf = True
+    request = GenerateRequest(
+        messages=(), model="base", completion=Completion(prompt, echo=True), extra={"logprobs": True}
+    )
+    async with desk(server) as provider:
+        with pytest.raises(ProviderError) as caught:
+            await collect(provider, request)
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert "echo" in caught.value.message
