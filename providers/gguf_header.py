@@ -65,6 +65,8 @@ _BLOCKS = {
     39: (32, 17),
 }
 """Kind of a tensor -> (values of a block, bytes of a block): ggml.h, `enum ggml_type`, and ggml-common.h."""
+HALVES = frozenset((1, 30))
+"""Kinds of 16 bits: F16 and BF16."""
 _KINDS = 256
 """A kind above is none; one below that is not listed is newer than this file, and whoever loads it knows its size."""
 
@@ -113,15 +115,21 @@ def kv_bytes(path: Path) -> int:
 
 def check(path: Path) -> None:
     """Everything before the tensors' data, and where that would lie. Raises HeaderError, or OSError."""
+    matrices(path)
+
+
+def matrices(path: Path) -> dict[int, int]:
+    """How many weights there are of each kind (`enum ggml_type`), vectors left out; all is checked as by `check`."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        _Reader(file, size).check()
+        return _Reader(file, size).check()
 
 
 class _Reader:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
         self._tensors = 0
+        self._weights: dict[int, int] = {}
 
     def pairs(self, wanted: Set[str], *, whole: bool = False) -> dict[str, Value]:
         if self._take(4) != MAGIC:
@@ -143,7 +151,7 @@ class _Reader:
                 break
         return found
 
-    def check(self) -> None:
+    def check(self) -> dict[int, int]:
         alignment = self.pairs({"general.alignment"}, whole=True).get("general.alignment", 32)
         if not isinstance(alignment, int) or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
             raise HeaderError(f"it aligns its tensors to {alignment} bytes")
@@ -162,6 +170,7 @@ class _Reader:
         begin = -(-self._file.tell() // alignment) * alignment
         if begin + ends > self._size:
             raise HeaderError(f"it is cut short: {self._size} of {begin + ends} bytes are there")
+        return self._weights
 
     def _tensor(self, name: str, alignment: int) -> int:
         """Where a tensor's data ends, in bytes after the first one's beginning."""
@@ -178,6 +187,8 @@ class _Reader:
             elements *= length
         if not elements or elements > 1 << 48 or shape[0] % values or offset % alignment:
             raise HeaderError(f"its tensor {name!r} has a shape or a place that it cannot have")
+        if count > 1:
+            self._weights[kind] = self._weights.get(kind, 0) + elements
         return offset + elements // values * size
 
     def _value(self, kind: int, *, keep: bool) -> Value | None:

@@ -96,19 +96,23 @@ CATALOGUE: dict[str, Packaged] = {
 
 
 class Manifest(Struct, frozen=True):
-    """`shoal.json`: source is what was installed (a package, a file, a hub id); files are name -> bytes."""
+    """`shoal.json`: source is what was installed (a package, a file, a hub id); files are name -> bytes.
+
+    note: what the owner should know of how it was made, as a sentence.
+    """
 
     name: str
     source: str
     sha256: str
     files: dict[str, int]
+    note: str = ""
 
 
 class WeightsDir(Struct, frozen=True):
     """Weights that can be loaded. context_length in tokens; size in bytes.
 
     memory: bytes that a worker with this model takes, without its requests: an estimate. encoder: it embeds texts.
-    gguf: the file for llama.cpp. plain: there are safetensors, too, for torch.
+    gguf: the file for llama.cpp. plain: there are safetensors, too, for torch. note: see `Manifest`.
     """
 
     name: str
@@ -119,6 +123,7 @@ class WeightsDir(Struct, frozen=True):
     encoder: bool = False
     gguf: Path | None = None
     plain: bool = True
+    note: str = ""
 
 
 def models_dir(environ: Mapping[str, str], setting: str | None = None) -> Path:
@@ -241,7 +246,7 @@ def _installed(name: str, store: Path, add: str) -> WeightsDir:
         raise WeightsRefused(
             f"weights of {name} are damaged ({wrong[0]} is not what was installed); run `shoal models add {add}` again"
         )
-    return check_folder(name, folder)
+    return msgspec.structs.replace(check_folder(name, folder), note=manifest.note)
 
 
 def check_folder(name: str, folder: Path) -> WeightsDir:
@@ -326,6 +331,19 @@ def _memory(folder: Path, weights: list[str], config: dict[str, Any]) -> int:
         return WORKER_BYTES + 2 * _size(folder / BLOCKS)
     halves = (config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16")
     return WORKER_BYTES + (2 if halves else 1) * plain
+
+
+def rounded(folder: Path, gguf: Path) -> str:
+    """What the owner is told when making a folder of this GGUF has rounded weights; empty when it has not."""
+    kinds = gguf_header.matrices(gguf)
+    if kinds.keys() <= gguf_header.HALVES or not (folder / "config.json").is_file():
+        return ""
+    if (folder / BLOCKS).is_file() or _config(folder).get("dtype") != "float16":
+        return ""
+    return (
+        f"its weights are rounded to 16 bits: in 32 they would take {4 * sum(kinds.values()) / 1e6:.0f} MB, which is"
+        " more than models may take on this machine, so that about one answer in twenty differs from the file's own"
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:

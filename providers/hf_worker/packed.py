@@ -12,8 +12,8 @@ is not vectorised in torch 2.13, and a hundred times slower). It is several time
 difference of the two likeliest logits by 0.03, and one greedy answer in five (docs/local-models.md). So it drafts.
 
 On disk (`blocks.safetensors`, made once by `gguf_blocks.py`): uint8 [N, K/32, 20], 32 values of four bits, the first of
-two in the low nibble, then scale and least value in fp16; or [N, K/32, 40], 32 bytes, then the two in fp32. A weight is
-`value * scale + least`.
+two in the low nibble, then scale and least value in fp16; or [N, K/32, 40], 32 bytes, then the two in fp32; or
+[N, K/16, 24], the same of 16. A weight is `value * scale + least`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 
 GROUP = 32
-FOUR_BITS, EIGHT_BITS = 20, 40
-"""Bytes of a block."""
+FOUR_BITS, EIGHT_BITS, SMALL_GROUP = 20, 40, 24
+"""Bytes of a block; of 16 weights in the last."""
 PANEL_ROWS = 16
 """Rows are filled up to a multiple of this: as many floats as a register of AVX-512 holds."""
 FEW_ROWS = 48
@@ -46,6 +46,7 @@ _pack16 = torch.ops.quantized.linear_prepack_fp16
 _unpack = {
     FOUR_BITS: torch.ops.quantized.embedding_bag_4bit_unpack,
     EIGHT_BITS: torch.ops.quantized.embedding_bag_byte_unpack,
+    SMALL_GROUP: torch.ops.quantized.embedding_bag_byte_unpack,
 }
 
 LARGEST_HALF = 65504.0
@@ -56,7 +57,7 @@ class UnfitWeightsError(Exception):
 
 
 def blocks_of(values: Tensor, scale: Tensor, least: Tensor) -> Tensor:
-    """Blocks of values 0..15 or 0..255, uint8 [N, K/32, 32]; scale and least [N, K/32], fp16 or fp32."""
+    """Blocks of values 0..15 or 0..255, uint8 [N, groups, 32 or 16]; scale and least [N, groups], fp16 or fp32."""
     if scale.dtype == torch.float16:
         values = values[..., 0::2] | (values[..., 1::2] << 4)
     return torch.cat([values, torch.stack([scale, least], -1).view(torch.uint8)], -1).contiguous()
@@ -82,7 +83,8 @@ class Blocks:
 
     def __init__(self, blocks: Tensor) -> None:
         self._count, groups, size = blocks.shape
-        self._inputs, self._blocks, self._unpack = groups * GROUP, blocks, _unpack[size]
+        group = GROUP // 2 if size == SMALL_GROUP else GROUP
+        self._inputs, self._blocks, self._unpack = groups * group, blocks, _unpack[size]
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = len(x)
@@ -114,11 +116,14 @@ class Blocks:
 class Int4:
     """A linear layer by the kernel for four bits; see the module. Takes and gives fp32 [rows, features].
 
-    once: the same as `blocks`, read here and not kept.
+    once: the same as `blocks`, read here and not kept. Blocks of another kind are rounded to four bits.
     """
 
     def __init__(self, blocks: Tensor, once: Tensor | None = None) -> None:
-        values, scale, least = taken_apart(blocks if once is None else once)
+        read = blocks if once is None else once
+        if read.shape[-1] != FOUR_BITS:
+            read = quantised(Blocks(read).rows(torch.arange(len(read))))
+        values, scale, least = taken_apart(read)
         self._s = torch.stack([scale, least + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
         self._packed = _pack(values.flatten(1).int(), 1)
         self._many = Blocks(blocks)

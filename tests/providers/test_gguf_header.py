@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.providers.gguf_header import MAX_TENSORS, HeaderError, check, context_length, kv_bytes, read
+from shoal.providers.gguf_header import MAX_TENSORS, HeaderError, check, context_length, kv_bytes, matrices, read
 
 
 def text(value: str) -> bytes:
@@ -128,6 +128,11 @@ def test_keys_and_values_of_a_token_are_reckoned_from_what_the_file_says(
     path = file(tmp_path, gguf(("general.architecture", 8, text("llama")), *pairs))
     assert kv_bytes(path) == each
     assert kv_bytes(file(tmp_path, gguf())) == 0
+
+
+def test_the_weights_of_each_kind_are_counted_without_the_vectors(tmp_path: Path) -> None:
+    tensors = (tensor("a", (32, 4), 2), tensor("b", (32, 2), 2), tensor("c", (8, 3), 1), tensor("norm", (32,)))
+    assert matrices(file(tmp_path, gguf(tensors=tensors) + bytes(4096))) == {2: 192, 1: 24}
 
 
 def test_a_whole_file_passes(tmp_path: Path) -> None:

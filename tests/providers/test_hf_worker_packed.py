@@ -64,6 +64,18 @@ def test_a_product_by_blocks_is_that_of_the_plain_weights_whatever_the_rows(shap
         torch.testing.assert_close(layer(x[:rows]), x[:rows] @ weight.T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("group", [32, 16])
+def test_blocks_of_eight_bits_are_drafted_with_by_four(group: int) -> None:
+    torch.manual_seed(5)
+    values = torch.randint(0, 64, (96, 256 // group, group), dtype=torch.uint8)
+    scale = torch.rand(96, 256 // group) / 500
+    blocks = blocks_of(values, scale, -32 * scale)
+    x = torch.randn(3, 256)
+    exact, rough = Blocks(blocks)(x), Int4(blocks)(x)
+    assert not torch.equal(exact, rough)
+    assert (exact - rough).square().mean() < 0.01 * exact.square().mean()
+
+
 def test_a_row_by_blocks_has_the_same_bits_in_any_company_of_a_draft() -> None:
     """MKL adds up each number of these products in one order while the rows are few and fill whole registers."""
     torch.manual_seed(7)

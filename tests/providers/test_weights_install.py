@@ -17,9 +17,10 @@ from typing import Any
 import msgspec
 import pytest
 from shoal.providers import weights, weights_install
+from shoal.providers.hf_worker.convert import plain_dtype
 from shoal.providers.weights import CATALOGUE, ModelMissing, WeightsRefused
 
-from tests.providers.test_gguf_header import gguf, text
+from tests.providers.test_gguf_header import gguf, tensor, text
 from tests.providers.tiny_weights import model_folder
 
 GGUF = gguf(("tokenizer.chat_template", 8, text("{{ messages }}")), ("k", 8, text("x" * 4000)))
@@ -237,6 +238,42 @@ def test_a_gguf_file_is_converted_into_the_store(wheels: Path, tmp_path: Path) -
     assert folder == tmp_path / "store" / "Mine"
     assert weights.resolve(str(file), tmp_path / "store").name == "Mine"
     assert weights.resolve("Mine", tmp_path / "store").name == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_", "told"), [(2, "float16", True), (1, "float16", False), (2, "float32", False)]
+)
+def test_whoever_adds_a_gguf_whose_weights_had_to_be_rounded_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, type_: str, told: bool
+) -> None:
+    pairs = ("tokenizer.chat_template", 8, text("{{ messages }}"))
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(gguf(pairs, tensors=(tensor("w", (32, 4), kind),)) + bytes(4096))
+
+    def convert(gguf: Path, target: Path, progress: weights_install.Progress) -> None:
+        model_folder(target, dtype=type_)
+
+    monkeypatch.setattr(weights_install, "_convert", convert)
+    monkeypatch.setattr(weights_install, "_need_libraries", lambda *names: None)
+    weights.install(str(file), tmp_path / "store")
+    note = weights.resolve("mine", tmp_path / "store").note
+    assert ("rounded to 16 bits" in note) == told
+    assert bool(note) == told
+
+
+def test_weights_are_converted_without_rounding_where_this_machine_can_hold_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*kinds: int) -> str:
+        file = tmp_path / "m.gguf"
+        tensors = tuple(tensor(f"w{kind}", (256, 4), kind) for kind in kinds)
+        file.write_bytes(gguf(tensors=tensors) + bytes(8192))
+        return plain_dtype(file)
+
+    for size, expected in ((1 << 34, "float32"), (1000, "float16")):
+        monkeypatch.setattr("shoal.providers.cgroups.memory_total", lambda size=size: size)
+        assert made(21) == made(1, 21) == made(0) == expected, "IQ3_S, and fp32 itself"
+        assert made(1) == made(1, 30) == "float16"
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
