@@ -92,7 +92,8 @@ class Settings(ProviderSettings, kw_only=True, forbid_unknown_fields=True):
     continue_fields: dict[str, Any] = field(default_factory=dict)
     """Sent along with such a request. vLLM: { add_generation_prompt = false, continue_final_message = true }."""
     tools: bool = True
-    images: bool = False
+    images: bool = True
+    """Whether requests that hold images, sounds or files may go here. True leaves it to the server to refuse them."""
     seeds: bool = True
     lacks: tuple[str, ...] = ()
     """Options that the server or its models refuse or ignore, such as ["temperature"]; see `unsupported`."""
@@ -269,6 +270,8 @@ class OpenAiCompat(Provider):
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not continue an answer that exists in part")
         if request.has_tools and not self._settings.tools:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not call tools; ask another provider")
+        if not self._settings.images and any(message.shows for message in request.messages):
+            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} reads text only (images = false); ask another one")
 
     async def default_model(self) -> str:
         """For a request that names none. Raises ProviderError."""
@@ -345,11 +348,14 @@ class OpenAiCompat(Provider):
             try:
                 return await self._listed()
             except ProviderError as error:
-                return Status(ready=False, reason=error.message)
-        return Status(
-            ready=False,
-            reason=f"{self._base} did not answer within {self._settings.probe_timeout_s:g} s; is it the right address?",
+                return self._away(error.message)
+        return self._away(
+            f"{self._base} did not answer within {self._settings.probe_timeout_s:g} s; is it the right address?"
         )
+
+    def _away(self, reason: str) -> Status:
+        """Not ready, but with the models that the settings name: who asks for one of them is told the reason."""
+        return Status(ready=False, reason=reason, models=self._offer([]).models)
 
     async def look_up(self, url: str, limit: int = _LIST_BYTES) -> tuple[int, bytes]:
         """Status and body of a GET of this server's, with the key. Raises ProviderError where there is no answer."""

@@ -34,7 +34,6 @@ class Settings(openai_compat.Settings, kw_only=True, forbid_unknown_fields=True)
     """`[providers.openrouter]`. The list of models is OpenRouter's whole catalogue unless `models` narrows it."""
 
     base_url: str = BASE_URL
-    images: bool = True
     models_ttl_s: float = 3600.0
     http_referer: str | None = None
     """Your site, for OpenRouter's rankings."""

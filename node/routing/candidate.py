@@ -24,6 +24,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     caller's for this candidate. joins: it is a generation that somebody else has begun, told from its beginning.
     since: when (trio time) the connection with the peer began. here: this machine computes the answer, and the owner
     has set no order. expected_s: seconds that an answer of 100 tokens has taken there, by what is known from before.
+    images: whether it may be shown more than text.
     """
 
     provider: Provider
@@ -37,6 +38,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     since: float | None = None
     here: bool = False
     expected_s: float | None = None
+    images: bool = True
 
     def open(
         self, request: GenerateRequest, ask: Ask, *, deadline_s: float

@@ -82,6 +82,10 @@ class PeerProvider(Protocol):
         """Whether the peer says that it goes on with bare text by the model (None: by any)."""
         ...
 
+    def takes_images(self, model: str | None) -> bool:
+        """Whether the peer may be shown more than text, as far as it says, by the model (None: by any)."""
+        ...
+
 
 class Peers(Protocol):
     """What is wanted of the swarm (node/swarm/swarm.py)."""
@@ -315,7 +319,8 @@ class NodeCandidates:
         registered = self._registry.providers[name]
         offer = self._offers.get(name)
         if offer is not None and offer.provider is registered:
-            return offer.candidate(request)
+            found = offer.candidate(request)
+            return None if found is not None and not found.images and _shows(request) else found
         # Registered a moment ago and not probed: whoever asks for it, or for anything, may try it.
         provider = registered if request.embed is None else able(registered)
         if provider is None or (request.model is not None and request.provider is None):
@@ -325,6 +330,7 @@ class NodeCandidates:
     def _peers(self, request: GenerateRequest, ask: Ask, pin: str | None) -> Iterator[Candidate]:
         if self._swarm is None or ask.hops < 1:
             return
+        shows = _shows(request)
         for provider in self._swarm.candidates_for(request.model):
             peer: PeerId = provider.peer  # type: ignore[attr-defined]  # PeerProvider's
             if peer in ask.seen or peer == ask.caller or pin not in (None, PEERS, peer, provider.name):
@@ -333,6 +339,8 @@ class NodeCandidates:
             if info is not None and not does(info, embed=request.embed is not None):
                 continue
             if request.embed is not None and not provider.makes_vectors(request.model):  # type: ignore[attr-defined]
+                continue
+            if shows and not provider.takes_images(request.model):  # type: ignore[attr-defined]
                 continue
             found = _candidate(provider, provider.name, request.model, info, peer)
             since = getattr(provider, "since", None)
@@ -354,6 +362,8 @@ class NodeCandidates:
         pin = self._pin(request.provider) if request.provider is not None else self._provider
         if request.completion is not None and self.candidates(request, ask, formed=False):
             return completing.why_nobody(request)
+        if ask.from_here and _shows(request) and (found := self._why_unseen(request, ask)) is not None:
+            return found
         if not ask.from_here:
             return NoAnswer(
                 ErrorKind.UNAVAILABLE, "This node shares no provider that can answer.", code="not_shared", param="model"
@@ -392,6 +402,20 @@ class NodeCandidates:
             return None
         message = "Nobody here or in the swarm makes embeddings by this model; see docs/api.md for what can."
         return NoAnswer(ErrorKind.UNAVAILABLE, message, code="no_embeddings", param="model")
+
+    def _why_unseen(self, request: GenerateRequest, ask: Ask) -> NoAnswer | None:
+        """When those who could answer read text only."""
+        bare = msgspec.structs.replace(request, messages=())
+        asked = bare if ask.asked is None else msgspec.structs.replace(ask.asked, messages=())
+        blind = msgspec.structs.replace(ask, request=bare, asked=asked)
+        names = dict.fromkeys(candidate.name for candidate in self.candidates(bare, blind))
+        if not names:
+            return None
+        message = (
+            f"{', '.join(names)}: text only, and nobody else offers this. Leave images and files out, or ask for a "
+            "model that takes them; `images = true` in a provider's table says that its models do."
+        )
+        return NoAnswer(ErrorKind.BAD_REQUEST, message, code="images_not_supported", param="messages")
 
     def _why_not_pinned(self, pin: str, request: GenerateRequest) -> NoAnswer:
         if pin == PEERS or pin.startswith("12D3Koo"):
@@ -460,6 +484,11 @@ def _candidate(
         context_length=info.context_length,
         continues=info.capabilities.continues,
     )
+
+
+def _shows(request: GenerateRequest) -> bool:
+    """Whether a message holds an image, a sound, a file."""
+    return any(message.shows for message in request.messages)
 
 
 def _shown(name: str, limit: int = 100) -> str:

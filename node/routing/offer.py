@@ -60,6 +60,7 @@ class Offer:
             continues=info.capabilities.continues,
             here=self._here,
             expected_s=expected_s(info) if self._here else None,
+            images=info.capabilities.images,
         )
 
     @property

@@ -122,6 +122,14 @@ class PeerProvider(Provider):
             not named and any(p.completes for p in advert.providers)
         )
 
+    def takes_images(self, model: str | None) -> bool:
+        """Whether the peer may be shown images by the model (None: by any), or has somebody who may be asked for any."""
+        advert = self._advert()
+        if advert is None:
+            return False
+        named = [o.model for o in advert.models if model is None or o.model.name == model]
+        return any(m.capabilities.images for m in named) or any(p.any_model for p in advert.providers)
+
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[PeerAnswer]:
         return self.generate_for(request, deadline_s=DEADLINE_S, hops=0, seen=())
 

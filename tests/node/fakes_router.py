@@ -18,6 +18,7 @@ from shoal.node.routing.no_answer import NoAnswer
 from shoal.node.routing.router import Router
 from shoal.protocols.peer_id import Identity, PeerId
 from shoal.providers.base import (
+    Capabilities,
     ErrorKind,
     Event,
     Finish,
@@ -56,7 +57,8 @@ class Scripted(Provider):
     def __init__(self, name: str, *scripts: Sequence[Step], status: Status | None = None) -> None:
         self.name = name
         self.scripts = [list(script) for script in scripts]
-        self.status = status or Status(ready=True, models=(ModelInfo("m1", 4096),), default_model="m1")
+        can = Capabilities(images=True)
+        self.status = status or Status(ready=True, models=(ModelInfo("m1", 4096, can),), default_model="m1")
         self.calls: list[GenerateRequest] = []
         self.called_at: list[float] = []
         self.open = 0
