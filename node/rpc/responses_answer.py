@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...providers.base import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
+from ...providers.base import Event, Finish, Logprobs, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ..routing.no_answer import NoAnswer
 from .chat_answer import KEEP_ALIVE, Whole, fields_of, new_id, refusal_of
 from .errors import face_of
@@ -50,6 +50,7 @@ def response_object(asked: ResponseCall, response_id: str, model: str | None) ->
         "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
         "tools": [_BARE | tool if tool["type"] == "function" else tool for tool in asked.tools],
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": request.top_p,
         "truncation": "disabled",
         "usage": None,
@@ -90,7 +91,8 @@ def response_body(asked: ResponseCall, whole: Whole, model: str | None, shoal: d
     if whole.reasoning:
         output.append(_reasoning(new_id("rs_"), whole.reasoning))
     if whole.text:
-        output.append(_message(new_id("msg_"), whole.text, "completed", citations_of(whole.finish)))
+        told = likely((whole.logprobs or {}).get("content", ()))
+        output.append(_message(new_id("msg_"), whole.text, "completed", citations_of(whole.finish), told))
     elif refusal := whole.beside.get("refusal"):
         output.append(_refused(new_id("msg_"), refusal))
     for call in whole.tool_calls:
@@ -100,8 +102,31 @@ def response_body(asked: ResponseCall, whole: Whole, model: str | None, shoal: d
     return _encode(ended(response, whole.reason, whole.usage, shoal, whole.finish))
 
 
-def _message(item_id: str, text: str, status: str, citations: Sequence[Any] = ()) -> dict[str, Any]:
-    content = [_part(text, citations)] if status == "completed" else []
+def likely(tokens: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Chat's list of tokens as an `output_text` has it: each with its bytes."""
+    return [
+        {**_token(token), "top_logprobs": [_token(top) for top in token.get("top_logprobs") or ()]} for token in tokens
+    ]
+
+
+def _token(told: dict[str, Any]) -> dict[str, Any]:
+    token, of = str(told.get("token", "")), told.get("bytes")
+    return {"token": token, "logprob": told.get("logprob"), "bytes": list(token.encode()) if of is None else of}
+
+
+def in_event(told: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same as the events of a stream have it: without the bytes."""
+    return [{**_bare(token), "top_logprobs": [_bare(top) for top in token["top_logprobs"]]} for token in told]
+
+
+def _bare(token: dict[str, Any]) -> dict[str, Any]:
+    return {"token": token["token"], "logprob": token["logprob"]}
+
+
+def _message(
+    item_id: str, text: str, status: str, citations: Sequence[Any] = (), told: Sequence[Any] = ()
+) -> dict[str, Any]:
+    content = [_part(text, citations, told)] if status == "completed" else []
     return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
@@ -110,8 +135,8 @@ def _refused(item_id: str, refusal: str) -> dict[str, Any]:
     return {"id": item_id, "type": "message", "status": "completed", "role": "assistant", "content": [part]}
 
 
-def _part(text: str, citations: Sequence[Any] = ()) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": citations, "logprobs": []}
+def _part(text: str, citations: Sequence[Any] = (), told: Sequence[Any] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": citations, "logprobs": told}
 
 
 def citations_of(finish: Finish | None) -> list[Any]:
@@ -141,6 +166,7 @@ class _Item:
         self.kind, self.id, self.index = kind, item_id, index
         self.call_id, self.name = (call.id, call.name) if call is not None else ("", "")
         self._said: list[str] = []
+        self.told: list[dict[str, Any]] = []  # log probabilities of its tokens
 
     def add(self, text: str) -> None:
         self._said.append(text)
@@ -168,12 +194,14 @@ class ResponseEvents:
     def write(self, index: int, events: Iterable[Event]) -> bytes:
         parts: list[bytes] = []
         self._begin(parts)
+        text = ""  # of a delta that may still get its log probabilities
         for event in events:
+            if text and type(event) is not Logprobs:
+                text = self._say(text, (), parts)
             if type(event) is TextDelta:
-                item = self._item("message", "msg_", parts)
-                item.add(event.text)
-                about = {"item_id": item.id, "output_index": item.index, "content_index": 0}
-                parts.append(self._event("response.output_text.delta", {**about, "delta": event.text, "logprobs": []}))
+                text = event.text
+            elif type(event) is Logprobs:
+                text = self._say(text, likely(event.tokens), parts)
             elif type(event) is ReasoningDelta:
                 item = self._item("reasoning", "rs_", parts)
                 item.add(event.text)
@@ -185,7 +213,19 @@ class ResponseEvents:
                 if event.arguments and item.name not in self._asked.customs:
                     about = {"item_id": item.id, "output_index": item.index, "delta": event.arguments}
                     parts.append(self._event("response.function_call_arguments.delta", about))
+        if text:
+            self._say(text, (), parts)
         return b"".join(parts)
+
+    def _say(self, text: str, told: Sequence[dict[str, Any]], parts: list[bytes]) -> str:
+        """A piece of the text, which may be empty where only its log probabilities are new; what is left of it."""
+        item = self._item("message", "msg_", parts)
+        item.add(text)
+        item.told += told
+        about = {"item_id": item.id, "output_index": item.index, "content_index": 0}
+        logprobs = in_event(told)
+        parts.append(self._event("response.output_text.delta", {**about, "delta": text, "logprobs": logprobs}))
+        return ""
 
     def finish(self, index: int, finish: Finish) -> bytes:
         return b""
@@ -265,8 +305,10 @@ class ResponseEvents:
         about = {"item_id": item.id, "output_index": item.index}
         if item.kind == "message":
             text = {**about, "content_index": 0}
-            parts.append(self._event("response.output_text.done", {**text, "text": said, "logprobs": []}))
-            parts.append(self._event("response.content_part.done", {**text, "part": _part(said, self._citations)}))
+            logprobs = in_event(item.told)
+            parts.append(self._event("response.output_text.done", {**text, "text": said, "logprobs": logprobs}))
+            part = _part(said, self._citations, item.told)
+            parts.append(self._event("response.content_part.done", {**text, "part": part}))
         elif item.kind == "reasoning":
             parts.append(self._event("response.reasoning_text.done", {**about, "content_index": 0, "text": said}))
         elif item.name not in self._asked.customs:
@@ -279,7 +321,7 @@ class ResponseEvents:
 
     def _shown(self, item: _Item, status: str) -> dict[str, Any]:
         if item.kind == "message":
-            return _message(item.id, item.said, status, self._citations)
+            return _message(item.id, item.said, status, self._citations, item.told)
         if item.kind == "reasoning":
             found = _reasoning(item.id, item.said)
             return found if status == "completed" else {**found, "content": []}

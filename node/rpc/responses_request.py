@@ -35,6 +35,8 @@ class ResponseBody(Struct, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     reasoning: dict[str, Any] | None = None
     stream: bool | None = None
     background: bool | None = None
@@ -50,16 +52,18 @@ KNOWN = frozenset(ResponseBody.__struct_fields__)
 _OF_RESPONSES = frozenset(
     {
         "context_management",
-        "include",
         "max_tool_calls",
         "prompt",
         "store",
         "stream_options",
-        "top_logprobs",
         "truncation",
     }
 )
 """Fields about a stored or hosted conversation, which say nothing to a chat completion. Others go along."""
+
+
+LOGPROBS = "message.output_text.logprobs"
+"""What `include` names when log probabilities are wanted."""
 
 
 class ResponseCall(Struct, frozen=True):
@@ -92,6 +96,8 @@ def read_response(body: bytes, headers: Mapping[str, str]) -> ResponseCall:
         extra["verbosity"] = verbosity
     if tools and typed.parallel_tool_calls is not None:
         extra["parallel_tool_calls"] = typed.parallel_tool_calls
+    if LOGPROBS in (typed.include or ()) or typed.top_logprobs:
+        extra |= {"logprobs": True, "top_logprobs": typed.top_logprobs or 0}
     if effort := (typed.reasoning or {}).get("effort"):
         extra["reasoning_effort"] = effort
     options = Options(

@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from shoal.providers.base import ErrorKind, Finish, ImagePart, Message, ReasoningDelta, ToolCallDelta, Usage
+from shoal.providers.base import ErrorKind, Finish, ImagePart, Logprobs, Message, ReasoningDelta, ToolCallDelta, Usage
 
 from .fakes_router import Pause, Scripted, fails, says
 from .fakes_rpc import door
@@ -185,3 +185,56 @@ async def test_tools_are_told_as_openai_tells_them() -> None:
     async with door(Scripted("first", says("Cold."))) as rpc:
         reply = await rpc.ask("POST", "/v1/responses", {"model": "m1", "input": "Hot?", "tools": tools})
     assert reply.json["tools"] == [{"type": "function", "name": "look", "parameters": None, "strict": None}]
+
+
+TOKENS = [
+    {
+        "token": "Co",
+        "logprob": -0.5,
+        "bytes": [67, 111],
+        "top_logprobs": [{"token": "Hi", "logprob": -2.0, "bytes": None}],
+    },
+    {"token": "ld", "logprob": -0.25, "bytes": None, "top_logprobs": []},
+]
+TOLD = [
+    {"token": "Co", "logprob": -0.5, "bytes": [67, 111]},
+    {"token": "ld", "logprob": -0.25, "bytes": [108, 100], "top_logprobs": []},
+]
+TOLD[0]["top_logprobs"] = [{"token": "Hi", "logprob": -2.0, "bytes": [72, 105]}]
+LIKELY = ["Co", Logprobs((TOKENS[0],)), "ld", Logprobs((TOKENS[1],)), Usage(7, 2), Finish("stop")]
+ASKED: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+
+
+async def test_log_probabilities_of_a_whole_response() -> None:
+    provider = Scripted("first", LIKELY)
+    async with door(provider) as rpc:
+        found = await with_client(rpc, lambda c: c.responses.create(model="m1", input="Hot?", **ASKED))
+        plain = await with_client(rpc, lambda c: c.responses.create(model="m1", input="Cold?", include=[]))
+    assert [token.model_dump() for token in found.output[0].content[0].logprobs] == TOLD
+    assert found.top_logprobs == 1
+    assert [call.extra for call in provider.calls] == [{"logprobs": True, "top_logprobs": 1}, {}]
+    assert plain.output_text == "Cold"
+
+
+async def test_log_probabilities_of_a_streamed_response_stand_beside_their_text() -> None:
+    def work(client: openai.OpenAI) -> Any:
+        return list(client.responses.create(model="m1", input="Hot?", stream=True, **ASKED))
+
+    async with door(Scripted("first", LIKELY)) as rpc:
+        events = await with_client(rpc, work)
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    told = [(token.token, token.logprob) for event in deltas for token in event.logprobs]
+    assert "".join(event.delta for event in deltas) == "Cold"
+    assert told == [("Co", -0.5), ("ld", -0.25)]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert [token.token for token in done.logprobs] == ["Co", "ld"]
+    assert done.logprobs[0].top_logprobs[0].token == "Hi"
+    (part,) = [event for event in events if event.type == "response.content_part.done"]
+    assert [token.model_dump() for token in part.part.logprobs] == TOLD
+    assert [token.model_dump() for token in events[-1].response.output[0].content[0].logprobs] == TOLD
+
+
+async def test_more_than_twenty_likely_tokens_are_refused_by_name() -> None:
+    async with door(Scripted("first", says("x"))) as rpc:
+        reply = await rpc.ask("POST", "/v1/responses", {"model": "m1", "input": "x", "top_logprobs": 21})
+    assert (reply.status, reply.error["param"]) == (400, "top_logprobs")
