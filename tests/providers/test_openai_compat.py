@@ -350,6 +350,14 @@ async def test_a_server_without_a_list_is_ready_when_the_models_are_named(upstre
         assert not (await provider.probe()).ready
 
 
+async def test_a_server_that_is_away_names_its_models_so_that_who_asks_for_one_is_told_why() -> None:
+    provider = provider_at("http://127.0.0.1:1/v1", models=["own"])
+    async with provider.running():
+        status = await provider.probe()
+    assert (status.ready, [m.name for m in status.models]) == (False, ["own"])
+    assert not status.offers("own")
+
+
 async def test_a_refused_key_shows_in_the_probe(upstream: FakeUpstream) -> None:
     provider = provider_at(upstream.url("s401"), {"DESK_KEY": KEY}, api_key_env="DESK_KEY")
     async with provider.running():
