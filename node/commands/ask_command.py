@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -47,16 +48,22 @@ def command(question: str | None, as_json: bool, data_dir: Path | None, **option
     trio_run(ask, data_dir, body_of(text, **{k: v for k, v in options.items() if k != "no_cache"}), options, as_json)
 
 
+def _is_text(argument: str) -> bool:
+    """False where bytes could not be read in the locale's encoding, and stand as surrogates (PEP 383)."""
+    return not any("\udc80" <= character <= "\udcff" for character in argument)
+
+
 def read_question(argument: str | None) -> str:
     """The question as text. CommandError when there is none, or it is not text."""
     if argument is None and sys.stdin.isatty():
         raise CommandError('what shall be asked? for example: shoal ask "What is the opposite of hot?"', ExitCode.USAGE)
     if argument is not None and argument != "-":
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            raise CommandError("the question is not UTF-8 text", ExitCode.USAGE) from None
         text = argument
+        try:
+            if not _is_text(text):  # UTF-8 as well, where the locale knows ASCII only
+                text = os.fsencode(text).decode()
+        except UnicodeError:
+            raise CommandError("the question is not UTF-8 text", ExitCode.USAGE) from None
     else:
         data = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
         if len(data) > MAX_QUESTION_BYTES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +15,7 @@ from . import cache_files
 from .cli import Group, common, trio_run
 from .exit_codes import ExitCode
 from .failures import CommandError
-from .output import print_facts, print_json, print_table, print_text, size, without_controls
+from .output import duration, print_facts, print_json, print_table, print_text, size, without_controls
 
 EXAMPLES = """\
 shoal cache get bafyreib3...         the answer behind a CID
@@ -25,7 +26,7 @@ shoal cache forget --prompt "What is the opposite of hot?"
 shoal cache export answers.car"""
 
 
-@click.group(cls=Group, examples=EXAMPLES)
+@click.group(cls=Group, examples=EXAMPLES, alone="stats")
 def command() -> None:
     """Look into the cache of answers, and keep, forget, export or import them."""
 
@@ -94,21 +95,37 @@ def stats(as_json: bool, data_dir: Path | None) -> None:
     if as_json:
         print_json(found)
         return
-    rows = flat(found)
-    print_facts(
-        (name, size(value) if name.endswith("bytes") and isinstance(value, int) else value) for name, value in rows
-    )
+    print_facts(facts(found))
 
 
-def flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested tables as dotted names. Lists are left out."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in table.items():
-        if isinstance(value, dict):
-            rows += flat(value, f"{prefix}{name}.")
-        elif not isinstance(value, list):
-            rows.append((prefix + name, value))
-    return rows
+def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The lines of the screen: (name, value)."""
+    hits, misses = found.get("hits") or {}, found.get("misses", 0)
+    hit = sum(hits.values())
+    tiers = ", ".join(f"{count} from {tier}" for tier, count in hits.items() if count)
+    yield "look-ups", f"{hit} of {hit + misses} found{f': {tiers}' if tiers else ''}"
+    yield "new", f"{found.get('remembered', 0)} answers kept since the start"
+    yield "keys", f"as {found.get('mode')}{', sealed for the swarm' if found.get('sealed') else ''}"
+    for tier in ("memory", "disk"):
+        if held := found.get(tier):
+            said = [f"{held['answers']} answers", f"{size(held['bytes'])} of {size(held['max_bytes'])}"]
+            said += [f"{held[name]} {name}" for name in ("evicted", "dropped", "failed", "damaged") if held.get(name)]
+            if held.get("waiting_bytes"):
+                said.append(f"{size(held['waiting_bytes'])} waiting to be written")
+            yield tier, ", ".join([*said, *([held["reason"]] if held.get("reason") else [])])
+            for file in held.get("set_aside") or ():
+                yield "set aside", file
+    for tier, asked in (found.get("looked_up") or {}).items():
+        if asked.get("asked"):
+            each = duration(asked["seconds"] / asked["asked"])
+            yield tier, f"asked {asked['asked']} times, {asked['found']} found, {each} each"
+    if refused := found.get("refused"):
+        yield "refused", ", ".join(f"{count} {reason}" for reason, count in refused.items())
+    if publisher := found.get("publisher"):
+        said = [f"{publisher[name]} {name}" for name in ("published", "withdrawn", "refused", "queued")]
+        yield "IPFS", f"{publisher['state']} at {publisher['address']}: {', '.join(said)}"
+        if publisher.get("last_error"):
+            yield "IPFS fault", publisher["last_error"]
 
 
 @command.command("list", examples="shoal cache list --limit 20")

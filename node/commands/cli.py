@@ -118,13 +118,18 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands (`shoal cache ...`) with examples."""
+    """A group of commands (`shoal cache ...`) with examples. alone: the one that runs when none is named."""
 
     command_class = Command
 
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: str = "", alone: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **{"no_args_is_help": False, **kwargs})
-        self.examples = examples
+        self.examples, self.alone = examples, alone
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if self.alone and not ctx.resilient_parsing and not {*args} & {*self.commands, *ctx.help_option_names}:
+            args = [self.alone, *args] if not args or args[0].startswith("-") else args
+        return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:

@@ -45,6 +45,13 @@ def find_node(data_dir: Path | None) -> RpcState:
     state = running_rpc(data)
     if state is not None:
         return state
+    try:
+        paths.lock_file(data).stat()
+    except PermissionError:
+        message = f"{data}: this user may not look into it; the node there is asked by the user that runs it"
+        raise CommandError(message, ExitCode.REFUSED) from None
+    except OSError:
+        pass
     pid = lock.holder(data)
     if pid is not None:
         raise CommandError(f"the node here (pid {pid}) is starting or ending; try again in a moment", ExitCode.NO_NODE)

@@ -18,7 +18,7 @@ shoal config show
 shoal config show --json"""
 
 
-@click.group(cls=Group, examples=EXAMPLES)
+@click.group(cls=Group, examples=EXAMPLES, alone="show")
 def command() -> None:
     """Begin, check or show the configuration."""
 

@@ -31,7 +31,7 @@ WORDS = {
 }
 
 
-@click.group(cls=Group, examples=EXAMPLES)
+@click.group(cls=Group, examples=EXAMPLES, alone="list")
 def command() -> None:
     """List, install, choose and remove models."""
 

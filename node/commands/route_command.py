@@ -16,7 +16,7 @@ from .output import duration, print_facts, print_json, print_table
 COLUMNS = ("provider", "model", "outcome", "first token", "took", "went on by", "why")
 
 
-@click.group(cls=Group, examples="shoal route last\nshoal route last --json")
+@click.group(cls=Group, alone="last", examples="shoal route last\nshoal route last --json")
 def command() -> None:
     """Show how answers came about."""
 

@@ -47,7 +47,7 @@ WantedBy=default.target
 """
 
 
-@click.group(cls=Group, examples=EXAMPLES)
+@click.group(cls=Group, examples=EXAMPLES, alone="status")
 def command() -> None:
     """Run the node as a service of your login (systemd)."""
 

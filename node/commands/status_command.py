@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sys
 import time
@@ -17,7 +16,7 @@ from .cli import Command, common
 from .exit_codes import ExitCode
 from .failures import CommandError
 from .figures import machine, speed, when
-from .output import duration, print_facts, print_json, print_json_line, print_text, size, without_controls
+from .output import can_move, duration, print_facts, print_json, print_json_line, print_text, size, without_controls
 from .reachable import in_a_line
 
 
@@ -40,8 +39,11 @@ def command(watch: bool, every: float, as_json: bool, data_dir: Path | None) -> 
         return found
 
     if watch:
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             watching(look, every, as_json=as_json)
+        except KeyboardInterrupt:
+            if sys.stdout.isatty():
+                print_text("\n")  # below the ^C
     elif as_json:
         print_json(look())
     else:
@@ -53,7 +55,7 @@ def watching(look: Callable[[], dict[str, Any]], every: float, *, as_json: bool)
 
     A node that goes away meanwhile is waited for.
     """
-    clear = sys.stdout.isatty() and not as_json
+    clear = can_move(sys.stdout) and not as_json
     found: dict[str, Any] = {}
     while True:
         gone = ""

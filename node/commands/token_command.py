@@ -18,6 +18,7 @@ from .output import print_json, print_table
 
 @click.group(
     cls=Group,
+    alone="list",
     examples="shoal token new ci --models smollm2 --rpm 60 --expires 30d\nshoal token list\nshoal token revoke ci",
 )
 def command() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .cli import Command, common, trio_run
-from .output import console, print_json
+from .output import can_move, console, print_json
 
 RETRY_S = 1.0
 
@@ -24,7 +24,7 @@ def command(once: bool, as_json: bool, data_dir: Path | None) -> None:
     from .client import find_node
 
     find_node(data_dir)
-    once = once or as_json or not sys.stdout.isatty()
+    once = once or as_json or not can_move(sys.stdout)
     with contextlib.suppress(KeyboardInterrupt) if not once else contextlib.nullcontext():
         try:
             trio_run(print_once if once else watch, data_dir, *([as_json] if once else []))

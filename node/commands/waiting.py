@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from .output import can_move
+
 AFTER_S = 1.0
 STEP_S = 0.1
 MARKS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -23,7 +25,7 @@ PLAIN = "|/-\\"
 @contextlib.contextmanager
 def waiting(what: str, after_s: float = AFTER_S) -> Iterator[Callable[[], None]]:
     """Gives a function that ends it earlier, for when the first of what is waited for has come."""
-    if not sys.stderr.isatty():
+    if not can_move(sys.stderr):
         yield lambda: None
         return
     over = threading.Event()

@@ -19,6 +19,7 @@ from tests.node.fakes_rpc import Door, door
 pytestmark = pytest.mark.browser
 
 AXE = Path(__file__).parents[2] / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+HEBREW = "\u05e9\u05dc\u05d5\u05dd"
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
@@ -157,10 +158,10 @@ async def test_the_keyboard_reaches_everything_in_reading_order(browser: Browser
     async with scene() as node:
         page = await opened(browser, node)
         await page.until("document.querySelectorAll('.row').length === 6 && !document.querySelector('#unset').hidden")
-        order = [await page.tab() for _ in range(13)]
+        order = [await page.tab() for _ in range(14)]
         assert order[:6] == ["skip", "theme", "prompt", "model", "send", "invite"]
         assert order[6:12] == ["row"] * 6
-        assert order[12] == "unset-title"
+        assert order[12:] == ["quiet text", "unset-title"]  # the copy of the address, where nothing was asked yet
         visible = await page.run("getComputedStyle(document.activeElement).outlineStyle")
         assert visible != "none"
         await page.run("document.querySelectorAll('.row')[1].focus()")
@@ -245,8 +246,8 @@ async def test_a_page_that_is_left_open_keeps_no_more_than_it_shows(browser: Bro
     async with door(Scripted("first", *[says("Cold.") for _ in range(260)])) as node:
         page = await opened(browser, node)
 
-        async def there() -> dict[str, float]:
-            await trio.sleep(1.2)  # until the feed has told of the last
+        async def there(answers: int) -> dict[str, float]:
+            await page.until(f"document.querySelector('#f-cache-aside').textContent === 'of {answers} answers'")
             await page.send("HeapProfiler.collectGarbage")
             metrics = await page.send("Performance.getMetrics")
             return {one["name"]: one["value"] for one in metrics["metrics"]}
@@ -258,9 +259,9 @@ async def test_a_page_that_is_left_open_keeps_no_more_than_it_shows(browser: Bro
         await page.send("Performance.enable")
         await page.send("HeapProfiler.enable")
         await ask(0, 60)
-        before = await there()
+        before = await there(60)
         await ask(60, 260)
-        after = await there()
+        after = await there(260)
         assert await page.run("document.querySelectorAll('.request').length") == 30
         assert after["Nodes"] <= before["Nodes"] * 1.1
         assert after["JSEventListeners"] <= before["JSEventListeners"] * 1.1
@@ -343,3 +344,45 @@ async def test_from_another_machine_the_page_asks_for_a_token_and_uses_it(browse
         await page.until("document.querySelector('#link').dataset.state === 'live'")
         await page.run("document.querySelector('#prompt').value = 'hot?'; document.querySelector('#send').click()")
         await page.until("document.querySelector('#answer-text').textContent === 'Cold.'")
+
+
+async def test_a_name_does_not_turn_what_stands_around_it(browser: Browser) -> None:
+    turned = "model\u202egnp.exe"
+    says_so = Status(ready=True, models=(ModelInfo(turned),), default_model=turned)
+    async with door(Scripted("first", says("Cold."), status=says_so)) as node:
+        page = await opened(browser, node)
+        await page.until("document.querySelector('#providers').innerText.includes('modelgnp.exe')")
+        assert not await page.run(r"/[\u202a-\u202e\u2066-\u2069]/.test(document.body.textContent)")
+        assert turned in await page.run("[...document.querySelectorAll('#model option')].map((one) => one.value)")
+
+
+async def test_more_live_requests_than_are_shown_are_counted(browser: Browser) -> None:
+    async with door(Scripted("first", ["Cold", Pause(3600)])) as node, trio.open_nursery() as nursery:
+        for number in range(33):
+            question = [{"role": "user", "content": f"question {number}"}]
+            nursery.start_soon(lambda asked=question: node.chat(messages=asked))
+        page = await opened(browser, node)
+        await page.until("document.querySelector('#requests-note').textContent === '33 live, 30 of them here'")
+        assert await page.run("document.querySelectorAll('.request.live').length") == 30
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_last_minute_of_tokens_is_a_line_and_an_idle_one_is_none(browser: Browser) -> None:
+    async with scene() as node, trio.open_nursery() as nursery:
+        page = await opened(browser, node)
+        assert await page.run("document.querySelector('#f-rate-line').childElementCount") == 0
+        await live(node, nursery)
+        drawn = await page.until("document.querySelector('#f-rate-line .line')?.getAttribute('d')")
+        assert drawn.startswith("M")
+        assert await page.run("document.querySelector('.spark').getAttribute('aria-hidden')") == "true"
+        assert page.console == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_in_a_script_from_the_right_begins_at_the_right(browser: Browser) -> None:
+    async with door(Scripted("first", says(HEBREW))) as node:
+        page = await opened(browser, node)
+        await page.run("document.querySelector('#prompt').value = 'hot?'; document.querySelector('#send').click()")
+        await page.until("document.querySelector('#answer-text').textContent.length === 4")
+        assert await page.run("document.querySelector('#answer-text').matches(':dir(rtl)')")
+        assert await page.run("document.querySelector('#prompt').matches(':dir(ltr)')")

@@ -57,7 +57,7 @@ def test_every_exit_code_has_a_meaning() -> None:
     [
         (["statsu"], b"Did you mean status?"),
         (["status", "--jsn"], b"Did you mean '--json'?"),
-        (["cache"], b"Missing command"),
+        (["swarm"], b"Missing command"),
         (["cache", "get"], b"Missing argument 'CID'"),
         (["ask", "--max-tokens", "0", "hi"], b"0 is not in the range"),
         (["join"], b"Give an INVITE"),

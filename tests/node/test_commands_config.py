@@ -92,3 +92,43 @@ def test_a_choice_ends_with_its_command_line(monkeypatch: pytest.MonkeyPatch) ->
     with chosen(Path("now.toml")):
         assert os.environ["SHOAL_CONFIG"] == "now.toml"
     assert os.environ["SHOAL_CONFIG"] == "before.toml"
+
+
+# -- a group without a command ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "said"), [("token", b"no tokens"), ("models", b"model"), ("config", b"[node]"), ("service", b"unit")]
+)
+async def test_a_group_by_itself_shows_what_there_is(group: str, said: bytes, tmp_path: Path) -> None:
+    done = await shoal(group, "--data-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+async def test_its_help_and_its_commands_are_still_there(tmp_path: Path) -> None:
+    assert b"Commands:" in (await shoal("cache", "--help")).stdout
+    assert (await shoal("cache", "--json", "get")).returncode == ExitCode.USAGE
+    assert b"No such command" in (await shoal("cache", "sttas")).stderr
+
+
+async def test_the_cache_is_told_in_sentences(tmp_path: Path) -> None:
+    looked = {"asked": 4, "found": 1, "seconds": 0.08}
+    tier = {"answers": 2, "bytes": 3072, "max_bytes": 1 << 20, "evicted": 0}
+    disk = tier | {"damaged": 1, "reason": "no space is left", "waiting_bytes": 2048, "set_aside": ["answers.1.bad"]}
+    async with fake_node(tmp_path) as node:
+        found = {"mode": "cid", "sealed": True, "misses": 6, "remembered": 6, "memory": tier, "disk": disk}
+        found |= {"hits": {"memory": 3, "disk": 0, "swarm": 1}, "refused": {"signature": 2}, "publisher": None}
+        found |= {"looked_up": {"swarm": looked, "dht": looked | {"asked": 0}}}
+        node.answers["GET /shoal/v1/cache"] = found
+        done = await node.shoal("cache")
+    assert [" ".join(line.split()) for line in done.stdout.decode().splitlines()] == [
+        "look-ups 4 of 10 found: 3 from memory, 1 from swarm",
+        "new 6 answers kept since the start",
+        "keys as cid, sealed for the swarm",
+        "memory 2 answers, 3.0 KiB of 1.0 MiB",
+        "disk 2 answers, 3.0 KiB of 1.0 MiB, 1 damaged, 2.0 KiB waiting to be written, no space is left",
+        "set aside answers.1.bad",
+        "swarm asked 4 times, 1 found, 20 ms each",
+        "refused 2 signature",
+    ]

@@ -38,10 +38,10 @@ UP, ERASE = "\x1b[1A", "\x1b[2K"
 class Terminal:
     """A command on a terminal of its own. `seen`: all that it wrote."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, **environ: str) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+        environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", **environ}
         environment.pop("COLUMNS", None)
         self.process = subprocess.Popen(
             [SHOAL, *command], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import io
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +15,23 @@ from typing import Any
 
 import click
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 from shoal.node import commands
 from shoal.node.commands.cli import SUBCOMMANDS, cli, run_cli
+from shoal.node.commands.client import find_node
 from shoal.node.commands.exit_codes import MEANING, ExitCode
-from shoal.node.commands.failures import say
-from shoal.node.commands.output import table_lines
+from shoal.node.commands.failures import CommandError, say
+from shoal.node.commands.output import console, table_lines
 from shoal.node.commands.status_command import in_place
 from shoal.node.commands.top_screen import screen
 
-from .fake_node import SHOAL
+from .fake_node import SHOAL, fake_node
 from .test_commands_live import sections
+from .test_commands_peers import Terminal
 
 PEER = "12D3KooWEgoFCizaDDfLe6ovB2FbPkUjVECdXmRWEqXnZ6LURa4n"
 COLUMNS = ("peer", "state", "models", "note")
@@ -154,6 +159,49 @@ main()
     command = [sys.executable, "-c", program, "status", "--data-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == ExitCode.NO_NODE
+
+
+async def test_a_terminal_that_knows_no_escape_sequences_gets_none(tmp_path: Path) -> None:
+    async with fake_node(tmp_path) as node:
+        node.answers["GET /shoal/v1/status"] = {"version": "0", "uptime_s": 1, "swarm": {}, "providers": {}}
+        terminal = Terminal("status", "--watch", "--every", "0.1", "--data-dir", str(tmp_path), TERM="dumb")
+        try:
+            await terminal.until("peer id", count=2)
+            terminal.process.send_signal(signal.SIGINT)
+            assert await trio.to_thread.run_sync(terminal.process.wait) == 0
+        finally:
+            terminal.end()
+    assert "\x1b" not in terminal.seen
+
+
+async def test_a_question_is_text_whatever_the_locale_knows(tmp_path: Path) -> None:
+    plain = os.environ | {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [SHOAL, "ask", "Grüße", "--json", "--data-dir", str(tmp_path)]
+    async with fake_node(tmp_path) as node:
+        await trio.run_process(command, env=plain, check=False, capture_stdout=True, capture_stderr=True)
+        assert json.loads(node.asked[0][2])["messages"][0]["content"] == "Grüße"
+        state = await trio.run_process(
+            [SHOAL, "top", "--once", "--data-dir", str(tmp_path)], env=plain, check=False, capture_stderr=True
+        )
+    assert b"not UTF-8" not in state.stderr
+
+
+def test_output_that_the_locale_has_no_letters_for_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    console().print("● ready")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"? ready\n"
+
+
+def test_a_node_of_another_user_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, **options: Any) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(CommandError, match="this user may not look into it") as error:
+        find_node(tmp_path)
+    assert error.value.code == ExitCode.REFUSED
 
 
 def test_without_a_home_the_users_own_is_found() -> None:

@@ -33,6 +33,7 @@ async def shown(data: Path, *arguments: str) -> bytes:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=theirs,
+            env=os.environ | {"TERM": "xterm"},
         )
         os.close(theirs)
         seen = b""

@@ -2,14 +2,18 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+// Names from elsewhere do not steer the direction of what stands around them (Unicode's embeddings and overrides).
+const STEERING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const plain = (value) => String(value).replace(STEERING, "");
+
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value === true ? "" : String(value));
+    else node.setAttribute(name, value === true ? "" : name === "value" ? String(value) : plain(value));
   }
   node.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false)
-    .map((child) => (child instanceof Node ? child : document.createTextNode(String(child)))));
+    .map((child) => (child instanceof Node ? child : document.createTextNode(plain(child)))));
   return node;
 }
 
@@ -18,7 +22,7 @@ export const svg = (tag, attributes, ...children) => fill(document.createElement
 export const byId = (id) => document.getElementById(id);
 
 export function setText(node, text) {
-  const value = String(text);
+  const value = plain(text);
   if (node.textContent !== value) node.textContent = value;
 }
 

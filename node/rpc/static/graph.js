@@ -58,7 +58,7 @@ export function draw(box, { peers, busy, chosen, choose }) {
   const narrow = width < 440;
   const shown = peers.slice(0, SHOWN);
   const few = shown.length < 3;
-  const height = !shown.length ? 140 : few ? 180 : narrow ? 300 : 430;
+  const height = !shown.length ? 220 : few ? 180 : narrow ? 300 : 430;
   const size = shown.length > 40 ? 6 : 8;
   const middle = { x: width / 2, y: height / 2 };
   const spots = places(shown.length, width, height, narrow);
@@ -91,6 +91,8 @@ export function draw(box, { peers, busy, chosen, choose }) {
     svg("circle", { class: "halo", cx: middle.x, cy: middle.y, r: 26 }),
     svg("circle", { class: "body", cx: middle.x, cy: middle.y, r: 17 }),
     svg("path", { class: "mark", d: `M${middle.x - 8} ${middle.y - 5}h6m4 0h6M${middle.x - 5} ${middle.y}h8m4 0h2M${middle.x - 7} ${middle.y + 5}h5m4 0h5` }));
-  box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": summary(peers) }, lines, me, nodes,
+  // Where peers will be: an empty swarm shows its room.
+  const rings = shown.length ? [] : [0.44, 0.72, 1].map((reach) => svg("ellipse", { class: "ring", cx: middle.x, cy: middle.y, rx: Math.min(width / 2 - 8, 250) * reach, ry: (height / 2 - 4) * reach }));
+  box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": summary(peers) }, rings, lines, me, nodes,
     peers.length > SHOWN && svg("text", { class: "rtt", "text-anchor": "end", x: width - 4, y: height - 6 }, `${peers.length - SHOWN} more in the list`)));
 }

@@ -1,6 +1,7 @@
 // Figures, requests, providers, cache.
 
-import { byId, bytes, clock, count, el, keyed, percent, setText, shortPeer, span } from "./dom.js";
+import { byId, bytes, clock, copy, count, el, keyed, percent, setText, shortPeer, span } from "./dom.js";
+import { showRate } from "./spark.js";
 
 // -- the figures at the top
 
@@ -15,6 +16,7 @@ export function showFigures({ requests, peers }) {
     const joined = requests.live - requests.in_flight;
     const writing = requests.requests.filter((row) => row.state === "live" && row.tokens).length;
     setText(byId("f-live-aside"), joined > 0 ? `${count(joined)} sharing an answer` : requests.live ? `${count(writing)} writing` : "quiet");
+    showRate(requests.tokens_per_s);
     setText(byId("f-rate"), requests.tokens_per_s ? count(requests.tokens_per_s) : "0");
     setText(byId("f-rate-aside"), requests.output_tokens ? `${count(requests.output_tokens)} since the start` : requests.live ? "" : "none yet");
     const answers = Object.values(requests.by_cache).reduce((sum, value) => sum + value, 0);
@@ -27,6 +29,7 @@ export function showFigures({ requests, peers }) {
 // -- requests
 
 const TIERS = { memory: "from memory", disk: "from disk", swarm: "from the swarm", dht: "from the DHT", ipfs: "from IPFS" };
+const SHOWN_REQUESTS = 30;
 const WORDS = { ok: "answered", cancelled: "caller left", live: "" };
 
 const where = (row) => (row.peer ? `peer ${shortPeer(row.peer)}` : "");
@@ -65,13 +68,17 @@ function line(row, had) {
 
 export function showRequests(found) {
   const list = byId("requests");
-  setText(byId("requests-note"), found.live ? `${count(found.live)} live` : "");
+  const beyond = found.live > SHOWN_REQUESTS ? `, ${SHOWN_REQUESTS} of them here` : "";
+  setText(byId("requests-note"), found.live ? `${count(found.live)} live${beyond}` : "");
   if (!found.requests.length) {
-    list.replaceChildren(el("li", { class: "none" }, "Nothing asked yet. Use the box above, or point a client at ", el("code", {}, `${location.origin}/v1`), "."));
+    if (list.querySelector(":scope > .none")) return;
+    const address = `${location.origin}/v1`;
+    list.replaceChildren(el("li", { class: "none" }, "Nothing asked yet. Use the box above, or point a client at ", el("code", {}, address), ". ",
+      el("button", { type: "button", class: "quiet text", "aria-label": "Copy the address for clients", onclick: (event) => copy(address, event.currentTarget) }, "Copy")));
     return;
   }
   list.querySelector(":scope > .none")?.remove();
-  keyed(list, found.requests.slice(0, 30), (row) => row.id, line);
+  keyed(list, found.requests.slice(0, SHOWN_REQUESTS), (row) => row.id, line);
 }
 
 // -- providers
@@ -84,7 +91,7 @@ function provider(row, had) {
     el("span", { class: `dot ${row.ready ? (row.waits?.length ? "warn" : "on") : row.configured ? "bad" : "off"}` }),
     el("span", { class: "name" }, row.name),
     el("span", { class: "state" }, row.waits?.length ? "resting" : row.ready ? (row.share ? "ready, shared" : "ready") : row.configured ? "not ready" : ""),
-    el("span", { class: "what" }, row.ready ? names.slice(0, 4).join(", ") + (names.length > 4 ? ` and ${names.length - 4} more` : "") : row.reason),
+    el("span", { class: "what", title: !row.ready && row.reason }, row.ready ? names.slice(0, 4).join(", ") + (names.length > 4 ? ` and ${names.length - 4} more` : "") : row.reason),
     (row.waits ?? []).map((held) => el("span", { class: "what" }, `${held.model && held.model !== "*" ? `${held.model}: ` : ""}${outcome(held.kind)}, ${held.until_s ? `asked again in ${held.until_s} s` : "asked again now"}`)),
     row.failures ? el("span", { class: "what" }, `${count(row.failures)} ${row.failures === 1 ? "failure" : "failures"} since the start`) : null);
   item.dataset.text = text;

@@ -61,7 +61,7 @@ function entry(node, old) {
   dot.className = `dot ${node.connected === false ? "off" : running ? "busy" : "on"}`;
   who.textContent = node.me ? "This node" : shortPeer(node.peer);
   who.className = node.me ? "who" : "who mono";
-  offer.textContent = [line, node.connected === false ? "" : machine(node.hardware)].filter(Boolean).join("\n");
+  setText(offer, [line, node.connected === false ? "" : machine(node.hardware)].filter(Boolean).join("\n"));
   load.textContent = running ? `${running} running` : node.connected === false ? "" : node.told_at ? age(node.told_at) : "";
   button.setAttribute("aria-expanded", String(open));
   item.className = open ? "open" : "";

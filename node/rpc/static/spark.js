@@ -1,0 +1,43 @@
+// The last minute of a figure as a line beside it: one look a second, drawn only while there is something to see.
+
+import { byId, svg } from "./dom.js";
+
+const LOOKS = 60;
+const EVERY_MS = 1000;
+const HEIGHT = 32;
+
+const seen = [];
+let now = 0;
+
+export function showRate(value) {
+  now = Math.max(0, Number(value) || 0);
+}
+
+// The line through what was seen, the newest at the right edge, the highest at the top.
+export function path(values, most = LOOKS, height = HEIGHT) {
+  const top = Math.max(...values, 1);
+  return values.map((value, index) => {
+    const x = most - values.length + index + 1;
+    const y = height - 2 - (value / top) * (height - 4);
+    return `${index ? "L" : "M"}${x} ${y.toFixed(1)}`;
+  }).join("");
+}
+
+function look() {
+  if (document.body.dataset.state !== "live") return;
+  seen.push(now);
+  if (seen.length > LOOKS) seen.shift();
+  const box = byId("f-rate-line");
+  if (document.hidden) return;
+  if (seen.length < 2 || !seen.some(Boolean)) {
+    box.replaceChildren();
+    return;
+  }
+  const line = path(seen);
+  const first = LOOKS - seen.length + 1;
+  box.replaceChildren(
+    svg("path", { class: "area", d: `${line}L${LOOKS} ${HEIGHT}L${first} ${HEIGHT}Z` }),
+    svg("path", { class: "line", d: line }));
+}
+
+setInterval(look, EVERY_MS);
