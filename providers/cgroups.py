@@ -46,6 +46,19 @@ def memory_available(root: Path = Path("/")) -> int:
     return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _memory_limits(root))])
 
 
+def oom_kills(root: Path = Path("/")) -> int:
+    """How many processes the kernel has ended for want of memory: of this cgroup and those below, else of the machine.
+
+    memory.events of cgroup v2, memory.oom_control of v1 (its own alone), /proc/vmstat where neither is. To be compared
+    with an earlier count.
+    """
+    for folder in (*_cgroups(root), *_cgroups_v1(root, "memory")):
+        for name in ("memory.events", "memory.oom_control"):
+            if (folder / name).exists():
+                return _stat(folder / name, "oom_kill")
+    return _stat(root / "proc/vmstat", "oom_kill")
+
+
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, used) in bytes of each cgroup that has a limit."""
     kinds = (

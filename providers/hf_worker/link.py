@@ -22,6 +22,7 @@ from pathlib import Path
 
 import trio
 
+from .. import cgroups
 from ..base import ErrorKind, Event, Finish, GenerateRequest, ProviderError, TextDelta
 from . import frames
 from .frames import FrameError, FrameSplitter
@@ -133,14 +134,17 @@ class Call:
 
 
 class EmbedCall:
-    """Texts at a worker that embeds: `await call.vectors()`. Raises ProviderError."""
+    """Texts at a worker that embeds: `await call.vectors()`; or a prompt that is counted: `await call.tokens()`.
+
+    Both raise ProviderError.
+    """
 
     def __init__(self, id_: int) -> None:
         self.id = id_
         self.over = trio.Event()
-        self._found: frames.Vectors | ProviderError | None = None
+        self._found: frames.Vectors | frames.Counted | ProviderError | None = None
 
-    def deliver(self, found: frames.Vectors) -> None:
+    def deliver(self, found: frames.Vectors | frames.Counted) -> None:
         """Hand the caller what it waits for."""
         self._found = found
         self.over.set()
@@ -159,7 +163,15 @@ class EmbedCall:
         await self.over.wait()
         if isinstance(self._found, frames.Vectors):
             return self._found
-        assert self._found is not None
+        assert isinstance(self._found, ProviderError)
+        raise self._found
+
+    async def tokens(self) -> int:
+        """Wait for the count."""
+        await self.over.wait()
+        if isinstance(self._found, frames.Counted):
+            return self._found.tokens
+        assert isinstance(self._found, ProviderError)
         raise self._found
 
 
@@ -225,6 +237,12 @@ class WorkerLink:
         self._calls[call.id] = call
         return call
 
+    def begin_count(self, request: GenerateRequest) -> EmbedCall:
+        """Send a request whose prompt is to be counted. Raises ProviderError as `begin` does."""
+        call = EmbedCall(self._send(lambda id_: frames.Count(id_, request)))
+        self._calls[call.id] = call
+        return call
+
     def _send(self, frame_of: Callable[[int], frames.ToWorker]) -> int:
         """Send a frame under a fresh id, and give that."""
         if self.lost is not None:
@@ -269,6 +287,7 @@ class WorkerLink:
         assert process.stdout is not None
         assert process.stderr is not None
         log.info("local model %s: worker %d is starting", self._load.name, process.pid)
+        kills = cgroups.oom_kills()
         self._heard = trio.current_time()
         self._outbox_send.send_nowait(frames.encode(self._load))
         with process.stdin, process.stdout, process.stderr:
@@ -286,7 +305,9 @@ class WorkerLink:
                     await _ended(process, 1)
                 nursery.cancel_scope.cancel()
         finally:
-            self._lose(self._why or f"the worker of the local model {_end_of(process.poll(), self._last_words)}")
+            out_of_memory = cgroups.oom_kills() > kills
+            how = _end_of(process.poll(), self._last_words, out_of_memory=out_of_memory)
+            self._lose(self._why or f"the worker of the local model {how}")
             process.kill()
             with trio.CancelScope(shield=True):
                 await _ended(process, REAP_S)
@@ -327,7 +348,7 @@ class WorkerLink:
                     if isinstance(event, Finish):
                         self.answered += 1
                         del self._calls[id_]
-            case frames.Vectors(id_):
+            case frames.Vectors(id_) | frames.Counted(id_):
                 call = self._calls.pop(id_, None)
                 if isinstance(call, EmbedCall):
                     call.deliver(frame)
@@ -404,9 +425,15 @@ async def _ended(process: subprocess.Popen[bytes], limit_s: float) -> None:
         await trio.to_thread.run_sync(partial(process.wait, limit_s), abandon_on_cancel=True)
 
 
-def _end_of(code: int | None, last_words: str) -> str:
+def _end_of(code: int | None, last_words: str, *, out_of_memory: bool) -> str:
+    """out_of_memory: the kernel has ended something for want of memory while the worker ran."""
     if code is None:
         return "was stopped"
+    if code == -9 and out_of_memory:
+        return (
+            "was ended by the kernel, because memory ran out: close something, choose a smaller model, or lower"
+            " kv_tokens or memory_mb"
+        )
     if code < 0:
         reason = f"was killed by signal {-code}"
         return reason + ("; when nobody did that, memory has run out" if code == -9 else "")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from shoal.node import hardware
+from shoal.providers import cgroups
 
 
 def file(root: Path, name: str, text: str) -> None:
@@ -116,6 +117,18 @@ def test_each_group_has_its_own_use_and_what_it_has_read_of_files_is_given_back(
         file(tmp_path, f"sys/fs/cgroup/{folder}/memory.stat", f"anon 1\ninactive_file {cached}\nx y\n")
     assert hardware.probe(tmp_path).memory_bytes == 5_000_000
     assert hardware.sample(tmp_path).memory_available_bytes == 500_000
+
+
+def test_processes_that_were_ended_for_want_of_memory_are_counted_where_the_system_says_it(tmp_path: Path) -> None:
+    file(tmp_path, "proc/vmstat", "pgfault 77\noom_kill 9\n")
+    file(tmp_path, "proc/self/cgroup", "3:memory:/box\n0::/\n")
+    assert cgroups.oom_kills(tmp_path) == 9
+    file(tmp_path, "sys/fs/cgroup/memory/box/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert cgroups.oom_kills(tmp_path) == 2
+    file(tmp_path, "proc/self/cgroup", "0::/pod/box\n")
+    file(tmp_path, "sys/fs/cgroup/pod/box/memory.events", "low 0\nmax 3\noom 1\noom_kill 1\n")
+    assert cgroups.oom_kills(tmp_path) == 1
+    assert cgroups.oom_kills(tmp_path / "nothing") == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
