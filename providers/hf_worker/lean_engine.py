@@ -99,7 +99,9 @@ class LeanEngine(Batch[_Slot]):
             return pieces[1:2] if self._turn else [(oldest, oldest.left[:chunk])]
         return pieces
 
-    def _run(self, pieces: Pieces[_Slot], wanted: list[int], check: Callable[[], bool] | None) -> Tensor:
+    def _run(self, pieces: Pieces[_Slot], wanted: list[int], check: Callable[[], bool] | None) -> list[int | Tensor]:
+        """See `Batch._run`; of the greedy the token itself, which is cheaper to find than all logits."""
+
         def between() -> None:
             if check is not None and check():
                 raise Interrupted
@@ -111,13 +113,17 @@ class LeanEngine(Batch[_Slot]):
         if wide:
             torch.set_num_threads(self._prompt_threads)
         try:
-            return self._model(tokens, segments, wanted, between)
+            hidden = self._model.hidden(tokens, segments, wanted, between)
+            greedy = [row.sequence.sampler.greedy for row, piece in pieces for _ in piece]
+            return _found(self._model, hidden, [greedy[at] for at in wanted])
         finally:
             if wide:
                 torch.set_num_threads(threads)
 
-    def _likeliest(self, logits: Tensor) -> list[int]:
-        found: list[int] = logits.argmax(-1).tolist()
+    def _pick(self, row: Row[_Slot], found: int | Tensor) -> int:
+        if isinstance(found, Tensor):
+            return super()._pick(row, found)
+        row.following = found
         return found
 
     def _pieces(self, rows: list[Row[_Slot]], gone: Callable[[int], bool]) -> Pieces[_Slot]:
@@ -139,10 +145,10 @@ class LeanEngine(Batch[_Slot]):
             segments = [
                 Segment(row.slot.memory.values, len(row.slot.tokens) + len(piece) - 1, 1) for row, piece in growing
             ]
-            logits = self._drafter([piece[-1] for _, piece in growing], segments, list(range(len(growing))))
-            for at, ((row, piece), token) in enumerate(zip(growing, logits.argmax(-1).tolist(), strict=True)):
-                twin = twins.get(id(row))
-                piece.append(token if twin is None else twin.pick(logits[at]))
+            hidden = self._drafter.hidden([piece[-1] for _, piece in growing], segments, list(range(len(growing))))
+            drafted = _found(self._drafter, hidden, [id(row) not in twins for row, _ in growing])
+            for (row, piece), found in zip(growing, drafted, strict=True):
+                piece.append(twins[id(row)].pick(found) if isinstance(found, Tensor) else found)
             growing = [(row, piece) for row, piece in growing if wanted(row, piece)]
         return pieces
 
@@ -175,3 +181,10 @@ class LeanEngine(Batch[_Slot]):
             slot.tokens = list(tokens)
             best.used = time.monotonic()
         return slot
+
+
+def _found(model: Llama, hidden: Tensor, greedy: list[bool]) -> list[int | Tensor]:
+    """For each row the likeliest token where that is what will be picked, its logits elsewhere."""
+    likeliest = iter(model.likeliest(hidden[greedy]))
+    logits = iter(model.logits(hidden[[not each for each in greedy]]))
+    return [next(likeliest) if each else next(logits) for each in greedy]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .last_layer import Screened, exact_products
 from .packed import FEW_ROWS, Blocks, Dense, Halves, Int4, Rescored, quantised, quantised_rows
 
 FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
@@ -145,7 +146,9 @@ class Llama:
                 self._cis = _rotations(config, self._width, positions)
                 self._first = self._rows("embedding") or self._plain(name)
                 self._norm = tensors("model.norm.weight").float().clone()
-            self._head: Linear = self._last(name if config.get("tie_word_embeddings") else "lm_head.weight")
+            last = name if config.get("tie_word_embeddings") else "lm_head.weight"
+            self._screened: Screened | None = self._screen(last) if beside is None else beside._screened
+            self._head: Linear = self._last(last)
             self._layers = list(layers)
         del self._tensors, self._kept
 
@@ -197,6 +200,8 @@ class Llama:
         return Blocks(found) if found is not None and found.dtype == torch.uint8 else None
 
     def _last(self, name: str) -> Linear:
+        if self._form == "int4" and self._screened is not None:
+            return self._screened.rescored
         tied = name == "model.embed_tokens.weight"
         full = self._first if tied else self._rows("head") or self._plain(name)
         if self._form in ("int4", "float16"):
@@ -206,6 +211,14 @@ class Llama:
             return Rescored(q, s, full.rows if isinstance(full, Blocks) else partial(_taken, full))
         return full if isinstance(full, Blocks) else Dense(full)
 
+    def _screen(self, name: str) -> Screened | None:
+        """What finds the likeliest tokens without all logits, where the last layer is in blocks."""
+        full = self._first if name == "model.embed_tokens.weight" else self._rows("head")
+        q, s = _found(self._kept, "rough.q"), _found(self._kept, "rough.s")
+        if not isinstance(full, Blocks) or q is None or s is None or not exact_products():
+            return None
+        return Screened(q, s, full)
+
     def __call__(
         self,
         tokens: list[int],
@@ -213,7 +226,29 @@ class Llama:
         wanted: list[int],
         check: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Logits after the rows `wanted`, fp32 [len(wanted), vocabulary].
+        """Logits after the rows `wanted`, fp32 [len(wanted), vocabulary]; for the rest see `hidden`."""
+        return self.logits(self.hidden(tokens, segments, wanted, check))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of what `hidden` gave: fp32 [rows, vocabulary]."""
+        return self._head(hidden) if len(hidden) else hidden.new_empty(0, 0)
+
+    def likeliest(self, hidden: Tensor) -> list[int]:
+        """The token with the largest of the logits of each row; `logits` are not all computed where that is proven."""
+        if not len(hidden):
+            return []
+        found = self._screened(hidden) if self._screened is not None else self._head(hidden).argmax(-1)
+        tokens: list[int] = found.tolist()
+        return tokens
+
+    def hidden(
+        self,
+        tokens: list[int],
+        segments: list[Segment],
+        wanted: list[int],
+        check: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """What the last layer is given after the rows `wanted`: fp32 [len(wanted), hidden size].
 
         tokens: the rows of all segments, one after another. check: called between layers; what it raises comes out.
         """
@@ -255,10 +290,8 @@ class Llama:
             x = x + layer.o(torch.cat(attended))
             y = layer.gu(self._normed(x, layer.mlp_norm))
             x = x + layer.down(functional.silu(y[:, :inner]).mul_(y[:, inner:]))
-        if not wanted:
-            return x.new_empty(0, 0)
         check()
-        return self._head(self._normed(x[wanted], self._norm))
+        return self._normed(x[wanted], self._norm)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self._first.rows(tokens) if isinstance(self._first, Blocks) else _taken(self._first, tokens)
@@ -267,7 +300,7 @@ class Llama:
         """Compute some rows for nobody, as many as several streams or a draft have."""
         memory = torch.zeros(*self.memory_shape[:3], TRIAL_ROWS, self._width)
         with torch.inference_mode():
-            self([0] * TRIAL_ROWS, [Segment(memory, 0, TRIAL_ROWS)], list(range(TRIAL_ROWS)))
+            self.likeliest(self.hidden([0] * TRIAL_ROWS, [Segment(memory, 0, TRIAL_ROWS)], list(range(TRIAL_ROWS))))
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True).add_(self._eps)) * weight

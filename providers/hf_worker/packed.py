@@ -93,8 +93,7 @@ class Blocks:
             for at in self._pieces(LARGE_TILE_WEIGHTS):
                 torch.mm(x, self._weights(self._blocks[at]).T, out=wide[:, at])
             return wide
-        columns = x.new_zeros(self._inputs, -(-rows // PANEL_ROWS) * PANEL_ROWS)
-        columns[:, :rows] = x.T
+        columns = self._columns(x)
         out = x.new_empty(self._count, columns.shape[1])
         for at in self._pieces(TILE_WEIGHTS):
             torch.mm(self._weights(self._blocks[at]), columns, out=out[at])
@@ -107,6 +106,15 @@ class Blocks:
     def rows(self, at: Tensor) -> Tensor:
         """Some rows of the matrix, in fp32."""
         return self._weights(self._blocks[at])
+
+    def some(self, at: Tensor, x: Tensor) -> Tensor:
+        """What some rows of the matrix, a multiple of `PANEL_ROWS`, have in `self(x)`, to the bit, of few rows of x."""
+        return torch.mm(self.rows(at), self._columns(x))[:, : len(x)].T
+
+    def _columns(self, x: Tensor) -> Tensor:
+        columns = x.new_zeros(self._inputs, -(-len(x) // PANEL_ROWS) * PANEL_ROWS)
+        columns[:, : len(x)] = x.T
+        return columns
 
     def _weights(self, blocks: Tensor) -> Tensor:
         weights: Tensor = self._unpack(blocks.flatten(0, 1))

@@ -292,12 +292,14 @@ def test_a_coarser_copy_drafts_and_changes_no_token_however_often_it_is_wrong(fl
 def test_nothing_is_drafted_for_so_many_that_one_pass_serves_them_as_well() -> None:
     drafts = []
 
-    def drafting(tokens: list[int], *_: Any) -> torch.Tensor:
-        drafts.append(len(tokens))
-        return torch.zeros(len(tokens), 97)
+    class Drafting(Llama):
+        def hidden(self, tokens: list[int], *more: Any) -> torch.Tensor:
+            drafts.append(len(tokens))
+            return super().hidden(tokens, *more)
 
     engine = LeanEngine(lean(made("llama")))
-    engine._drafter = drafting  # type: ignore[assignment]
+    engine._drafter = lean(made("llama"))
+    engine._drafter.__class__ = Drafting
     for id_ in range(9):
         engine.add(greedy(id_, prompt(9, id_), 50))
     for _ in range(6):
@@ -369,13 +371,13 @@ def test_a_prompt_is_computed_with_more_threads_than_single_tokens(monkeypatch: 
     model = made("llama")
     engine = LeanEngine(lean(model), prompt_threads=2)
     used, threads = [], torch.get_num_threads()
-    forward = Llama.__call__
+    forward = Llama.hidden
 
     def watched(self: Llama, tokens: list[int], *more: Any) -> torch.Tensor:
         used.append((len(tokens), torch.get_num_threads()))
         return forward(self, tokens, *more)
 
-    monkeypatch.setattr(Llama, "__call__", watched)
+    monkeypatch.setattr(Llama, "hidden", watched)
     torch.set_num_threads(1)
     try:
         engine.add(greedy(0, prompt(100), 2))
