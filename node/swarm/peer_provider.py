@@ -123,7 +123,7 @@ class PeerProvider(Provider):
         )
 
     def takes_images(self, model: str | None) -> bool:
-        """Whether the peer may be shown images by the model (None: by any), or has somebody who may be asked for any."""
+        """Whether the peer may be shown images by the model (None: by any), as far as it says."""
         advert = self._advert()
         if advert is None:
             return False

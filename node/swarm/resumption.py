@@ -27,8 +27,13 @@ RESUME = "resume"
 GONE = "gone"  # the code of the error for a ticket that is not known (any more)
 GRACE_S = 10.0  # that an answer is kept, or made, while nobody listens
 AHEAD = 256  # events that are made beyond what the listener has taken
+AHEAD_BYTES = 1024 * 1024  # the same in bytes
 MAX_KEPT = 256  # answers
 MAX_KEPT_EVENTS = 65_536  # of one answer; beyond them nobody who has lost his place finds it again
+MAX_KEPT_BYTES = 64 * 1024 * 1024  # of all answers; beyond them what has been told is let go, and nothing new is kept
+EVENT_BYTES = 128  # what an event takes besides its words
+
+_encode = msgspec.msgpack.Encoder().encode
 
 Ticket = Annotated[str, Meta(min_length=16, max_length=64)]
 
@@ -40,13 +45,31 @@ class ResumeParams(Struct, frozen=True, kw_only=True):
     got: Annotated[int, Meta(ge=0, le=MAX_KEPT_EVENTS)]
 
 
-class _Kept:
-    """One answer. It stands in for the call while the answer is made."""
+class _Room:
+    """The bytes that all kept answers take together."""
 
     def __init__(self) -> None:
+        self.used = 0
+
+    @property
+    def full(self) -> bool:
+        return self.used > MAX_KEPT_BYTES
+
+
+class _Kept:
+    """One answer. It stands in for the call while the answer is made.
+
+    first: the number of the first event that is still kept. taken: how many events the listener has.
+    """
+
+    def __init__(self, room: _Room) -> None:
         self.scope = trio.CancelScope()
         self.accepted: Any = None
-        self.events: list[Any] = []
+        self.first = 0
+        self._events: list[Any] = []
+        self._sizes: list[int] = []
+        self._room = room
+        self._ahead = 0  # bytes that the listener has not taken
         self.result: Any = None
         self.error: Exception | None = None
         self.over = False
@@ -58,11 +81,40 @@ class _Kept:
     async def accept(self, body: Any = None) -> None:
         self.accepted = body
 
+    @property
+    def made(self) -> int:
+        """How many events there have been."""
+        return self.first + len(self._events)
+
     async def send(self, event: Any) -> None:
-        self.events.append(event)
+        size = EVENT_BYTES + len(_encode(event))
+        self._events.append(event)
+        self._sizes.append(size)
+        self._ahead += size
+        self._room.used += size
+        if self._room.full or len(self._events) > MAX_KEPT_EVENTS:
+            self._let_go(self.taken)
         self.stir()
-        while len(self.events) - self.taken > (AHEAD if self.listener is not None else MAX_KEPT_EVENTS):
+        while self._is_far_ahead():
             await self._moved.wait()
+
+    def _is_far_ahead(self) -> bool:
+        if self.listener is None:
+            return self.made - self.taken > MAX_KEPT_EVENTS or self._room.full
+        return self.made - self.taken > AHEAD or self._ahead > (0 if self._room.full else AHEAD_BYTES)
+
+    def _let_go(self, until: int) -> None:
+        """Forget the events before this one: who comes back for them finds nothing."""
+        count = until - self.first
+        if count > 0:
+            self._room.used -= sum(self._sizes[:count])
+            del self._events[:count], self._sizes[:count]
+            self.first = until
+
+    def leave_room(self) -> None:
+        """Nobody can come back for it any more; who still listens hears it to its end."""
+        self._room.used -= sum(self._sizes)
+        self._room = _Room()
 
     def stir(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -72,14 +124,15 @@ class _Kept:
         """Tell a call what comes after the first `got` events; the result is the body of its end frame."""
         self.listener = me = object()
         self.scope.deadline = math.inf
+        self._take(got)
         accepted = False
         try:
             while True:
-                while got < len(self.events) and self.listener is me:
+                while got < self.made and self.listener is me:
                     if not accepted:
                         accepted = True
                         await call.accept(self.accepted)
-                    await call.send(self.events[got])
+                    await call.send(self._events[got - self.first])
                     got += 1
                     self._take(got)
                 if self.listener is not me:
@@ -101,6 +154,8 @@ class _Kept:
         return self.result
 
     def _take(self, got: int) -> None:
+        low, high = sorted((self.taken - self.first, got - self.first))
+        self._ahead += sum(self._sizes[low:high]) * (1 if got < self.taken else -1)
         self.taken = got
         moved, self._moved = self._moved, trio.Event()
         moved.set()
@@ -111,6 +166,7 @@ class Resumption:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[PeerId, str], _Kept] = {}
+        self._room = _Room()
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -133,9 +189,10 @@ class Resumption:
     ) -> Any:
         """Tell a call the events of an answer, so that it can be resumed when there is a ticket."""
         key = (peer, ticket or "")
-        if ticket is None or self._nursery is None or len(self._kept) >= MAX_KEPT or key in self._kept:
+        no_room = len(self._kept) >= MAX_KEPT or self._room.full
+        if ticket is None or self._nursery is None or no_room or key in self._kept:
             return await relay(call, answering, deadline_s)
-        kept = self._kept[key] = _Kept()
+        kept = self._kept[key] = _Kept(self._room)
         self._nursery.start_soon(self._make, key, kept, answering, deadline_s)
         return await kept.follow(call, 0)
 
@@ -159,6 +216,7 @@ class Resumption:
         if not kept.scope.cancelled_caught:
             await trio.sleep(GRACE_S)  # its end may have been lost on the way
         del self._kept[key]
+        kept.leave_room()
 
     async def resume(self, call: IncomingCall, params: Any, peer: PeerId) -> Any:
         try:
@@ -166,6 +224,6 @@ class Resumption:
         except msgspec.ValidationError:
             raise CallError(ErrorKind.BAD_REQUEST, "the params of resume are ill-typed") from None
         kept = self._kept.get((peer, asked.ticket))
-        if kept is None or asked.got > len(kept.events):
+        if kept is None or not kept.first <= asked.got <= kept.made:
             raise CallError(GONE, "nothing is kept under that ticket")
         return await kept.follow(call, asked.got)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+from shoal.node.swarm import resumption
 from shoal.node.swarm.resumption import GRACE_S, MAX_KEPT_EVENTS, RESUME
 from shoal.protocols.session import CallError
 from shoal.providers.base import ErrorKind, Finish, GenerateRequest, ProviderError, TextDelta
@@ -64,6 +67,66 @@ async def test_an_answer_whose_end_alone_was_lost_is_whole(autojump_clock: Any) 
         async with provider.generate(REQUEST) as answer:
             assert await told(answer, 2, lambda: cut(one, two)) == [TextDelta("a"), END]
         assert answer.result is not None
+
+
+async def test_what_is_kept_stays_within_its_bytes_and_who_listens_hears_all_of_it(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resumption, "MAX_KEPT_BYTES", 20_000)
+    async with relayed_pair() as (one, two):
+        one.words = (*(word for n in range(100) for word in (f"{n} " + 1000 * "x", 0.01)), END)
+        (provider,) = two.swarm.candidates_for(None)
+        room = one.swarm._resumption._room
+        used = []
+        async with provider.generate(REQUEST) as answer:
+            async for event in answer:
+                used.append(room.used)
+                last = event
+                if len(used) in (10, 60):  # on time, and with nothing lost, though much was let go before
+                    cut(one, two)
+        assert (len(used), last) == (101, END)
+        assert 10_000 < max(used) < 30_000
+        assert len(one.asked) == 1
+        await trio.sleep(2 * GRACE_S)
+        assert room.used == 0
+
+
+async def test_an_answer_that_nobody_hears_is_made_no_further_than_there_is_room(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resumption, "MAX_KEPT_BYTES", 20_000)
+    async with relayed_pair() as (one, two):
+        answering, call = one.swarm._resumption, _Deaf()
+        with pytest.raises(trio.TooSlowError), trio.fail_after(1):
+            await answering.serve(call, "t" * 16, two.id, _said(100 * ["x" * 1000]), 60.0)  # type: ignore[arg-type]
+        assert answering._room.used < 25_000
+        await trio.sleep(2 * GRACE_S)
+        assert answering._room.used == 0
+        assert not answering._kept
+
+
+class _Deaf:
+    """A call whose line takes nothing."""
+
+    cancelled_by_peer = False
+
+    async def accept(self, body: Any) -> None:
+        await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def _said(words: list[str]) -> AsyncIterator[Any]:
+    class Answer:
+        provider, model = "tiny", "tiny"
+
+        def result(self) -> Any:
+            return None
+
+        async def __aiter__(self) -> AsyncIterator[Any]:
+            for word in words:
+                yield TextDelta(word)
+
+    yield Answer()
 
 
 async def test_a_direct_line_that_ends_is_the_end_of_its_answer(autojump_clock: Any) -> None:
