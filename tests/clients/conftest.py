@@ -84,9 +84,12 @@ def run(*command: str | Path, home: Path, within: float = 90, **environ: str) ->
     return Told(done)
 
 
-def python(script: str, node: NodeProcess, home: Path, **environ: str) -> Told:
-    """Run a script of this folder with the clients' own Python; BASE in its environment is the node's address."""
-    interpreter = CLIENTS / "venv/bin/python"
+def python(script: str, node: NodeProcess, home: Path, *, place: str = "venv", **environ: str) -> Told:
+    """Run a script of this folder with the clients' own Python; BASE in its environment is the node's address.
+
+    place: "venv", or "later" for what stands on openai 3.
+    """
+    interpreter = CLIENTS / place / "bin/python"
     if not interpreter.exists():
         pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
     return run(interpreter, Path(__file__).with_name(script), home=home, BASE=node.rpc, **environ)

@@ -19,12 +19,21 @@ def test_a_python_library_works_unchanged(library: str, node: NodeProcess, tmp_p
     assert told.out.strip().endswith("done"), str(told)
 
 
-def test_openais_package_for_node_js(node: NodeProcess, tmp_path: Path) -> None:
-    if not (CLIENTS / "node_modules/openai").exists():
+@pytest.mark.parametrize("script", ["ask_openai.py", "ask_agents.py"])
+def test_what_stands_on_the_next_openai_works_too(script: str, node: NodeProcess, tmp_path: Path) -> None:
+    """The package itself, and openai-agents and pydantic-ai, whose agents call tools and go on with a history."""
+    told = python(script, node, tmp_path, place="later")
+    assert told.out.strip().endswith("done"), str(told)
+
+
+@pytest.mark.parametrize("library", ["openai", "anthropic", "ai_sdk"])
+def test_a_package_for_node_js_works_unchanged(library: str, node: NodeProcess, tmp_path: Path) -> None:
+    """OpenAI's, Anthropic's, and Vercel's AI SDK."""
+    if not (CLIENTS / "node_modules/ai").exists():
         pytest.fail("not installed: run tests/clients/install.sh (make clients does)")
     (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
     script = tmp_path / "ask.mjs"
-    script.write_text(Path(__file__).with_name("ask_openai.mjs").read_text())
+    script.write_text(Path(__file__).with_name(f"ask_{library}.mjs").read_text())
     told = run("node", script, home=tmp_path, BASE=node.rpc)
     assert told.out.strip().endswith("done"), str(told)
 
