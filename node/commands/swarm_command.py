@@ -61,6 +61,7 @@ def create(name: str, private: bool, no_qr: bool, as_json: bool, data_dir: Path 
     """
     from .. import paths, state
     from ..identity import load_or_make
+    from ..swarm import admission
     from ..swarm.invite import Invite
     from ..swarm.roster import Owner
     from .client import find_data_dir
@@ -74,7 +75,7 @@ def create(name: str, private: bool, no_qr: bool, as_json: bool, data_dir: Path 
         pen = Owner(key, name)
         statement, signature = pen.ticket()
         owner, ticket = pen.id, (statement, signature)
-        paths.roster_file(data, owner).unlink(missing_ok=True)  # a new swarm has new members
+        admission.write(paths.roster_file(data, owner), pen.first_roster(me.peer_id, new=True))  # it has new members
     invite = Invite(
         swarm=name,
         addrs=tuple(f"{address}/p2p/{me.peer_id}" for address in own_addresses(data)),

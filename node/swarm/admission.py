@@ -35,6 +35,11 @@ REVOKED = "revoked: the swarm's owner has put this node out"
 STRANGER = "not a member of this swarm; ask its owner for an invite"
 
 
+def write(path: Path, wire: list[bytes]) -> None:
+    """Keep a roster in its file. OSError."""
+    paths.write_private(path, msgspec.msgpack.encode(wire), replace=True)
+
+
 class Admission:
     """owner: None for an open swarm. ticket: what this node came with. path: the roster's file.
 
@@ -182,7 +187,7 @@ class Admission:
         if self._path is None or self.wire is None:
             return
         try:
-            paths.write_private(self._path, msgspec.msgpack.encode(self.wire), replace=True)
+            write(self._path, self.wire)
         except OSError as error:
             log.error("the swarm's roster cannot be written: %s", paths.reason(error))  # noqa: TRY400
 

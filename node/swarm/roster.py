@@ -149,12 +149,13 @@ class Owner:
         )
         return self._signed(TICKET_DOMAIN, ticket)
 
-    def first_roster(self, member: PeerId) -> list[bytes]:
-        """A new swarm's, with one member."""
+    def first_roster(self, member: PeerId, *, new: bool = False) -> list[bytes]:
+        """One with one member. new: of a swarm that is created now. Its number is the time then, above all those of an
+        earlier swarm of this owner and name, whose rosters are still good signatures. Otherwise it is the lowest, so
+        that an owner's node that has lost its roster gets it back from the members."""
         now = self._clock()
-        return self.sign(
-            Roster(swarm=self._name, owner=self.id, seq=1, created=now, members=(Member(peer=member, since=now),))
-        )
+        seq, members = int(now) if new else 1, (Member(peer=member, since=now),)
+        return self.sign(Roster(swarm=self._name, owner=self.id, seq=seq, created=now, members=members))
 
     def admit(self, roster: Roster, peer: PeerId, roles: Sequence[Role], ticket: bytes = b"") -> list[bytes]:
         """The next roster, with this member in these roles; one that was put out before is in again."""

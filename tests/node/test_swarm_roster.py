@@ -11,7 +11,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.node.swarm.admission import Admission
+from shoal.node.swarm.admission import Admission, write
 from shoal.node.swarm.entrance import JoinFailed
 from shoal.node.swarm.invite import Invite
 from shoal.node.swarm.roster import ROLES, Owner, RosterRefused, read_roster, read_ticket
@@ -114,6 +114,28 @@ def test_who_is_let_in_again_may_what_it_might_and_no_older_roster_undoes_that(t
     assert here.is_revoked(YOU)
     here.take(pen.readmit(here.roster, YOU, ["serve", "cache"]))
     assert here.roles(YOU) == ("serve", "cache")
+
+
+def test_the_rosters_of_an_earlier_swarm_of_the_same_owner_and_name_let_nobody_into_a_new_one(tmp_path):
+    pen, before = Owner(OWNER, "home"), admission(owner_key=OWNER)
+    old = pen.admit(before.roster, YOU, ROLES)
+    assert before.take(old)
+    write(tmp_path / "roster", pen.first_roster(ME, new=True))  # with a new key, perhaps because of this one
+    here = admission(tmp_path, owner_key=OWNER)
+    here.take(pen.revoke(here.roster, YOU))
+    assert before.number < here.number
+    assert not here.take(old)
+    for claimed in (before.number, here.number):
+        with pytest.raises(ProtocolError):
+            here.check(YOU, {"roster": claimed})
+
+
+def test_an_owners_node_that_has_lost_its_roster_gets_it_back_from_a_member():
+    pen, lost, member = Owner(OWNER, "home"), admission(owner_key=OWNER), admission()
+    member.take(pen.first_roster(ME, new=True))
+    member.take(pen.admit(member.roster, YOU, ROLES))
+    assert lost.take(member.wire)
+    assert lost.roles(YOU) == ROLES
 
 
 def test_a_roster_of_a_node_that_does_not_keep_roles_of_those_it_put_out_is_read():
