@@ -401,8 +401,11 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
     except ValueError as error:
         yield "rpc.listen", str(error)
     for index, text in enumerate(config.rpc.cors_origins):
-        if not re.fullmatch(r"https?://[^/\s*]+", text):
+        # As browsers send it; one that they never send would let nobody in, and say nothing.
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._:\[\]-]+", text):
             yield f"rpc.cors_origins[{index}]", f'{text!r} is not a web origin; write one like "https://chat.example"'
+        elif re.fullmatch(r"http://.*:80|https://.*:443", text):
+            yield f"rpc.cors_origins[{index}]", f"browsers leave the usual port out; write {text.rpartition(':')[0]!r}"
     if config.rpc.tls_key is not None and config.rpc.tls_cert is None:
         yield "rpc.tls_key", "is set without rpc.tls_cert; name the certificate, too"
     for index, text in enumerate(config.swarm.listen):

@@ -81,6 +81,14 @@ FAULTS = {
         '[rpc]\ncors_origins = ["https://chat.example/app"]',
         "rpc.cors_origins[0]: 'https://chat.example/app' is not a web origin",
     ),
+    "a web origin that no browser sends": (
+        '[rpc]\ncors_origins = ["https://chät.example"]',
+        "rpc.cors_origins[0]: 'https://chät.example' is not a web origin",
+    ),
+    "a web origin with the usual port": (
+        '[rpc]\ncors_origins = ["app://notes.example", "https://chat.example:443"]',
+        "rpc.cors_origins[1]: browsers leave the usual port out; write 'https://chat.example'",
+    ),
     "a key without its certificate": ('[rpc]\ntls_key = "key.pem"', "rpc.tls_key: is set without rpc.tls_cert"),
     "a socket as a multiaddr": (
         '[swarm]\nlisten = ["0.0.0.0:4642"]',
