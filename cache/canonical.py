@@ -125,11 +125,6 @@ def why_not_cacheable(request: GenerateRequest, *, no_store: bool = False) -> st
     return None
 
 
-def is_cacheable(request: GenerateRequest, *, no_store: bool = False) -> bool:
-    """Whether the answer may come from the cache and go into it (`why_not_cacheable` gives the reason)."""
-    return why_not_cacheable(request, no_store=no_store) is None
-
-
 def _looks_elsewhere(message: Message) -> bool:
     return any(
         isinstance(p, OtherPart) or (isinstance(p, ImagePart) and not p.image_url.url.startswith("data:"))
