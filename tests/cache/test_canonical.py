@@ -220,7 +220,6 @@ def test_broken_unicode_in_a_prompt_is_a_typed_error() -> None:
 )
 def test_an_answer_that_can_be_had_again_is_cacheable(request_: GenerateRequest) -> None:
     assert why_not_cacheable(request_) is None
-    assert why_not_cacheable(request_) is None
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -244,5 +243,5 @@ def test_what_must_not_be_cached_says_why(request_: GenerateRequest, why: str) -
 
 
 def test_no_store_is_kept() -> None:
-    assert not is_cacheable(ask(), no_store=True)
-    assert is_cacheable(ask(extra={"logprobs": False}))
+    assert "no-store" in (why_not_cacheable(ask(), no_store=True) or "")
+    assert why_not_cacheable(ask(extra={"logprobs": False})) is None
