@@ -223,6 +223,21 @@ class LocalHf(Provider):
             finally:
                 link.leave(call)
 
+    async def count(self, request: GenerateRequest) -> int | None:
+        """See counting.py. By the model's own tokenizer and chat template, in its worker, which is loaded for it."""
+        if not_offered(request):
+            return None
+        try:
+            keeper = await self._shelf.kept(await self._chosen(request.model, self._default, encoder=False))
+            async with keeper.worker() as link:
+                call = link.begin_count(msgspec.structs.replace(request, extra={}))
+                try:
+                    return await call.tokens()
+                finally:
+                    link.leave(call)
+        except ProviderError:
+            return None
+
     def _accept(self, request: GenerateRequest) -> GenerateRequest:
         """The request as the worker gets it. Raises ProviderError for what is not offered here."""
         if refusal := not_offered(request):

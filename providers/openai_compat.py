@@ -41,6 +41,7 @@ from .faults import SettingsError
 from .gate import Gate
 from .keyring_entry import entry_of
 from .openai_completions import Lacking, TextAnswer, completing, error_body
+from .openai_counting import Counting
 from .openai_embeddings import embeddings_body, embeddings_of
 from .openai_errors import from_response
 from .openai_stream import Events, Generating
@@ -163,6 +164,7 @@ class OpenAiCompat(Provider):
             problem = f"cannot be reached through the proxy that the environment names ({error})"
             raise SettingsError("base_url", problem, "correct HTTP_PROXY or HTTPS_PROXY, or set NO_PROXY") from None
         self._base = settings.base_url.rstrip("/")
+        self._counting = Counting(self, self._base)
         self._headers: tuple[Header, ...] = (
             ("user-agent", "shoal"),
             *((name.lower(), value) for name, value in settings.headers.items()),
@@ -248,6 +250,18 @@ class OpenAiCompat(Provider):
                 raise self._unreached(error) from error
             finally:
                 await call.__aexit__(None, None, None)
+
+    async def count(self, request: GenerateRequest) -> int | None:
+        """See counting.py."""
+        return await self._counting.count(request)
+
+    def post_to(self, url: str, body: bytes) -> Call:
+        """The same to another API of this server's, Anthropic's among them; no caller's trace is told."""
+        headers, timeout = list(self._request_headers()), self._settings.connect_timeout_s
+        if key := self._credential.read():
+            headers.append(("x-api-key", key))
+        headers.append(("anthropic-version", "2023-06-01"))
+        return self._client.request("POST", url, headers=headers, body=body, connect_timeout=timeout)
 
     def post(self, path: str, body: bytes) -> Call:
         headers = self._request_headers()

@@ -112,7 +112,7 @@ class Rpc:
         self._access = Access(hosts, origins=origins, desk=tokens)
         self._source = source
         relay = Relay(router, keep_alive_s=keep_alive_s)
-        chat, messages, responses = ChatCompletions(relay), Messages(relay), Responses(relay)
+        chat, messages, responses = ChatCompletions(relay), Messages(relay, source), Responses(relay)
         models = Models(source, node)
         api = NodeApi(node, router, _Providers(source, registry), cache)
         keeping, gateway = CacheApi(cache, source), Gateway(node, cache)

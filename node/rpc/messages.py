@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import msgspec
+import trio
 
 from ...protocols.http.exchange import Exchange
 from ...protocols.http.message import Header
+from ...providers.counting import Counts
 from ..routing.answer import Answer
+from ..routing.ask import Ask
+from ..routing.candidate import CandidateSource
 from .chat_answer import Whole, shoal_object
 from .chat_request import ChatCall
 from .errors import JSON
@@ -23,14 +28,16 @@ from .openai_chat import asks_of
 from .relay import Relay
 from .token_estimate import estimate
 
+COUNT_S = 20.0
+"""Seconds that counting may take; a local model may have to be loaded for it."""
 ESTIMATED: Header = ("x-shoal-estimated", "input_tokens")
 
 
 class Messages:
     """The handlers."""
 
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
+    def __init__(self, relay: Relay, source: CandidateSource) -> None:
+        self._relay, self._source = relay, source
 
     async def __call__(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
         call = read_messages(exchange.body, headers)
@@ -41,11 +48,29 @@ class Messages:
             await self._relay.whole(exchange, asks, partial(_render, call))
 
     async def count_tokens(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
-        """An estimate that says so: who will answer, and with which tokenizer, is not known before it is asked."""
+        """What the one who would be asked first counts; an estimate that says so where he cannot."""
         call = read_messages(exchange.body, headers, CountBody)
-        grant_of(exchange, asks_of(self._relay.router, call))
+        (ask,) = asks_of(self._relay.router, call)
+        grant_of(exchange, [ask])
+        tokens = await counted(self._source, ask)
+        if tokens is not None:
+            body: dict[str, Any] = {"input_tokens": tokens, "shoal": {"estimated": False}}
+            await exchange.respond(200, msgspec.json.encode(body), [JSON])
+            return
         body = {"input_tokens": estimate(call.request), "shoal": {"estimated": True}}
         await exchange.respond(200, msgspec.json.encode(body), [JSON, ESTIMATED])
+
+
+async def counted(source: CandidateSource, ask: Ask) -> int | None:
+    """Tokens of the prompt as who would be asked first counts them; None where he cannot, or not soon."""
+    ask.asked = ask.request
+    request = source.settled(ask.request, ask)
+    first = next(iter(source.candidates(request, ask)), None)
+    if first is None or first.peer is not None or not isinstance(first.provider, Counts):
+        return None
+    with trio.move_on_after(COUNT_S):
+        return await first.provider.count(first.request_of(request))
+    return None
 
 
 def _writer(call: ChatCall, answer: Answer) -> MessageEvents:

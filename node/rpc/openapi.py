@@ -162,7 +162,7 @@ class AnthropicMessage(Struct):
 
 
 class TokenCount(Struct):
-    """shoal: {"estimated": true}."""
+    """shoal: {"estimated": false} where it was counted."""
 
     input_tokens: int
     shoal: dict[str, Any]
@@ -224,7 +224,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "post", "/v1/messages", "Answer a conversation (Anthropic)", AnthropicMessage, MessagesBody, True, ANSWERING
     ),
-    Operation("post", "/v1/messages/count_tokens", "An estimate of a prompt's tokens", TokenCount, CountBody),
+    Operation("post", "/v1/messages/count_tokens", "How many tokens a prompt has", TokenCount, CountBody),
     Operation("get", "/v1/models", "What this node and its swarm offer", ModelList),
     Operation("get", "/v1/models/{id}", "One model", Model, statuses=(404,)),
     Operation("get", "/healthz", "The process answers", State),

@@ -139,6 +139,16 @@ class BackendPool(Provider):
         by_name = {backend.name: backend for backend in able}
         return by_name[self._chooser.order([backend.seen(now) for backend in able])[0].name]
 
+    async def count(self, request: GenerateRequest) -> int | None:
+        """See counting.py: by the first backend that has the model and can tell."""
+        for backend in self.backends:
+            if backend.status.ready and backend.offers(request):
+                model = backend.model(request.model) if request.model is not None else None
+                asked = request if model is None else msgspec.structs.replace(request, model=model.name)
+                if (tokens := await backend.provider.count(asked)) is not None:
+                    return tokens
+        return None
+
     def nobody(self, request: GenerateRequest) -> ProviderError:
         """Why no backend can be asked at all."""
         now = trio.current_time()

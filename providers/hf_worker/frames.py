@@ -3,8 +3,8 @@
 A frame is 4 bytes of length (big endian) and a msgpack array `[tag, field, ...]`. Both sides import this file, so it
 imports neither trio nor torch.
 
-    daemon -> worker   load (once, first), generate or embed, cancel; the end of the pipe ends the worker
-    worker -> daemon   ready or refused (once, first), then said, vectors, failed, dropped, rates, beat;
+    daemon -> worker   load (once, first), generate, count or embed, cancel; the end of the pipe ends the worker
+    worker -> daemon   ready or refused (once, first), then said, counted, vectors, failed, dropped, rates, beat;
                        timed in place of all that where `load` asked for trials
 """
 
@@ -59,6 +59,13 @@ class Embed(Struct, frozen=True, array_like=True, tag="embed"):
 
     id: int
     texts: list[str]
+
+
+class Count(Struct, frozen=True, array_like=True, tag="count"):
+    """A request whose prompt is to be counted and not answered; `id` as in `Generate`."""
+
+    id: int
+    request: GenerateRequest
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
@@ -124,12 +131,19 @@ class Vectors(Struct, frozen=True, array_like=True, tag="vectors"):
     tokens: int
 
 
+class Counted(Struct, frozen=True, array_like=True, tag="counted"):
+    """Tokens of the prompt of a `count` frame's request."""
+
+    id: int
+    tokens: int
+
+
 class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     """The worker computes and has nothing to say yet."""
 
 
-ToWorker = Load | Generate | Embed | Cancel
-FromWorker = Ready | Timed | Refused | Said | Failed | Dropped | Rates | Vectors | Beat
+ToWorker = Load | Generate | Count | Embed | Cancel
+FromWorker = Ready | Timed | Refused | Said | Failed | Dropped | Rates | Vectors | Counted | Beat
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -101,6 +101,15 @@ class Prompter:
             self._too_long(f"{len(messages) + len(prefix)} tokens")
         return Prompt(messages, prefix, so_far)
 
+    def count(self, request: GenerateRequest) -> int:
+        """Tokens of a request's prompt, as `prompt` makes it, even where they are more than the context holds.
+
+        Raises PromptRefused.
+        """
+        if request.completion is not None:
+            return len(self._bare(request.completion, "").messages)
+        return len(self.tokens(self.written(request)))
+
     def written(self, request: GenerateRequest) -> str:
         """The conversation as the model's template writes it. Raises PromptRefused."""
         characters = len(request.prefix) + sum(len(message.text) for message in request.messages)

@@ -17,6 +17,8 @@ from .engine import NoRoomError, Sequence
 from .frames import (
     Beat,
     Cancel,
+    Count,
+    Counted,
     Dropped,
     Embed,
     Failed,
@@ -279,6 +281,8 @@ class Server:
         match frame:
             case Generate(id_, request):
                 self._begin(id_, request)
+            case Count(id_, request):
+                self._count(id_, request)
             case Cancel(id_):
                 self._pipes.cancelled.discard(id_)
                 if self._answers.pop(id_, None) is not None:
@@ -292,14 +296,21 @@ class Server:
             return
         try:
             answer = _Answer(self._model, request)
-        except PromptRefused as refusal:
-            self._pipes.send(Failed(id_, refusal.kind, refusal.message))
-            return
-        except Exception as fault:  # one odd request must not end the others; its text stays out of the message
-            self._pipes.send(Failed(id_, ErrorKind.UPSTREAM, f"the prompt could not be made ({type(fault).__name__})"))
+        except Exception as fault:  # one odd request must not end the others
+            self._pipes.send(_failed(id_, fault))
             return
         self._answers[id_] = answer
         self._start(id_, answer)
+
+    def _count(self, id_: int, request: GenerateRequest) -> None:
+        if id_ in self._pipes.cancelled:
+            return
+        try:
+            tokens = self._model.prompter.count(request)
+        except Exception as fault:
+            self._pipes.send(_failed(id_, fault))
+            return
+        self._pipes.send(Counted(id_, tokens))
 
     def _start(self, id_: int, answer: _Answer) -> None:
         if answer.opening or answer.room < 1:
@@ -360,3 +371,10 @@ class Server:
         self._pipes.send(Rates(self._engine.prefill_tps, self._engine.decode_tps))
         self._pipes.send(Said(id_, Usage(answer.prompt_tokens, answer.count, min(cached, answer.prompt_tokens))))
         self._pipes.send(Said(id_, Finish(reason, self._model.name)))
+
+
+def _failed(id_: int, fault: Exception) -> Failed:
+    """Why a request has no prompt; what a stranger's exception says may quote the text, and stays out."""
+    if isinstance(fault, PromptRefused):
+        return Failed(id_, fault.kind, fault.message)
+    return Failed(id_, ErrorKind.UPSTREAM, f"the prompt could not be made ({type(fault).__name__})")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import urllib.request
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -92,3 +94,28 @@ async def test_the_local_model_goes_on_with_text_for_a_node_that_takes_it_for_a_
 
                 with pytest.raises(openai.BadRequestError, match="suffix"):
                     await in_thread(ask, model="smollm2", prompt="def f(", suffix=")", max_tokens=4)
+
+                body = {"model": "smollm2", "messages": [{"role": "user", "content": "What is the opposite of hot?"}]}
+                counted = await in_thread(posted, node, "/v1/messages/count_tokens", body)
+                chat = await in_thread(posted, node, "/v1/chat/completions", {**body, "max_tokens": 1})
+                assert counted == {"input_tokens": chat["usage"]["prompt_tokens"], "shoal": {"estimated": False}}
+
+                told = await in_thread(
+                    client(node).responses.create,
+                    model="smollm2",
+                    input="What is the opposite of hot?",
+                    max_output_tokens=16,
+                    include=["message.output_text.logprobs"],
+                    top_logprobs=1,
+                )
+                part = told.output[0].content[0]
+                assert "".join(token.token for token in part.logprobs) == part.text
+                assert all(len(token.top_logprobs) == 1 for token in part.logprobs)
+
+
+def posted(node: NodeProcess, path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"{node.rpc}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)

@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pytest
+import trio
+from shoal.node.rpc import messages
 from shoal.node.rpc.token_estimate import of_text
-from shoal.providers.base import ErrorKind, Finish, ImagePart, ReasoningDelta, ToolCallDelta, Usage
+from shoal.providers.base import ErrorKind, Finish, GenerateRequest, ImagePart, ReasoningDelta, ToolCallDelta, Usage
 
 from .fakes_router import STOP, Pause, Scripted, fails, says
 from .fakes_rpc import Door, Reply, door
@@ -224,6 +226,42 @@ async def test_tokens_are_estimated_and_the_answer_says_so() -> None:
     assert 170 < plain.json["input_tokens"] < 260
     assert 10 < tooled.json["input_tokens"] - plain.json["input_tokens"] < 60
     assert not provider.calls, "nobody is asked"
+
+
+class Counter(Scripted):
+    """A provider that knows its tokenizer."""
+
+    tokens: int | None = 17
+
+    async def count(self, request: GenerateRequest) -> int | None:
+        assert request.messages[-1].text == "Hot?"
+        return self.tokens
+
+
+async def test_tokens_are_counted_by_who_would_be_asked_first() -> None:
+    body = {"model": "m1", "messages": [{"role": "user", "content": "Hot?"}]}
+    provider = Counter("first", says("x"))
+    async with door(provider, Scripted("second", says("x"))) as rpc:
+        exact = await rpc.ask("POST", "/v1/messages/count_tokens", body)
+        provider.tokens = None
+        estimated = await rpc.ask("POST", "/v1/messages/count_tokens", body)
+    assert exact.json == {"input_tokens": 17, "shoal": {"estimated": False}}
+    assert "x-shoal-estimated" not in exact.headers
+    assert estimated.json["shoal"] == {"estimated": True}
+    assert not provider.calls, "nobody is asked"
+
+
+async def test_who_counts_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "COUNT_S", 0.05)
+
+    class Slow(Counter):
+        async def count(self, request: GenerateRequest) -> int | None:
+            await trio.sleep_forever()
+
+    body = {"model": "m1", "messages": [{"role": "user", "content": "Hot?"}]}
+    async with door(Slow("first", says("x"))) as rpc:
+        reply = await rpc.ask("POST", "/v1/messages/count_tokens", body)
+    assert reply.json["shoal"] == {"estimated": True}
 
 
 def test_the_estimate_knows_other_scripts() -> None:

@@ -85,7 +85,11 @@ class Bench:
             name="echo",
             engine=self.engine,
             prompter=SimpleNamespace(
-                prompt=prompt, context_length=50, tokens=lambda text: list(map(ord, text)), word=chr
+                prompt=prompt,
+                count=lambda request: len(prompt(request).messages),
+                context_length=50,
+                tokens=lambda text: list(map(ord, text)),
+                word=chr,
             ),
             decode=lambda tokens: "".join(map(chr, tokens)),
             ends=frozenset({END}),
@@ -251,6 +255,18 @@ def test_a_continued_answer_ends_where_the_whole_would(bench: Bench) -> None:
     events = bench.answer("hi", prefix="one ", max_tokens=4)
     assert text_of(events) == ""
     assert events[-1] == Finish("length", "echo")
+
+
+def test_a_prompt_is_counted_while_others_are_answered_and_is_not_answered_itself(bench: Bench) -> None:
+    bench.feed(frames.Generate(1, GenerateRequest.of("abc")), frames.Count(2, GenerateRequest.of("hello")))
+    said = bench.turns(3)
+    assert frames.Counted(2, 5) in said
+    assert bench.engine.drafts == [[]], "one was begun"
+    bench.feed(frames.Count(3, GenerateRequest.of("long")), frames.Count(4, GenerateRequest.of("odd")))
+    bench.feed(frames.Generate(5, GenerateRequest.of("x")))
+    failed = [frame for frame in bench.turns() if isinstance(frame, frames.Failed)]
+    assert [(frame.id, frame.kind) for frame in failed] == [(3, ErrorKind.CONTEXT_LENGTH), (4, ErrorKind.UPSTREAM)]
+    assert "secret" not in failed[1].message
 
 
 # -- bare text -------------------------------------------------------------------------------------------------

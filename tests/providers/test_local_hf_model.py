@@ -235,3 +235,12 @@ async def test_a_suffix_needs_a_model_that_was_made_for_it(local: LocalHf) -> No
     with pytest.raises(ProviderError, match="suffix") as caught:
         await complete(local, Completion("def f(", suffix="):"))
     assert caught.value.kind is ErrorKind.BAD_REQUEST
+
+
+async def test_a_prompt_is_counted_as_its_answer_counts_it(local: LocalHf) -> None:
+    request = GenerateRequest.of(JAPAN, system="Be brief. Сегодня.", max_tokens=1)
+    counted = await local.count(request)
+    async with local.generate(request) as events:
+        assert usage_of([event async for event in events]).prompt_tokens == counted
+    assert await local.count(GenerateRequest.of("x", model="nothing")) is None
+    assert await local.count(GenerateRequest.of("x", tools=({"type": "function"},))) is None
