@@ -160,6 +160,15 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """True when tools are offered or were used: such a call may have side effects and is never moved or cached."""
         return bool(self.tools) or any(m.tool_calls or m.role == "tool" for m in self.messages)
 
+    @property
+    def texts(self) -> list[str]:
+        """What the caller has written, which no message of an error may quote."""
+        texts = [message.text for message in self.messages]
+        if self.completion is not None:
+            given = (self.completion.prompt, self.completion.suffix)
+            texts += [each for each in given if isinstance(each, str)]
+        return texts
+
 
 # -- events ----------------------------------------------------------------------------------------------------
 # Arrays on the wire (worker pipes, swarm sessions): ["t", "Hel"]. A stream that ends without Finish is a failure.
@@ -321,6 +330,7 @@ class Capabilities(Struct, frozen=True, omit_defaults=True):
     logprobs: bool = False
     writes: bool = True  # False: an encoder, which makes vectors and writes no text
     embeds: bool | None = None  # makes vectors of texts; None: not known before it was asked
+    completes: bool | None = None  # goes on with bare text; None: as its provider says
 
 
 class ModelInfo(Struct, frozen=True, omit_defaults=True):
@@ -335,7 +345,6 @@ class ModelInfo(Struct, frozen=True, omit_defaults=True):
     decode_tps: float | None = None
     prefill_tps: float | None = None
     first_token_ms: float | None = None
-    completes: bool | None = None  # goes on with bare text; None: as its provider says
     measured_at: float | None = None
 
 
@@ -379,6 +388,8 @@ class Provider(abc.ABC):
     """Whether a request of the node's own would break off what somebody else is being told there."""
     embeds: bool = False
     """Whether `generate` takes requests with `embed`; a provider with an `embed` method need not (embedding.py)."""
+    completes: bool = False
+    """Whether `generate` goes on with the bare text of a `completion`; one that does not gets the messages alone."""
 
     @abc.abstractmethod
     async def probe(self) -> Status:
@@ -393,8 +404,6 @@ class Provider(abc.ABC):
         return {}
 
     def running(self) -> AbstractAsyncContextManager[None]:
-    completes: bool = False
-    """Whether `generate` goes on with the bare text of a `completion`; one that does not gets the messages alone."""
         """The provider's life: whatever it keeps (processes, pooled connections, checks) lives inside this context."""
         return contextlib.nullcontext()
 
