@@ -62,9 +62,10 @@ async def open_front(rpc: Rpc, listener: socket.socket, section: RpcSection) -> 
     shared = set(Limits.__struct_fields__) & set(section.__struct_fields__)
     limits = Limits(**{name: getattr(section, name) for name in shared})
     own = trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))
-    wanted = [partial(serve, rpc.outside if outside else rpc, [own], tls=tls)]
+    gate = partial(rpc.gate, outside=outside)
+    wanted = [partial(serve, rpc.outside if outside else rpc, [own], tls=tls, gate=gate)]
     if outside or tls is not None:
-        wanted.append(partial(serve, rpc, ("127.0.0.1", 0)))
+        wanted.append(partial(serve, rpc, ("127.0.0.1", 0), gate=partial(rpc.gate, outside=False)))
     async with trio.open_nursery() as nursery:
         ended: list[trio.Event] = []
         servers: list[Server] = []

@@ -33,6 +33,7 @@ _OPEN_FILES = "/assets/"
 _EVERYTHING = "/shoal/v1/cache/export"
 """What everybody was answered, whatever models a token is for."""
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_WANTS_ONE = "This node wants a token from other machines: make one with `shoal token new NAME`."
 _EXPOSED = "x-shoal-provider, x-shoal-peer, x-shoal-cache, x-shoal-cid, x-shoal-route, retry-after"
 _HEADER_LIST = re.compile(r"[A-Za-z0-9, -]{1,1000}")
 
@@ -99,9 +100,16 @@ class Access:
         """
         grant = self._grant(method, path, headers)
         if grant is None and outside and path not in _OPEN_PATHS and not path.startswith(_OPEN_FILES):
-            raise _unauthorized("This node wants a token from other machines: make one with `shoal token new NAME`.")
+            raise _unauthorized(_WANTS_ONE)
         self.check(headers, any_host=grant is not None or outside)
         return grant
+
+    def let_in(self, headers: Mapping[str, str], *, outside: bool) -> None:
+        """What `admit` will say of whoever asks, before a long body is read; nothing is counted. Raises ApiError."""
+        known = self._known_token(headers) is not None
+        if outside and not known:
+            raise _unauthorized(_WANTS_ONE)
+        self.check(headers, any_host=known or outside)
 
     def check(self, headers: Mapping[str, str], *, any_host: bool = False) -> None:
         """Raises ApiError 403 for what a web page may have sent. headers: lower-case names."""
@@ -154,14 +162,10 @@ class Access:
         return answer
 
     def _grant(self, method: str, path: str, headers: Mapping[str, str]) -> TokenGrant | None:
-        secret = secret_of(headers)
-        if secret is None or not secret.startswith(PREFIX) or self._desk is None:
+        token = self._known_token(headers)
+        if token is None or self._desk is None:
             return None
-        desk, token = self._desk, self._desk.find(secret)
-        if token is None:
-            raise _unauthorized(
-                "This token is not known here, or has expired; `shoal token list` shows those there are."
-            )
+        desk = self._desk
         if not token.admin and path.startswith("/shoal/") and (method not in _READS or path == _EVERYTHING):
             desk.count(token, refused=1)
             message = (
@@ -181,6 +185,18 @@ class Access:
                 )
             desk.count(token, requests=1)
         return TokenGrant(desk, token)
+
+    def _known_token(self, headers: Mapping[str, str]) -> Token | None:
+        """The token that was shown, None without one. ApiError 401 for one that is not good."""
+        secret = secret_of(headers)
+        if secret is None or not secret.startswith(PREFIX) or self._desk is None:
+            return None
+        token = self._desk.find(secret)
+        if token is None:
+            raise _unauthorized(
+                "This token is not known here, or has expired; `shoal token list` shows those there are."
+            )
+        return token
 
     def _is_ours(self, host: str) -> bool:
         name = host_name(host)

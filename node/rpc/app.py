@@ -13,7 +13,8 @@ import trio
 
 from ...cache.tiers import AnswerCache
 from ...protocols.http.exchange import Exchange
-from ...protocols.http.message import Header
+from ...protocols.http.message import Header, HttpError
+from ...protocols.http.request import Request
 from ...providers.base import GenerateRequest, Message, Status
 from ...providers.trace import TRACE, Trace
 from ..routing.ask import Ask
@@ -168,6 +169,13 @@ class Rpc:
     async def outside(self, exchange: Exchange) -> None:
         """A request that may have come from another machine: it needs a token."""
         await self._serve(exchange, outside=True)
+
+    def gate(self, request: Request, *, outside: bool) -> None:
+        """Before a long body is read: whoever may not ask need not send it. Raises HttpError."""
+        try:
+            self._access.let_in(dict(request.headers), outside=outside)
+        except ApiError as error:
+            raise HttpError(error.status, error.message, error.headers) from None
 
     async def _serve(self, exchange: Exchange, *, outside: bool) -> None:
         if exchange.path.startswith(_ANTHROPIC):

@@ -24,6 +24,8 @@ from .wire import Wire
 
 Handler = Callable[[Exchange], Awaitable[None]]
 OnError = Callable[[Exception], tuple[int, list[Header], bytes]]
+Gate = Callable[[Request], None]
+"""Looks at a request whose body is yet to come; raises HttpError to refuse it before that is read."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Owner(Protocol):
 
     handler: Handler
     on_error: OnError
+    gate: Gate | None
     limits: Limits
     stopping: bool
 
@@ -105,6 +108,14 @@ class Connection:
             self._scope.cancel()
 
     async def _serve(self) -> None:
+        try:
+            await self._converse()
+        except HttpError as refused:  # by the gate: a handler's become answers where it is called
+            self._parser.refuse()
+            await self._send(render_refusal(refused, self._owner.on_error))
+            await self._close_gently()
+
+    async def _converse(self) -> None:
         """Read and answer in turn until the connection is to be closed."""
         parser, wire, owner = self._parser, self._wire, self._owner
         self._wait_for_client()
@@ -131,6 +142,8 @@ class Connection:
         if state == self._awaited:
             return
         self._awaited = state
+        if state == "body" and self._owner.gate is not None and (pending := self._parser.pending) is not None:
+            self._owner.gate(pending)
         limits = self._limits
         if state == "idle":
             seconds = limits.idle_timeout_s
@@ -150,6 +163,8 @@ class Connection:
             await self._handle(exchange)
             return exchange.answered and exchange.keeps_connection and not self._owner.stopping
         if isinstance(event, Continue):
+            if self._owner.gate is not None and (pending := self._parser.pending) is not None:
+                self._owner.gate(pending)
             await self._send(_CONTINUE)
             return True
         await self._send(render_refusal(event, self._owner.on_error))

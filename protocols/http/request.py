@@ -210,6 +210,17 @@ class RequestParser:
             return "body"
         return "head" if self._buffer or self._blank_skipped else "idle"
 
+    @property
+    def pending(self) -> Request | None:
+        """The request whose body is awaited."""
+        return self._request
+
+    def refuse(self) -> None:
+        """Take nothing more, and let go of what is there."""
+        self._refused = True
+        self._buffer = b""
+        self._request = self._chunks = None
+
     def feed(self, data: bytes) -> list[Event]:
         """What `data` completes. An HttpError is the last event there will be."""
         events: list[Event] = []
@@ -230,9 +241,7 @@ class RequestParser:
                 if position == start:
                     break
         except HttpError as error:
-            self._refused = True
-            self._buffer = b""
-            self._request = self._chunks = None
+            self.refuse()
             events.append(error)
             return events
         if position == len(buffer):

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import trio
 
-from .connection import Connection, Handler, OnError, describe, render_refusal
+from .connection import Connection, Gate, Handler, OnError, describe, render_refusal
 from .hangup import HangupWatch
 from .limits import Limits
 from .message import Header, HttpError
@@ -56,8 +56,8 @@ class Started(Protocol):
 class Server:
     """A server that listens; `serve` makes it and hands it out."""
 
-    def __init__(self, handler: Handler, limits: Limits, on_error: OnError) -> None:
-        self.handler, self.limits, self.on_error = handler, limits, on_error
+    def __init__(self, handler: Handler, limits: Limits, on_error: OnError, gate: Gate | None = None) -> None:
+        self.handler, self.limits, self.on_error, self.gate = handler, limits, on_error, gate
         self.addresses: list[Address] = []
         """Where it listens, with the ports that the system chose."""
         self.stopping = False
@@ -177,6 +177,7 @@ async def serve(
     *,
     limits: Limits | None = None,
     on_error: OnError = plain_error,
+    gate: Gate | None = None,
     tls: ssl.SSLContext | None = None,
     task_status: Started = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -185,9 +186,10 @@ async def serve(
     where: an address, the same as "host:port" ("[::1]:80" for IPv6), or listeners that are open already.
     on_error: gives (status, headers, body) for an HttpError of the protocol or of a handler, and for whatever else a
     handler raises; it logs what it did not expect. It is also told of what ended an answer that had begun.
+    gate: asked before a body is waited for; one that came along with its head is the handler's to refuse.
     tls: a server's context with its certificate; without one the server speaks plain HTTP.
     """
-    server = Server(handler, limits or Limits(), on_error)
+    server = Server(handler, limits or Limits(), on_error, gate)
     if isinstance(where, str):
         where = parse_address(where)
     if isinstance(where, tuple) and len(where) == 2 and isinstance(where[0], str):

@@ -61,6 +61,44 @@ async def test_beyond_loopback_a_token_is_needed_and_this_machine_has_a_way_of_i
     assert "without TLS" in caplog.text
 
 
+async def test_who_may_not_ask_is_told_before_a_long_body_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a stranger's gigabytes nor a web page's are taken in; what a token pays for is."""
+    monkeypatch.setattr(addresses, "is_loopback", lambda host: False)
+    book = TokenBook(tmp_path)
+    _, secret = book.new("ci")
+    async with door(Scripted("first", says("x")), tokens=Tokens(book)) as rpc:
+        with listening() as listener:
+            async with open_front(rpc.rpc, listener, RpcSection()) as front:
+                outside, local = front.url.removeprefix("http://"), front.local
+                good = f"authorization: bearer {secret}\r\n"
+                for where, line, told in (
+                    (outside, "", b"401 "),
+                    (outside, "authorization: bearer shoal_no\r\n", b"401 "),
+                    (outside, good + "origin: https://evil.example\r\n", b"403 "),
+                    (outside, good, b"100 "),
+                    (local, "", b"100 "),
+                    (local, "sec-fetch-site: cross-site\r\n", b"403 "),
+                ):
+                    for expect in (True, False):
+                        host, _, port = where.rpartition(":")
+                        head = (
+                            f"POST /v1/chat/completions HTTP/1.1\r\nhost: {where}\r\n{line}content-length: 30000000\r\n"
+                        )
+                        head += "expect: 100-continue\r\n\r\n" if expect else "\r\n"
+                        stream = await trio.open_tcp_stream(host, int(port))
+                        async with stream:
+                            await stream.send_all(head.encode())
+                            data = b""
+                            with trio.move_on_after(5 if expect or told != b"100 " else 0.2):
+                                data = await stream.receive_some(4096)
+                            assert data.startswith(b"HTTP/1.1 " + told if expect or told != b"100 " else b""), (
+                                line,
+                                data,
+                            )
+
+
 async def test_with_a_certificate_it_speaks_https(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     trust = ssl.create_default_context(cafile=str(cert))
