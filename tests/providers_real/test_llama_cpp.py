@@ -17,11 +17,21 @@ from typing import Any, ClassVar
 
 import pytest
 import trio
-from shoal.providers import weights
-from shoal.providers.base import ErrorKind, Finish, GenerateRequest, ProviderError, TextDelta, Usage
+from shoal.providers import openai_compat, weights
+from shoal.providers.base import (
+    Completion,
+    ErrorKind,
+    Finish,
+    GenerateRequest,
+    Logprobs,
+    ProviderError,
+    TextDelta,
+    Usage,
+)
 from shoal.providers.engines import look
 from shoal.providers.hf_worker.link import worker_environ
 from shoal.providers.local_hf import LocalHf, Settings
+from shoal.providers.settings import BuildContext
 
 from tests.e2e.fixtures import client, in_thread
 from tests.e2e.node_process import NodeProcess
@@ -132,6 +142,52 @@ async def test_both_servers_say_who_they_are_and_are_backends_that_die_and_come_
             while row(pool, "one")["state"] != "up":
                 await asked(pool)
                 await trio.sleep(0.2)
+
+
+async def test_both_servers_go_on_with_bare_text_and_one_counts(gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp's own takes token ids, and passes over `echo`; the Python one says the prompt, and does not count."""
+    own, python = own_server(gguf, tmp_path), python_server(gguf, tmp_path)
+    try:
+        await found_at(own.address, python.address)
+        text, ids = Completion("The capital of France is"), Completion((504, 3575, 282, 4649, 314))
+        noted = {"logprobs": True, "top_logprobs": 1}
+        async with compat_at(own) as provider:
+            for completion in (text, ids):
+                events = await completed(provider, completion, max_tokens=2, extra=noted)
+                assert "".join(e.text for e in events if isinstance(e, TextDelta)) == " Paris."
+                told = [token["token"] for e in events if isinstance(e, Logprobs) for token in e.tokens]
+                assert told == [" Paris", "."]
+                assert next(e for e in events if isinstance(e, Usage)).prompt_tokens == 5
+            with pytest.raises(ProviderError, match="echo"):
+                await completed(provider, Completion("The capital", echo=True), max_tokens=1, extra=noted)
+            chat = GenerateRequest.of("What is the opposite of hot?", model="smollm2", max_tokens=1)
+            async with provider.generate(chat) as stream:
+                usage = next(event for event in [e async for e in stream] if isinstance(event, Usage))
+            assert await provider.count(chat) == usage.prompt_tokens
+        async with compat_at(python) as provider:
+            events = await completed(provider, text, max_tokens=2)
+            assert "".join(e.text for e in events if isinstance(e, TextDelta)) == " Paris."
+            events = await completed(provider, Completion("The capital", echo=True), max_tokens=1)
+            assert "".join(e.text for e in events if isinstance(e, TextDelta)).startswith("The capital")
+            assert await provider.count(chat) is None
+    finally:
+        own.kill()
+        python.kill()
+
+
+@contextlib.asynccontextmanager
+async def compat_at(server: Server) -> AsyncGenerator[openai_compat.OpenAiCompat]:
+    settings = openai_compat.Settings(base_url=server.url)
+    provider = openai_compat.build("desk", settings, BuildContext(Path("unused"), {}))
+    async with provider.running():
+        yield provider
+
+
+async def completed(provider: openai_compat.OpenAiCompat, completion: Completion, **options: Any) -> list[Any]:
+    request = GenerateRequest(messages=(), completion=completion, model="smollm2", temperature=0.0, **options)
+    with trio.fail_after(60):
+        async with provider.generate(request) as events:
+            return [event async for event in events]
 
 
 async def test_a_server_that_is_killed_in_an_answer_costs_the_caller_nothing(gguf: Path, tmp_path: Path) -> None:
