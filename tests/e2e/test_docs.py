@@ -76,6 +76,24 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     assert not lost
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of its headings."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    plain = (re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", title).strip().lower() for title in titles)
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}
+
+
+def test_every_link_into_a_page_finds_its_heading() -> None:
+    lost = []
+    for page in PAGES:
+        for name, anchor in re.findall(r"\]\(([^)#: ]*)#([^)]+)\)", page.read_text()):
+            there = (page.parent / name).resolve() if name else page
+            if there in PAGES and anchor not in headings(there):
+                lost.append(f"{page.name}: {name}#{anchor}")
+    assert not lost
+
+
 @pytest.fixture
 async def upstream() -> AsyncGenerator[FakeUpstream]:
     async with FakeUpstream() as server:
