@@ -76,6 +76,16 @@ class Node:
         body = {"messages": [{"role": "user", "content": question}], "temperature": 0}
         return await self.call("POST", "/v1/chat/completions", body)
 
+    async def ask_in_vain(self) -> None:
+        """For what ends with the node, however it does."""
+        with contextlib.suppress(Exception):
+            await self.ask()
+
+    async def until_busy(self, requests: int = 1) -> None:
+        with trio.fail_after(5):
+            while (await self.call("GET", "/shoal/v1/status"))[1]["requests"]["in_flight"] < requests:
+                await trio.sleep(0.01)
+
     async def peers(self) -> list[dict[str, Any]]:
         return list((await self.call("GET", "/shoal/v1/peers"))[1]["peers"])
 
@@ -246,9 +256,7 @@ async def test_a_request_under_way_is_finished_before_the_node_ends(tmp_path: Pa
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            with trio.fail_after(5):
-                while not (await one.call("GET", "/shoal/v1/status"))[1]["requests"]["in_flight"]:
-                    await trio.sleep(0.01)
+            await one.until_busy()
             one.daemon.stopping.set()
         assert answers[0][1]["choices"][0]["message"]["content"] == "Cold."
 
@@ -257,15 +265,9 @@ async def test_a_request_that_does_not_end_is_cut_in_time(tmp_path: Path) -> Non
     async with node(tmp_path, "Co", Pause(3600), toml="[node]\ndrain_s = 0.1\n") as one:
         await one.ready()
 
-        async def ask() -> None:
-            with contextlib.suppress(Exception):
-                await one.ask()
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
-            with trio.fail_after(5):
-                while not (await one.call("GET", "/shoal/v1/status"))[1]["requests"]["in_flight"]:
-                    await trio.sleep(0.01)
+            nursery.start_soon(one.ask_in_vain)
+            await one.until_busy()
             began = trio.current_time()
             one.daemon.stopping.set()
             await one.ended.wait()
@@ -287,9 +289,7 @@ async def test_callers_of_answers_that_are_cut_at_the_end_are_told_so(tmp_path: 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, False)
             nursery.start_soon(ask, True)
-            with trio.fail_after(5):
-                while (await one.call("GET", "/shoal/v1/status"))[1]["requests"]["in_flight"] < 2:
-                    await trio.sleep(0.01)
+            await one.until_busy(2)
             one.daemon.stopping.set()
             await trio.sleep(0.1)
             assert one.daemon.listener is not None
@@ -307,15 +307,9 @@ async def test_a_signal_ends_the_node_in_order_and_a_second_one_at_once(tmp_path
     async with node(tmp_path, "Co", Pause(3600), toml=toml) as one:
         await one.ready()
 
-        async def ask() -> None:
-            with contextlib.suppress(Exception):
-                await one.ask()
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
-            with trio.fail_after(5):
-                while not (await one.call("GET", "/shoal/v1/status"))[1]["requests"]["in_flight"]:
-                    await trio.sleep(0.01)
+            nursery.start_soon(one.ask_in_vain)
+            await one.until_busy()
             os.kill(os.getpid(), signal.SIGTERM)
             assert (await one.heard.next("stopping"))["why"] == "SIGTERM"
             os.kill(os.getpid(), signal.SIGINT)

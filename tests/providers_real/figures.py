@@ -23,7 +23,7 @@ from shoal.providers.cli.talk import Asked
 from shoal.providers.cli.tool import Place, environ_of_call
 
 from tests.providers.fake_vendors import FakeVendors
-from tests.providers_real.tools import KEY, PLACE, TOOLS, Real
+from tests.providers_real.tools import KEY, PLACE, TOOLS, Real, converse
 
 ROUNDS = 5
 REQUEST = GenerateRequest.of("say hello there friend")
@@ -46,15 +46,7 @@ async def alone(real: Real, vendors: FakeVendors) -> float:
         async with trio.open_nursery() as nursery:
             process.start()
             nursery.start_soon(process.serve)
-            process.say(talk.opening())
-            if talk.ends_input:
-                process.say_no_more()
-            while (line := await process.line()) is not None:
-                talk.hear(line)
-                for reply in talk.replies():
-                    process.say(reply)
-                if talk.says_no_more:
-                    process.say_no_more()
+            await converse(process, talk)
             await process.ended()
             took = time.monotonic() - start
             await process.kill()

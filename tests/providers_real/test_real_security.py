@@ -14,7 +14,7 @@ from shoal.providers.cli.talk import Asked
 from shoal.providers.cli.tool import Place, environ_of_call
 
 from tests.providers.fake_vendors import FakeVendors
-from tests.providers_real.tools import BIN, KEY, PLACE, TOOLS, Real
+from tests.providers_real.tools import BIN, KEY, PLACE, TOOLS, Real, converse
 
 ASKED = Asked(prompt="say hello", system="Answer in one line.", model="stub", key=KEY)
 
@@ -61,15 +61,7 @@ async def test_neither_happens_when_the_tool_is_left_to_itself(
             try:
                 process.start()
                 nursery.start_soon(process.serve)
-                process.say(talk.opening())
-                if talk.ends_input:
-                    process.say_no_more()
-                while (line := await process.line()) is not None:
-                    talk.hear(line)
-                    for reply in talk.replies():
-                        process.say(reply)
-                    if talk.says_no_more:
-                        process.say_no_more()
+                await converse(process, talk)
             finally:
                 await process.kill()
     assert len(vendors.asked) >= 1

@@ -10,7 +10,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import msgspec
+from shoal.providers.cli.process import ToolProcess
 from shoal.providers.cli.provider import CliProvider
+from shoal.providers.cli.talk import Talk
 from shoal.providers.cli.tool import Tool
 from shoal.providers.settings import BuildContext
 
@@ -79,3 +81,16 @@ TOOLS = {
         ),
     )
 }
+
+
+async def converse(process: ToolProcess, talk: Talk[Any]) -> None:
+    """Say to a tool what its talk wants said, and hear it to its end."""
+    process.say(talk.opening())
+    if talk.ends_input:
+        process.say_no_more()
+    while (line := await process.line()) is not None:
+        talk.hear(line)
+        for reply in talk.replies():
+            process.say(reply)
+        if talk.says_no_more:
+            process.say_no_more()
