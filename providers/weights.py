@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,18 @@ def check_tokenizer(folder: Path) -> None:
         model_files.check_tokenizer(folder)
     except model_files.Unfit as fault:
         raise WeightsRefused(str(fault)) from None
+
+
+def check_ggufs(folder: Path) -> None:
+    """A folder that is added and has no safetensors: it is for llama.cpp, and one model. Raises WeightsRefused."""
+    files = sorted(file.name for file in folder.iterdir() if belongs(file.name))
+    found = [name for name in files if name.lower().endswith(".gguf")]
+    if any(name.endswith(".safetensors") for name in files) or (llama_cpp_installed() and len(found) == 1):
+        return
+    raise WeightsRefused(
+        f"the folder {folder} holds no safetensors, and {len(found)} GGUF files; add one of them"
+        f" (`shoal models add {shlex.quote(str(folder / found[0]))}`)"
+    )
 
 
 def _checked(name: str, folder: Path) -> WeightsDir:

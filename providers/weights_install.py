@@ -87,6 +87,7 @@ def _install_folder(name: str, source: Path, store: Path, progress: Progress) ->
     if source.resolve() == folder.resolve():
         return folder
     weights.check_tokenizer(source)
+    weights.check_ggufs(source)
     _make_folder(store)
     with _lock(store / f".{folder.name}.lock", progress):
         if folder.exists() and _source_of(folder) != str(source):
@@ -384,6 +385,8 @@ def _check_gguf(path: Path) -> dict[int, int]:
     Gives how many weights there are of each kind.
     """
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for somebody who writes
+            raise WeightsRefused(f"{path} is no file; give a GGUF file, or a folder of safetensors")
         with path.open("rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":

@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
     try:
         convert(Path(arguments[0]).resolve(), Path(arguments[1]))
     except Exception as fault:  # the boundary of a process: whatever it is becomes one line and an exit code
-        print(f"{type(fault).__name__}: {fault}".splitlines()[0], file=sys.stderr)
+        print(" ".join(f"{type(fault).__name__}: {fault}".split())[:300], file=sys.stderr)
         return 1
     return 0
 

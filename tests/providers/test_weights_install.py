@@ -343,6 +343,27 @@ def test_a_folder_is_linked_into_the_store_and_is_on_offer_from_there(tmp_path: 
     assert not weights.installed(store)
 
 
+def test_a_folder_of_ggufs_alone_is_not_taken_for_a_model_that_torch_could_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for name in ("b.gguf", "a.gguf"):
+        (folder / name).write_bytes(GGUF)
+    for installed in (False, True):
+        monkeypatch.setattr(weights, "llama_cpp_installed", lambda installed=installed: installed)
+        with pytest.raises(WeightsRefused, match=r"2 GGUF files; add one of them \(`shoal models add .*a.gguf`\)"):
+            weights.install(str(folder), tmp_path / "store")
+    (folder / "a.gguf").unlink()
+    assert weights.install(str(folder), tmp_path / "store") == tmp_path / "store/two"
+
+
+def test_a_pipe_that_is_called_a_gguf_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.gguf")
+    with pytest.raises(WeightsRefused, match="is no file"):
+        weights.install(str(tmp_path / "m.gguf"), tmp_path / "store")
+
+
 def test_a_folder_does_not_take_the_name_of_another_model(tmp_path: Path) -> None:
     store = tmp_path / "store"
     for place in ("one", "two"):
