@@ -26,8 +26,10 @@ def command(as_json: bool, data_dir: Path | None) -> int:
 
     from .checks import Finding, of_machine, of_node
     from .nat_checks import of_nat
+    from .waiting import waiting
 
-    findings, reachability = list(of_machine(None, data_dir)), dict[str, Any]()
+    with waiting("looking at this machine"):
+        findings, reachability = list(of_machine(None, data_dir)), dict[str, Any]()
     try:
         status, providers, peers = trio_run(_ask, data_dir)
         findings += of_node(status, providers, peers)

@@ -40,10 +40,12 @@ def command(ctx: click.Context, as_json: bool, data_dir: Path | None) -> None:
         return
     from ..config_file import load_config
     from .client import look_up
+    from .waiting import waiting
 
     found = look_up(data_dir, "/shoal/v1/providers")
     loaded = load_config(data_dir=data_dir)
-    engines, tables = found_here(loaded, data_dir), loaded.config.providers
+    with waiting("looking for engines"):
+        engines, tables = found_here(loaded, data_dir), loaded.config.providers
     if as_json:
         print_json(found | {"engines": [engine_json(engine, tables) for engine in engines]})
         return
