@@ -86,6 +86,7 @@ class Prompter:
         self._tokenizer, self._name, self.context_length = tokenizer, name, context_length
         self._template_s = template_s
         self._neutralise = Neutraliser(control_tokens(tokenizer))
+        self.controls = frozenset(at for at, token in tokenizer.added_tokens_decoder.items() if token.special)
         vocabulary = tokenizer.get_vocab()
         self._longest_token = max(map(len, vocabulary), default=1)
         self._size = getattr(tokenizer, "size", 0) or max(vocabulary.values(), default=0) + 1
@@ -138,7 +139,7 @@ class Prompter:
         given = (completion.prompt, completion.suffix or "", prefix)
         characters = sum(len(each) for each in given if isinstance(each, str))
         if characters > self.context_length * self._longest_token:
-            self._too_long(f"{characters} characters")
+            self._too_long(f"{characters} characters", "the prompt has")
         if isinstance(completion.prompt, str):
             tokens = self.tokens(self._neutralise(completion.prompt))
         else:
@@ -159,7 +160,7 @@ class Prompter:
         so_far = self._neutralise(prefix)
         more = self.tokens(so_far)
         if len(tokens) + len(more) >= self.context_length:
-            self._too_long(f"{len(tokens) + len(more)} tokens")
+            self._too_long(f"{len(tokens) + len(more)} tokens", "the prompt has")
         return Prompt(tokens, more, so_far)
 
     def _gap(self, before: list[int], behind: list[int]) -> list[int]:
@@ -174,11 +175,11 @@ class Prompter:
             " or choose a model that fills in the middle",
         )
 
-    def _too_long(self, size: str) -> None:
+    def _too_long(self, size: str, what: str = "the messages have") -> None:
         raise PromptRefused(
             ErrorKind.CONTEXT_LENGTH,
-            f"the messages have {size}; {self._name} takes {self.context_length} tokens with the answer:"
-            " send fewer or shorter messages, or choose a model with a larger context",
+            f"{what} {size}; {self._name} takes {self.context_length} tokens with the answer:"
+            " send less text, or choose a model with a larger context",
         )
 
     def _turn(self, message: Message) -> dict[str, str]:

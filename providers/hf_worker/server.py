@@ -123,6 +123,9 @@ class _Answer:
         noted = bool(request.extra.get("logprobs"))
         bare, echo = request.completion is not None, request.completion is not None and request.completion.echo
         reads = prompt.messages[1:] if echo and noted else []
+        fills = request.completion is not None and request.completion.suffix is not None
+        # What fills a gap ends by a control token of its own (CodeLlama's <EOT>), which ends no other answer.
+        self._ends = model.ends | model.prompter.controls if fills else model.ends
         self._notes: TokenNotes | None = None
 
         def sampler(drawn: int) -> Sampler:
@@ -185,7 +188,7 @@ class _Answer:
             if self._notes is not None:
                 self._notes.brought(text)
             return text, "length" if self._picked >= self.room else None
-        if token in self._model.ends:  # it ends the answer and is not part of it: not counted, as no text is
+        if token in self._ends:  # it ends the answer and is not part of it: not counted, as no text is
             return self._stops.flush(), "stop"
         self.count += 1
         self._picked += 1
@@ -211,7 +214,7 @@ class _Answer:
     def replay(self, token: int) -> bool:
         """Take a token while replaying; false when it does not lead to the known text."""
         self._picked += 1
-        if token in self._model.ends or self._picked > self.room:
+        if token in self._ends or self._picked > self.room:
             return False
         text = self._text.push(token)
         self._replayed += text

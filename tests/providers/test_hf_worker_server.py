@@ -90,6 +90,7 @@ class Bench:
                 context_length=50,
                 tokens=lambda text: list(map(ord, text)),
                 word=chr,
+                controls=frozenset({ord("|")}),
             ),
             decode=lambda tokens: "".join(map(chr, tokens)),
             ends=frozenset({END}),
@@ -323,3 +324,9 @@ def test_one_token_alone_has_nothing_to_tell(bench: Bench) -> None:
     events, told = bare(bench, Completion("a", echo=True), max_tokens=0, extra=NOTED)
     assert text_of(events) == "a"
     assert [token["logprob"] for token in told] == [None]
+
+
+def test_what_fills_a_gap_ends_at_any_control_token_and_other_text_does_not(bench: Bench) -> None:
+    bench.engine.script = [ord("z"), ord("|"), ord("y"), END]
+    assert text_of(bench.answer("", completion=Completion("a", suffix="b"))) == "z"
+    assert text_of(bench.answer("", completion=Completion("a"))) == "z|y"
