@@ -137,7 +137,7 @@ class NodeApi:
             beyond = self._router.beyond.stats() if self._router.beyond is not None else {}
             await _respond(exchange, cache.stats() | {"looked_up": beyond})
             return
-        if not (limit[0].isascii() and limit[0].isdigit() and 1 <= int(limit[0][:6]) <= MAX_LIST):
+        if not (limit[0].isascii() and limit[0].isdigit() and len(limit[0]) <= 6 and 1 <= int(limit[0]) <= MAX_LIST):
             raise bad_request(f"list wants a number from 1 to {MAX_LIST}.", "list")
         newest: deque[Row] = deque(maxlen=int(limit[0]))
         if cache.store is not None:

@@ -18,6 +18,7 @@ from .completions_request import CompletionBody
 from .embeddings import EmbeddingsBody
 from .errors import JSON
 from .messages_request import CountBody, MessagesBody
+from .openapi_node import Forget, Join, Pause, Pin, Roster, parameters
 from .responses_request import ResponseBody
 
 # -- what comes back -------------------------------------------------------------------------------------------
@@ -185,12 +186,6 @@ class State(Struct):
     status: str
 
 
-class Join(Struct):
-    """An invite as `shoal status` shows it."""
-
-    invite: str
-
-
 class Anything(Struct):
     """An object; see docs/api.md."""
 
@@ -199,7 +194,10 @@ class Anything(Struct):
 
 
 class Operation(NamedTuple):
-    """One method of one path. statuses: beside 200, and those that every path has. kind: what 200 holds."""
+    """One method of one path. statuses: beside 200, and those that every path has. kind: what 200 holds.
+
+    takes: the form of the body, where there is one: a `body`, or for other forms than JSON bytes of their own.
+    """
 
     method: str
     path: str
@@ -209,6 +207,7 @@ class Operation(NamedTuple):
     streams: bool = False
     statuses: tuple[int, ...] = ()
     kind: str = "application/json"
+    takes: str = "application/json"
 
 
 ANSWERING = (404, 408, 429, 501, 502, 503, 504, 508)
@@ -239,14 +238,27 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", "/shoal/v1/providers", "Who can answer, and why others cannot"),
     Operation("get", "/shoal/v1/cache", "The cache of answers", statuses=(404,)),
     Operation("get", "/shoal/v1/cache/{cid}", "An answer by its CID", statuses=(404, 422), kind="*/*"),
-    Operation("post", "/shoal/v1/cache/pin", "Keep an answer", statuses=(404,)),
-    Operation("post", "/shoal/v1/cache/forget", "Forget answers", statuses=(404,)),
-    Operation("get", "/shoal/v1/cache/export", "Answers as a CAR file", None, statuses=(404,), kind="*/*"),
-    Operation("post", "/shoal/v1/cache/import", "Take answers from a CAR file", statuses=(404, 422)),
+    Operation("post", "/shoal/v1/cache/pin", "Keep an answer", Anything, Pin, statuses=(404, 507)),
+    Operation("post", "/shoal/v1/cache/forget", "Forget answers", Anything, Forget, statuses=(404, 507)),
+    Operation("get", "/shoal/v1/cache/export", "Answers as a CAR file", None, statuses=(404, 507), kind="*/*"),
+    Operation(
+        "post",
+        "/shoal/v1/cache/import",
+        "Take answers from a CAR file",
+        statuses=(404, 422, 507),
+        takes="application/octet-stream",
+    ),
     Operation("get", "/shoal/v1/verify/{cid}", "Every check of an answer's record", statuses=(404, 422)),
     Operation("get", "/shoal/v1/route/last", "The route of the last answer", statuses=(404,)),
     Operation("post", "/shoal/v1/join", "Join a swarm", Anything, Join, statuses=(409, 502, 503)),
-    Operation("get", "/ipfs/{cid}", "A public block, as a trustless gateway", None, statuses=(404, 406), kind="*/*"),
+    Operation(
+        "get", "/ipfs/{cid}", "A public block, as a trustless gateway", None, statuses=(404, 406, 412), kind="*/*"
+    ),
+    Operation("get", "/shoal/v1/swarm", "The swarm: its name, its owner, who belongs to it"),
+    Operation("post", "/shoal/v1/swarm/roster", "Take the owner's new roster", Anything, Roster, statuses=(409,)),
+    Operation("get", "/shoal/v1/sharing", "What peers have had of this node, and what is left"),
+    Operation("post", "/shoal/v1/pause", "Lend nothing for a while", Anything, Pause),
+    Operation("post", "/shoal/v1/resume", "Lend again"),
 )
 
 EVENT: dict[str, Any] = {
@@ -264,6 +276,7 @@ _REASONS = {
     406: "Not in a form that was asked for",
     408: "The request took too long to arrive",
     409: "Not in the state for it",
+    412: "Not here, and only what is here was asked for",
     413: "The body is too long",
     415: "The body is compressed",
     422: "The block is not an answer",
@@ -273,6 +286,7 @@ _REASONS = {
     502: "The provider failed",
     503: "Nobody can answer now",
     504: "No answer in time",
+    507: "The disk refused it",
     508: "The request came back to a node that it had passed",
 }
 
@@ -328,13 +342,15 @@ def _operation(operation: Operation, named: Mapping[type[Struct], dict[str, Any]
             "content": {"application/json": {"schema": error}},
         }
     found: dict[str, Any] = {"summary": operation.summary, "responses": responses}
-    if operation.body is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": named[operation.body]}}}
+    if operation.body is not None or operation.takes != "application/json":
+        schema = {"type": "string", "format": "binary"} if operation.body is None else named[operation.body]
+        found["requestBody"] = {"required": True, "content": {operation.takes: {"schema": schema}}}
+    fields = parameters(operation.method, operation.path)
     if "{" in operation.path:
         name = operation.path.partition("{")[2].partition("}")[0]
-        found["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        ]
+        fields.insert(0, {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}})
+    if fields:
+        found["parameters"] = fields
     return found
 
 

@@ -26,7 +26,21 @@ async def test_every_path_and_method_is_described_and_nothing_more() -> None:
         described.setdefault(plain, set()).update(method.upper() for method in methods)
     assert described == served
     written = {operation.path.partition("{")[0] for operation in OPERATIONS}
-    assert written >= {path.rstrip("*") for path in served if path.startswith("/v1/")}, "a guess is not enough here"
+    assert written >= {path.rstrip("*") for path in served}, "a guess is not enough"
+    bodyless = {path for path, about in reply.json["paths"].items() if "requestBody" not in about.get("post", about)}
+    assert {path for path in bodyless if "post" in reply.json["paths"][path]} == {"/shoal/v1/resume"}
+
+
+async def test_what_the_description_says_of_queries_is_what_the_node_holds_to() -> None:
+    async with door(Scripted("first", says("x"))) as rpc:
+        described = (await rpc.ask("GET", "/openapi.json")).json["paths"]
+        listed = described["/shoal/v1/cache"]["get"]["parameters"][0]["schema"]
+        for text, status in (("1", 200), (str(listed["maximum"]), 200), (str(listed["maximum"] + 1), 400), ("0", 400)):
+            assert (await rpc.ask("GET", f"/shoal/v1/cache?list={text}")).status == status, text
+        for text in ("0000019999999999999999999", "-1", "x", "%D9%A1", ""):
+            assert (await rpc.ask("GET", f"/shoal/v1/cache?list={text}")).status in (200, 400), text
+        paused = described["/shoal/v1/pause"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    assert paused.endswith("/Pause")
 
 
 def test_every_reference_leads_somewhere() -> None:
