@@ -49,6 +49,9 @@ class TextServer:
         if exchange.path == "/v1/models":
             await exchange.respond(200, json.dumps({"data": [{"id": "base"}]}).encode(), JSON)
             return
+        if exchange.method == "GET":
+            await exchange.respond(404, b"{}", JSON)
+            return
         body = json.loads(exchange.body)
         self.bodies.append(body)
         if exchange.path == "/v1/chat/completions" and self.chats:

@@ -27,6 +27,7 @@ from shoal.providers.base import (
 from shoal.providers.settings import BuildContext
 
 from tests.providers.fake_completions import WORDS, TextServer
+from tests.providers.test_backend_pool import pool_of
 
 BARE = GenerateRequest.of("one two", completion=Completion("one two"), model="base")
 TOKENS = GenerateRequest(messages=(), completion=Completion((7, 8)), model="base")
@@ -212,3 +213,15 @@ async def test_a_server_that_passes_over_echo_has_not_answered(
             await collect(provider, request)
     assert caught.value.kind is ErrorKind.UNAVAILABLE
     assert "echo" in caught.value.message
+
+
+async def test_a_pool_asks_the_backend_that_completes_for_what_no_chat_can_say(server: TextServer) -> None:
+    async with TextServer().running() as chatting:
+        chatting.refuse, chatting.chats = (404, {}), True
+        pool = pool_of({"a": chatting.url, "b": server.url}, strategy="round_robin")
+        async with pool.running():
+            assert pool.completes
+            for _ in range(2):
+                assert text_of(await collect(pool, TOKENS)) == " three four five"
+    assert chatting.paths.count("/v1/completions") <= 1
+    assert "/v1/chat/completions" not in chatting.paths
