@@ -40,7 +40,7 @@ def screen(sections: dict[str, Any], width: int, height: int) -> RenderableType:
 def _head(node: dict[str, Any], requests: dict[str, Any], peers: list[dict[str, Any]], width: int) -> RenderableType:
     swarm = node.get("swarm") or {}
     counts = requests.get("by_cache") or {}
-    answers = sum(counts.values())
+    answers = (requests.get("finished") or {}).get("ok", 0)  # and not what nobody answered
     cached = sum(counts.get(tier, 0) for tier in CACHED)
     near = sum(bool(peer.get("connected")) for peer in peers)
     left = Text.assemble(("Shoal ", "bold"), (str(node.get("version", "")), DIM), "  ", plain(swarm.get("name", "")))

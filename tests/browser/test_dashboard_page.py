@@ -386,3 +386,14 @@ async def test_an_answer_in_a_script_from_the_right_begins_at_the_right(browser:
         await page.until("document.querySelector('#answer-text').textContent.length === 4")
         assert await page.run("document.querySelector('#answer-text').matches(':dir(rtl)')")
         assert await page.run("document.querySelector('#prompt').matches(':dir(ltr)')")
+
+
+async def test_what_nobody_answered_is_not_among_the_answers(browser: Browser) -> None:
+    async with door(Scripted("first", says("Cold."))) as node:
+        for number in range(3):
+            assert (await node.chat(model=f"nobody-has-{number}")).status == 404
+        await node.chat()
+        await node.chat()
+        page = await opened(browser, node)
+        await page.until("document.querySelector('#f-cache-aside').textContent === 'of 2 answers'")
+        assert (await page.run("document.querySelector('#f-cache').textContent")).startswith("50")

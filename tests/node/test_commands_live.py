@@ -36,7 +36,8 @@ def sections(model: str = "smollm2") -> dict[str, Any]:
     return {
         "node": {"version": "0", "uptime_s": 75, "swarm": {"name": "reef"}},
         "requests": {
-            "live": 1, "in_flight": 1, "by_cache": {"memory": 3, "miss": 1}, "tokens_per_s": 27.0,
+            "live": 1, "in_flight": 1, "by_cache": {"memory": 3, "miss": 9}, "tokens_per_s": 27.0,
+            "finished": {"ok": 4, "unavailable": 8},
             "requests": [row, row | {"id": 2, "state": "cancelled"}, row | known],
         },
         "peers": {"peers": [peer, peer | {"peer": "away", "connected": False, "problem": "no route"}]},

@@ -19,7 +19,7 @@ export function showFigures({ requests, peers }) {
     showRate(requests.tokens_per_s);
     setText(byId("f-rate"), requests.tokens_per_s ? count(requests.tokens_per_s) : "0");
     setText(byId("f-rate-aside"), requests.output_tokens ? `${count(requests.output_tokens)} since the start` : requests.live ? "" : "none yet");
-    const answers = Object.values(requests.by_cache).reduce((sum, value) => sum + value, 0);
+    const answers = requests.finished.ok ?? 0;  // and not what nobody answered
     const cached = ["memory", "disk", "swarm", "dht", "ipfs"].reduce((sum, tier) => sum + (requests.by_cache[tier] ?? 0), 0);
     setText(byId("f-cache"), percent(cached, answers));
     setText(byId("f-cache-aside"), answers ? `of ${count(answers)} ${answers === 1 ? "answer" : "answers"}` : "no answers yet");

@@ -3,6 +3,7 @@
 import { byId, svg } from "./dom.js";
 
 const LOOKS = 60;
+const FEWEST = 5;
 const EVERY_MS = 1000;
 const HEIGHT = 32;
 
@@ -29,7 +30,7 @@ function look() {
   if (seen.length > LOOKS) seen.shift();
   const box = byId("f-rate-line");
   if (document.hidden) return;
-  if (seen.length < 2 || !seen.some(Boolean)) {
+  if (seen.length < FEWEST || !seen.some(Boolean)) {
     box.replaceChildren();
     return;
   }
