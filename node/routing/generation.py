@@ -148,7 +148,10 @@ class Generation:
             if begun:
                 walk.offer(self._candidates(), rank=self._rank)
         last = walk.error or ProviderError(ErrorKind.UNAVAILABLE, "No provider could be asked.")
-        await self._give_up(NoAnswer.after(last, self._flight.route))
+        failure = NoAnswer.after(last, self._flight.route)
+        if request.completion is not None and not self._answer_so_far.begun and not self._candidates():
+            failure = self._source.why_none(request, self._ask)  # by this they have found out that they cannot do it
+        await self._give_up(failure)
 
     async def _leader(self, part: Part, candidate: Candidate) -> Candidate | None:
         """Whom to follow instead of asking `candidate`. Who forwards leaves it to the other node to find out who else

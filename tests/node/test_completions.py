@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from shoal.providers.base import Completion, ErrorKind, Finish, Logprobs, Provider, TextDelta, Usage
+from shoal.providers.base import Completion, ErrorKind, Finish, GenerateRequest, Logprobs, Provider, TextDelta, Usage
 
 from .fakes_router import OTHER, STOP, Pause, Scripted, ScriptedPeer, fails, says
 from .fakes_rpc import door
@@ -275,6 +275,23 @@ async def test_tokens_pass_by_who_only_chats() -> None:
         reply = await rpc.ask("POST", "/v1/completions", {"model": "m1", "prompt": [1, 2]})
     assert reply.json["choices"][0]["text"] == "raw"
     assert chats.calls == []
+
+
+class FindsOut(Completing):
+    """As an upstream without text completions: what it lacks is known when it was asked once."""
+
+    def generate(self, request: GenerateRequest) -> Any:
+        self.completes = False
+        return super().generate(request)
+
+
+async def test_what_nobody_can_do_is_the_callers_fault_from_the_first_time_on() -> None:
+    providers = [FindsOut(name, fails(ErrorKind.UNAVAILABLE, "a chat cannot do this")) for name in ("first", "second")]
+    async with door(*providers) as rpc:
+        for _ in range(2):
+            reply = await rpc.ask("POST", "/v1/completions", {"model": "m1", "prompt": "x", "best_of": 2})
+            assert (reply.status, reply.error["param"]) == (400, "best_of")
+    assert [len(provider.calls) for provider in providers] == [1, 1]
 
 
 async def test_a_text_that_breaks_off_is_gone_on_with_by_the_next_who_completes() -> None:
