@@ -75,7 +75,7 @@ class Reef:
 async def reef(folder: Path) -> AsyncGenerator[Reef]:
     """The swarm, once everybody knows what the others offer."""
     async with FakeUpstream() as upstream, contextlib.AsyncExitStack() as stack:
-        slow = [upstream.url(f"words4000+slow{ms}") for ms in (11, 17, 30)]
+        slow = [upstream.url(f"words8000+slow{ms}") for ms in (11, 17, 30)]
         here = provider("cloud", upstream.url("s429+listed"), "gpt-4o-mini", "claude-3.5-haiku", share=False)
         here += provider("workstation", upstream.url("words60+slow3"), "gpt-4o-mini", "smollm2")
         node = await start(folder / "node", config=NO_MODEL + here + ASIDE + SWARM + LENT)
@@ -99,8 +99,8 @@ async def reef(folder: Path) -> AsyncGenerator[Reef]:
         yield Reef(node, nodes)
 
 
-async def pictures(browser: Browser, found: Reef, folder: Path) -> list[str]:
-    """Takes them all, and gives what the page complained of."""
+async def pictures(browser: Browser, found: Reef, folder: Path, settled_s: float = 2.5) -> list[str]:
+    """Takes them all, and gives what the page complained of. settled_s: of this time its figures are made."""
     folder.mkdir(parents=True, exist_ok=True)
     complaints: list[str] = []
     for name, width, height, dark in PICTURES:
@@ -112,7 +112,7 @@ async def pictures(browser: Browser, found: Reef, folder: Path) -> list[str]:
             await page.run("document.querySelectorAll('.row')[1].click()")
         whole = await page.run("document.documentElement.scrollHeight")
         await page.size(width, whole, dark=dark, calm=True)
-        await trio.sleep(2.5)  # the figure of tokens a second is made from what comes in this time
+        await trio.sleep(settled_s)
         await page.screenshot(folder / f"{name}.png", whole=False)
         complaints += page.console
     return complaints
@@ -122,7 +122,7 @@ async def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         async with reef(Path(place)) as found, chromium() as browser, trio.open_nursery() as nursery:
             await found.live(nursery)
-            print(await pictures(browser, found, folder) or f"written to {folder}")
+            print(await pictures(browser, found, folder, 12) or f"written to {folder}")
             nursery.cancel_scope.cancel()
 
 
