@@ -24,6 +24,8 @@ from .packed import FEW_ROWS, Blocks, Dense, Halves, Int4, Rescored, quantised, 
 FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 FAMILY["qwen3"] = "Qwen3ForCausalLM"
 TRIAL_ROWS = 8
+ATTENDED, FULL_BLOCK = 64, 512
+"""Positions are attended to in multiples of these; see `_length`."""
 PACKED = ("packed", "int4", "float16")
 """Forms in which a weight is not kept in one of torch's types."""
 ROPES = ("default", "linear", "llama3")
@@ -131,7 +133,7 @@ class Llama:
         self._width = config.get("head_dim") or config["hidden_size"] // self._heads
         self._inner, self._form = config["intermediate_size"], form
         self._tensors, self._kept = tensors, kept or tensors
-        self.memory_shape = (config["num_hidden_layers"], 2, self._groups, positions, self._width)
+        self.memory_shape = (config["num_hidden_layers"], 2, self._groups, _length(positions), self._width)
         self.invariant = form in ("packed", "float16")
         """Whether the bits of a row do not depend on the rows that are computed with it."""
         name = "model.embed_tokens.weight"
@@ -258,9 +260,10 @@ class Llama:
         cis = self._cis[where]
         x = self._embedded(torch.tensor(tokens))
         rows = len(tokens)
-        # Few rows go through the kernels row by row, so they get the same bits in any company; attention keeps to that.
-        single = [(segment.rows if self.invariant else rows) < FEW_ROWS for segment in segments]
-        masks = [None if alone else _mask(segment) for alone, segment in zip(single, segments, strict=True)]
+        # The bits of a few rows do not depend on their company, and attention keeps to that.
+        single = [segment.rows < FEW_ROWS for segment in segments]
+        spans = [_spans(segment, heads // groups) if few else [] for few, segment in zip(single, segments, strict=True)]
+        masks = [None if few else _mask(segment) for few, segment in zip(single, segments, strict=True)]
         for at, layer in enumerate(self._layers):
             check()
             y = layer.qkv(self._normed(x, layer.norm))
@@ -273,18 +276,15 @@ class Llama:
             y = y.view(rows, heads + 2 * groups, width)
             attended: list[Tensor] = []
             first = 0
-            for segment, alone, mask in zip(segments, single, masks, strict=True):
+            for segment, parts, mask in zip(segments, spans, masks, strict=True):
                 memory, start, count = segment
                 piece, end = y[first : first + count], start + count
                 memory[at, :, :, start:end] = piece[:, heads:].view(count, 2, groups, width).permute(1, 2, 0, 3)
-                keys, values = memory[at, :, :, :end].unsqueeze(1)
-                if alone:
-                    for row in range(count - 1):
-                        known = start + row + 1
-                        one = piece[row : row + 1, :heads]
-                        attended.append(self._attend(one, keys[:, :, :known], values[:, :, :known], None))
-                    attended.append(self._attend(piece[count - 1 :, :heads], keys, values, None))
-                else:
+                for part in parts:
+                    keys, values = memory[at, :, :, : part.length].unsqueeze(1)
+                    attended.append(self._attend_few(piece[part.rows, :heads], keys, values, part.mask))
+                if not parts:
+                    keys, values = memory[at, :, :, :end].unsqueeze(1)
                     attended.append(self._attend(piece[:, :heads], keys, values, mask))
                 first += count
             x = x + layer.o(torch.cat(attended))
@@ -298,7 +298,7 @@ class Llama:
 
     def trial(self) -> None:
         """Compute some rows for nobody, as many as several streams or a draft have."""
-        memory = torch.zeros(*self.memory_shape[:3], TRIAL_ROWS, self._width)
+        memory = torch.zeros(*self.memory_shape[:3], _length(TRIAL_ROWS), self._width)
         with torch.inference_mode():
             self.likeliest(self.hidden([0] * TRIAL_ROWS, [Segment(memory, 0, TRIAL_ROWS)], list(range(TRIAL_ROWS))))
 
@@ -309,13 +309,17 @@ class Llama:
         """query [rows, heads, width]; keys, values [1, groups, length, width]; gives [rows, heads * width]."""
         attend = functional.scaled_dot_product_attention
         count = len(query)
-        if count == 1:  # the heads of a group are the rows of one query
-            one = query.view(1, self._groups, -1, self._width)
-            return attend(one, keys, values).view(1, -1)
         query = query.transpose(0, 1).unsqueeze(0)
         causal = mask is None
         out = attend(query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=True)
         return out.squeeze(0).transpose(0, 1).reshape(count, -1)
+
+    def _attend_few(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """The same, of rows that are attended as they would be alone: the heads of a group are rows of one query."""
+        count, groups, width = len(query), self._groups, self._width
+        rows = query.reshape(count, groups, -1, width).transpose(0, 1).reshape(1, groups, -1, width)
+        out = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+        return out.view(groups, count, -1, width).transpose(0, 1).reshape(count, -1)
 
 
 def _taken(weight: Tensor, rows: Tensor) -> Tensor:
@@ -329,8 +333,38 @@ def _found(tensors: Tensors, name: str) -> Tensor | None:
         return None
 
 
+class _Span(NamedTuple):
+    """Rows of a segment that look at equally many positions, `length`; mask: for each head of a group and row."""
+
+    rows: slice
+    length: int
+    mask: Tensor
+
+
+def _length(known: int) -> int:
+    """Positions that a row is attended over which knows so many, the rest masked: as many whoever is beside it.
+
+    torch 2.13 goes through them by 512, and MKL cuts these sums in parts by their number.
+    """
+    step = ATTENDED if known <= FULL_BLOCK else FULL_BLOCK
+    return -(-known // step) * step
+
+
+def _spans(segment: Segment, heads: int) -> list[_Span]:
+    """A segment in parts of rows with the same length. heads: those of a group."""
+    spans, row = [], 0
+    while row < segment.rows:
+        known = segment.start + row + 1
+        length = _length(known)
+        count = min(length - known + 1, segment.rows - row)
+        mask = torch.full((count, length), -torch.inf).triu_(known).repeat_interleave(heads, 0)
+        spans.append(_Span(slice(row, row + count), length, mask))
+        row += count
+    return spans
+
+
 def _mask(segment: Segment) -> Tensor | None:
-    """Which positions each row may look at; None when it is the plain triangle, or when there is one row."""
-    if segment.start == 0 or segment.rows == 1:
+    """Which positions each row may look at; None when it is the plain triangle."""
+    if segment.start == 0:
         return None
     return torch.ones(segment.rows, segment.start + segment.rows, dtype=torch.bool).tril(segment.start)

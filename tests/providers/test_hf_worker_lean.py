@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -387,3 +388,24 @@ def test_a_prompt_is_computed_with_more_threads_than_single_tokens(monkeypatch: 
         torch.set_num_threads(threads)
     assert used == [(100, 2), (1, 1)]
     assert answer == alone(model, greedy(0, prompt(100), 2))
+
+
+@pytest.mark.parametrize("start", [0, 50, 370, 440, 500, 1010])
+def test_a_row_of_a_few_is_attended_with_the_same_bits_as_alone_where_lengths_change(start: int) -> None:
+    """torch 2.13 and MKL cut sums over positions by their number, so each row goes over a number of its own."""
+    torch.manual_seed(12)
+    sizes = SIZES | {"hidden_size": 192, "head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}
+    model = lean(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval(), "float16")
+    tokens = prompt(start + 40, 3)
+    memories = [SlotMemory(model.memory_shape).values for _ in range(2)]
+    for memory in memories:
+        memory[:, :, :, :start] = torch.randn(memory[:, :, :, :start].shape, generator=torch.manual_seed(1))
+    memories[1][:, :, :, start:] = 3.0  # what a wrong draft has left behind
+    rows = tokens[start:]
+    whole = model(rows, [Segment(memories[0], start, 40)], list(range(40)))
+    cuts = [0, 1, 2, 5, 21, 37, 40]
+    parts = [
+        model(rows[a:b], [Segment(memories[1], start + a, b - a)], list(range(b - a)))
+        for a, b in pairwise(cuts)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
