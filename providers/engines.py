@@ -22,7 +22,7 @@ import contextlib
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 import trio
@@ -37,6 +37,7 @@ QUESTIONS = (
 )
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_MODELS = 200
+MAX_NAME_CHARS = 300
 _AT_ONCE = 4  # connections to one address
 
 
@@ -203,15 +204,20 @@ def _listed(models: Any) -> dict[str, str]:
     rows = models.get("data") if isinstance(models, dict) else None
     for entry in rows if isinstance(rows, list) else ():
         name = entry.get("id") if isinstance(entry, dict) else None
-        if isinstance(name, str) and name:
+        if _is_name(name):
             found[name] = str(entry.get("owned_by") or "")
     return found
+
+
+def _is_name(name: Any) -> TypeGuard[str]:
+    """Names come from somebody else's server and go to a terminal and into a configuration."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
 
 
 def _names(found: Any, table: str, key: str) -> tuple[str, ...]:
     rows = found.get(table) if isinstance(found, dict) else None
     names = [row.get(key) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return tuple(name for name in names if isinstance(name, str))[:MAX_MODELS]
+    return tuple(name for name in names if _is_name(name))[:MAX_MODELS]
 
 
 def _studio_models(found: Any) -> tuple[str, ...]:
@@ -221,7 +227,7 @@ def _studio_models(found: Any) -> tuple[str, ...]:
         return ()
     if not all(isinstance(row, dict) and {"id", "type", "state"} <= row.keys() for row in rows):
         return ()
-    return tuple(str(row["id"]) for row in rows if row["type"] in ("llm", "vlm"))[:MAX_MODELS]
+    return tuple(row["id"] for row in rows if row["type"] in ("llm", "vlm") and _is_name(row["id"]))[:MAX_MODELS]
 
 
 # -- asking ----------------------------------------------------------------------------------------------------

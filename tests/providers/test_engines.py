@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given
@@ -125,6 +126,19 @@ def test_no_json_whatever_makes_it_fail(answers: dict[str, object]) -> None:
     import msgspec
 
     identified("127.0.0.1:1", {path: Answer(200, msgspec.json.encode(said)) for path, said in answers.items()})
+
+
+def test_names_of_models_that_would_move_a_terminal_are_left_out() -> None:
+    rows = [{"id": name, "owned_by": "llamacpp"} for name in ("m\x1b[2J", "two\nlines", "x" * 301, "", "fine")]
+    answers = {"/v1/models": Answer(200, msgspec.json.encode({"data": rows}))}
+    found = identified("127.0.0.1:1", answers)
+    assert found is not None
+    assert found.models == ("fine",)
+    tags = msgspec.json.encode({"models": [{"name": "a\rb"}, {"name": "llama3.2:latest"}]})
+    said = {"/": Answer(200, b"Ollama is running"), "/api/version": Answer(200, b'{"version":"0.12"}')}
+    found = identified("127.0.0.1:1", {**said, "/api/tags": Answer(200, tags)})
+    assert found is not None
+    assert found.models == ("llama3.2:latest",)
 
 
 def test_every_fake_is_tried() -> None:
