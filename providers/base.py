@@ -268,6 +268,7 @@ class ErrorKind(enum.StrEnum):
     CONTENT_FILTER = "content_filter"
     CANCELLED = "cancelled"
 
+    UNSUPPORTED = "unsupported"  # what is asked is right, and beyond this provider; another may do it
 
 class Policy(NamedTuple):
     """What a failure of one kind leads to.
@@ -299,6 +300,7 @@ POLICY: dict[ErrorKind, Policy] = {
     ErrorKind.CONTENT_FILTER: Policy("no", "no", False),
     ErrorKind.CANCELLED: Policy("no", "no", False),
 }
+    ErrorKind.UNSUPPORTED: Policy("no", "yes", False),
 
 
 class ProviderError(Exception):

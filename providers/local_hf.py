@@ -242,6 +242,9 @@ class LocalHf(Provider):
         """The request as the worker gets it. Raises ProviderError for what is not offered here."""
         if refusal := not_offered(request):
             raise ProviderError(ErrorKind.BAD_REQUEST, refusal)
+        if request.completion is not None and request.completion.best_of is not None:
+            message = "the local model writes one text for a request; leave best_of out, or ask for n choices"
+            raise ProviderError(ErrorKind.UNSUPPORTED, message)
         max_tokens = self._settings.max_tokens if request.max_tokens is None else request.max_tokens
         return msgspec.structs.replace(request, max_tokens=max_tokens)
 
@@ -364,8 +367,6 @@ def not_offered(request: GenerateRequest) -> str:
         return "the local model does not call tools; leave tools out, or ask a provider that offers them"
     if any(m.shows for m in request.messages):
         return "the local model reads text only; leave images and files out, or ask a provider that takes them"
-    if completion is not None and completion.best_of is not None:
-        return "the local model writes one text for a request; leave best_of out, or ask for n choices"
     if completion is not None and completion.echo and request.prefix:
         return "an answer that begins with its prompt is not gone on with; ask for it anew"
     says_prompt = completion is not None and completion.echo

@@ -134,7 +134,7 @@ class TextAnswer(ChatAnswer):
         events = super().whole(data)
         if self.failure is None and not _echoes(self._request, events):
             self.failure = ProviderError(
-                ErrorKind.UNAVAILABLE, "the upstream does not say the prompt, as echo wants it"
+                ErrorKind.UNSUPPORTED, "the upstream does not say the prompt, as echo wants it"
             )
             return []
         found: list[Event] = []
@@ -243,7 +243,7 @@ async def completing(provider: OpenAiCompat, request: GenerateRequest) -> AsyncG
     chat = msgspec.structs.replace(request, completion=None)
     if not chat.messages:
         what = "has no text completions by this model, and a chat cannot do this"
-        raise ProviderError(ErrorKind.UNAVAILABLE, f"{provider.name} {what}; send a prompt of text alone")
+        raise ProviderError(ErrorKind.UNSUPPORTED, f"{provider.name} {what}; send a prompt of text alone")
     async with Generating(provider, chat) as events:
         yield _noted(events)
 

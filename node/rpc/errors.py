@@ -44,6 +44,7 @@ KINDS: dict[ErrorKind, Face] = {
     ErrorKind.IDLE_TIMEOUT: Face(504, "server_error", "idle_timeout"),
     ErrorKind.INTERRUPTED: Face(502, "server_error", "interrupted"),
     ErrorKind.DEADLINE: Face(504, "server_error", "deadline_exceeded", retry=False),
+    ErrorKind.UNSUPPORTED: Face(400, "invalid_request_error", "unsupported", retry=False),
     ErrorKind.BAD_REQUEST: Face(400, "invalid_request_error", None),
     ErrorKind.CONTEXT_LENGTH: Face(400, "invalid_request_error", "context_length_exceeded"),
     ErrorKind.CONTENT_FILTER: Face(400, "invalid_request_error", "content_filter"),

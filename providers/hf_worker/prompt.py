@@ -170,7 +170,7 @@ class Prompter:
             if first in ids and second in ids and last in ids:
                 return [ids[first], *before, ids[second], *behind, ids[last]]
         raise PromptRefused(
-            ErrorKind.BAD_REQUEST,
+            ErrorKind.UNSUPPORTED,
             f"{self._name} was not made to write before a suffix (it has no tokens for that); leave suffix out,"
             " or choose a model that fills in the middle",
         )

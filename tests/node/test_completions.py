@@ -356,3 +356,15 @@ async def test_metrics_tell_completions_from_chats() -> None:
         told = (await rpc.ask("GET", "/metrics")).body.decode()
     assert 'gen_ai_operation_name="text_completion"' in told
     assert 'gen_ai_operation_name="chat"' not in told
+
+
+async def test_what_one_cannot_do_the_next_is_asked_for_and_else_it_is_a_400() -> None:
+    first = Completing("first", fails(ErrorKind.UNSUPPORTED, "it fills no gaps; leave suffix out"))
+    second = Completing("second", says("raw"))
+    asked = {"model": "m1", "prompt": "x", "suffix": "y"}
+    async with door(first, second) as rpc:
+        reply = await rpc.ask("POST", "/v1/completions", asked)
+        alone = await rpc.ask("POST", "/v1/completions", {**asked, "provider": "first"})
+    assert reply.json["choices"][0]["text"] == "raw"
+    assert (alone.status, alone.error["code"]) == (400, "unsupported")
+    assert "suffix" in alone.error["message"]

@@ -67,7 +67,7 @@ def test_a_text_cannot_open_a_gap_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("completion", "kind", "word"),
     [
-        (Completion("a", suffix="b"), ErrorKind.BAD_REQUEST, "suffix"),
+        (Completion("a", suffix="b"), ErrorKind.UNSUPPORTED, "suffix"),
         (Completion((1000,)), ErrorKind.BAD_REQUEST, "below 1000"),
         (Completion("a" * 200), ErrorKind.CONTEXT_LENGTH, "200 characters"),
         (Completion((5,) * 100), ErrorKind.CONTEXT_LENGTH, "100 tokens"),

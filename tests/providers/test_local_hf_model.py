@@ -234,7 +234,7 @@ async def test_what_a_text_is_likely_to_be_is_known_token_by_token(local: LocalH
 async def test_a_suffix_needs_a_model_that_was_made_for_it(local: LocalHf) -> None:
     with pytest.raises(ProviderError, match="suffix") as caught:
         await complete(local, Completion("def f(", suffix="):"))
-    assert caught.value.kind is ErrorKind.BAD_REQUEST
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
 async def test_a_prompt_is_counted_as_its_answer_counts_it(local: LocalHf) -> None:

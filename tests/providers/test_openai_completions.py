@@ -168,7 +168,7 @@ async def test_what_no_chat_can_say_is_refused_so_that_the_next_one_is_asked(ser
     async with desk(server) as provider:
         with pytest.raises(ProviderError) as caught:
             await collect(provider, TOKENS)
-    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
     assert len(server.bodies) == 1
 
 
@@ -211,7 +211,7 @@ async def test_a_server_that_passes_over_echo_has_not_answered(
     async with desk(server) as provider:
         with pytest.raises(ProviderError) as caught:
             await collect(provider, request)
-    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
     assert "echo" in caught.value.message
 
 
