@@ -78,6 +78,8 @@ class Backend:
         return ModelInfo(wanted) if self.status.any_model else None
 
     def offers(self, request: GenerateRequest) -> bool:
+        if not self.settings.images and any(message.shows for message in request.messages):
+            return False
         return request.model is None or self.model(request.model) is not None
 
     def facts(self, now: float) -> dict[str, Any]:

@@ -343,14 +343,23 @@ def backend_length(backend: Backend, request: GenerateRequest) -> int | None:
 
 
 def _models(backends: Iterable[Backend]) -> tuple[ModelInfo, ...]:
-    """What they offer together; of one model the largest context."""
+    """What they offer together; of one model the largest context, and images where one of them takes some."""
     found: dict[str, ModelInfo] = {}
+    seeing: set[str] = set()
     for backend in backends:
         for model in backend.status.models:
             known = found.get(model.name)
             if known is None or (model.context_length or 0) > (known.context_length or 0):
                 found[model.name] = model
-    return tuple(found.values())
+            if model.capabilities.images:
+                seeing.add(model.name)
+    return tuple(_seeing(model) if model.name in seeing else model for model in found.values())
+
+
+def _seeing(model: ModelInfo) -> ModelInfo:
+    if model.capabilities.images:
+        return model
+    return msgspec.structs.replace(model, capabilities=msgspec.structs.replace(model.capabilities, images=True))
 
 
 def _most_offered(backends: Iterable[Backend]) -> str | None:

@@ -19,9 +19,13 @@ from shoal.providers.base import (
     Event,
     Finish,
     GenerateRequest,
+    ImagePart,
+    ImageUrl,
+    Message,
     Provider,
     ProviderError,
     TextDelta,
+    TextPart,
     Via,
 )
 from shoal.providers.environment import VariableError
@@ -433,3 +437,22 @@ async def test_the_environment_chooses_the_strategy(environ: dict[str, str], str
 def test_an_unknown_strategy_in_the_environment_names_the_variable() -> None:
     with pytest.raises(VariableError, match=r"SHOAL_LLM_LOAD_BALANCING.*round_robin or"):
         pool_of({"a": "http://127.0.0.1:1/v1"}, {"SHOAL_LLM_LOAD_BALANCING": "fastest"})
+
+
+async def test_of_backends_with_one_model_those_that_take_images_are_shown_them(two: list[FakeUpstream]) -> None:
+    blind = {"base_url": two[0].url("ok"), "images": False}
+    shown = Message("user", (TextPart("one two"), ImagePart(ImageUrl("data:image/png;base64,AAAA"))))
+    request = GenerateRequest(messages=(shown,), model="stub")
+    pool = pool_of({"blind": blind, "seeing": two[1].url("ok")})
+    async with pool.running():
+        assert all(model.capabilities.images for model in (await pool.probe()).models)
+        for _ in range(4):
+            assert text_of(await collect(pool, request))
+        assert (len(two[0].chats), len(two[1].chats)) == (0, 4)
+        for _ in range(4):
+            await collect(pool)
+        assert row(pool, "blind")["state"] == "up"
+        assert two[0].chats
+    pool = pool_of({"blind": blind})
+    async with pool.running():
+        assert not any(model.capabilities.images for model in (await pool.probe()).models)
