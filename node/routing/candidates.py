@@ -271,7 +271,7 @@ class NodeCandidates:
         if candidate.peer is not None:
             return bool(candidate.provider.completes_by(candidate.model))  # type: ignore[attr-defined]  # PeerProvider's
         provider, offer = self._registry.providers.get(candidate.name), self._offers.get(candidate.name)
-        info = offer.status.info(candidate.model) if offer is not None else None
+        info = offer.status.info(candidate.model or offer.status.default_model) if offer is not None else None
         return (
             provider is not None and provider.completes and (info is None or info.capabilities.completes is not False)
         )
