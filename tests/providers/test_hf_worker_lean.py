@@ -404,8 +404,5 @@ def test_a_row_of_a_few_is_attended_with_the_same_bits_as_alone_where_lengths_ch
     rows = tokens[start:]
     whole = model(rows, [Segment(memories[0], start, 40)], list(range(40)))
     cuts = [0, 1, 2, 5, 21, 37, 40]
-    parts = [
-        model(rows[a:b], [Segment(memories[1], start + a, b - a)], list(range(b - a)))
-        for a, b in pairwise(cuts)
-    ]
+    parts = [model(rows[a:b], [Segment(memories[1], start + a, b - a)], list(range(b - a))) for a, b in pairwise(cuts)]
     assert torch.equal(torch.cat(parts), whole)
