@@ -108,7 +108,8 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "keys", f"as {found.get('mode')}{', sealed for the swarm' if found.get('sealed') else ''}"
     for tier in ("memory", "disk"):
         if held := found.get(tier):
-            said = [f"{held['answers']} answers", f"{size(held['bytes'])} of {size(held['max_bytes'])}"]
+            room = f"{size(held.get('bytes', 0))} of {size(held.get('max_bytes', 0))}"
+            said = [f"{held.get('answers', 0)} answers", room]
             said += [f"{held[name]} {name}" for name in ("evicted", "dropped", "failed", "damaged") if held.get(name)]
             if held.get("waiting_bytes"):
                 said.append(f"{size(held['waiting_bytes'])} waiting to be written")
@@ -117,13 +118,13 @@ def facts(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield "set aside", file
     for tier, asked in (found.get("looked_up") or {}).items():
         if asked.get("asked"):
-            each = duration(asked["seconds"] / asked["asked"])
-            yield tier, f"asked {asked['asked']} times, {asked['found']} found, {each} each"
+            each = duration(asked.get("seconds", 0.0) / asked["asked"])
+            yield tier, f"asked {asked['asked']} times, {asked.get('found', 0)} found, {each} each"
     if refused := found.get("refused"):
         yield "refused", ", ".join(f"{count} {reason}" for reason, count in refused.items())
     if publisher := found.get("publisher"):
-        said = [f"{publisher[name]} {name}" for name in ("published", "withdrawn", "refused", "queued")]
-        yield "IPFS", f"{publisher['state']} at {publisher['address']}: {', '.join(said)}"
+        said = [f"{publisher.get(name, 0)} {name}" for name in ("published", "withdrawn", "refused", "queued")]
+        yield "IPFS", f"{publisher.get('state')} at {publisher.get('address')}: {', '.join(said)}"
         if publisher.get("last_error"):
             yield "IPFS fault", publisher["last_error"]
 

@@ -138,7 +138,7 @@ async def test_cache_list_and_stats_are_tables(node: FakeNode) -> None:
     node.answers["GET /shoal/v1/cache"] = {"mode": "cid", "disk": {"bytes": 2048}, "publisher": None}
     listed = (await node.shoal("cache", "list", "--limit", "7")).stdout.decode()
     assert listed.splitlines()[1].split() == [SIGNED.cid_text, "smollm2", "local_hf", "852", ME.peer_id]
-    assert "disk.bytes  2.0 KiB\n" in (await node.shoal("cache", "stats")).stdout.decode()
+    assert "disk      0 answers, 2.0 KiB of" in (await node.shoal("cache", "stats")).stdout.decode()
 
 
 async def test_verify_asks_the_node_about_a_cid(node: FakeNode) -> None:
