@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 
 from ...providers.base import ErrorKind, ProviderError
+from .ask import Ask
+from .attempt import Attempt
 from .candidate import Candidate
 
 _log = logging.getLogger(__name__)
@@ -37,3 +39,14 @@ def stopped_short() -> ProviderError:
 def broken_off(error: ProviderError) -> ProviderError:
     """The same failure of one that had begun to speak."""
     return ProviderError(ErrorKind.INTERRUPTED, error.message)
+
+
+def too_slow(candidate: Candidate, attempt: Attempt, ask: Ask, *, spent: bool) -> ProviderError:
+    """One of an attempt's limits has passed. spent: that of the whole request."""
+    if spent:
+        return ProviderError(ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.")
+    if attempt.first_token_ms is not None:
+        return ProviderError(ErrorKind.IDLE_TIMEOUT, f"{candidate.name} was silent for {ask.idle_s:g} s")
+    return ProviderError(
+        ErrorKind.FIRST_TOKEN_TIMEOUT, f"{candidate.name} gave no first token in {ask.first_token_s:g} s"
+    )

@@ -23,7 +23,7 @@ from .attempt import ANSWERED, LOST, SKIPPED, Attempt
 from .candidate import Candidate, attempt_at
 from .continuation import FRESH, Continuation, Diverged, Plan, Splice, Way, prefixed
 from .duel import Duel
-from .fault import broken_off, provider_error, stopped_short
+from .fault import broken_off, provider_error, stopped_short, too_slow
 from .flight import Flight
 from .means import LookUp, Means
 from .no_answer import NoAnswer
@@ -385,7 +385,7 @@ class Generation:
         if flight.alone and flight.stopped:
             error = stopped_short()
         elif limit.passed:
-            error = self._too_slow(candidate, attempt)
+            error = too_slow(candidate, attempt, ask, spent=self._now() >= flight.deadline)
         if error is None:
             error = ProviderError(ErrorKind.UPSTREAM, f"{candidate.name} ended its stream without an end mark")
         return self._stream, error
@@ -458,15 +458,6 @@ class Generation:
 
     def _ms_since(self, start: float) -> float:
         return round((self._now() - start) * 1000, 3)
-
-    def _too_slow(self, candidate: Candidate, attempt: Attempt) -> ProviderError:
-        if self._now() >= self._flight.deadline:
-            return ProviderError(ErrorKind.DEADLINE, "The request's time is spent; give it more or ask for less text.")
-        if attempt.first_token_ms is not None:
-            return ProviderError(ErrorKind.IDLE_TIMEOUT, f"{candidate.name} was silent for {self._ask.idle_s:g} s")
-        return ProviderError(
-            ErrorKind.FIRST_TOKEN_TIMEOUT, f"{candidate.name} gave no first token in {self._ask.first_token_s:g} s"
-        )
 
     def _land(self, candidate: Candidate, events: object) -> None:
         """The answer is whole: record it, then let the readers have its end.
