@@ -15,7 +15,10 @@ from tests.e2e.node_process import NodeProcess
 
 pytestmark = pytest.mark.clients
 
-CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
+CHECKS = (
+    *("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"),
+    *("response_headers_conformance", "unsupported_method", "allow_header_conformance", "use_after_free"),
+)
 ENDLESS = ("/shoal/v1/events", "/shoal/v1/join")  # a stream without end; and this node shall stay alone
 
 
@@ -27,7 +30,7 @@ def test_nothing_that_schemathesis_tries_breaks_the_description(node: NodeProces
     told = run(
         schemathesis,
         *("run", f"{node.rpc}/openapi.json", "--checks", ",".join(CHECKS), "--max-examples", "25", "--no-color"),
-        *("--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all", *left_out),
+        *("--phases", "examples,coverage,fuzzing,stateful", "--suppress-health-check", "all", *left_out),
         home=tmp_path,
         within=900,
     )
