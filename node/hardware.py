@@ -72,7 +72,7 @@ def probe(root: Path = Path("/")) -> Hardware:
         arch=platform.machine(),
         cpu=brand or platform.processor() or "unknown",
         flags=flags,
-        cores_physical=psutil.cpu_count(logical=False) or 0,
+        cores_physical=_cores_physical(),
         cores_usable=usable_cores(root),
         memory_bytes=memory_total(root),
         gpus=_gpus(root),
@@ -85,8 +85,23 @@ def sample(root: Path = Path("/")) -> Load:
     return Load(
         memory_available_bytes=memory_available(root),
         load1=os.getloadavg()[0],
-        cpu_percent=psutil.cpu_percent(interval=None),
+        cpu_percent=_cpu_percent(),
     )
+
+
+def _cores_physical() -> int:
+    """0 where the system does not say."""
+    try:
+        return psutil.cpu_count(logical=False) or 0
+    except (OSError, ValueError):  # /proc is hidden
+        return 0
+
+
+def _cpu_percent() -> float:
+    try:
+        return psutil.cpu_percent(interval=None)
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _cpu(root: Path) -> tuple[str, tuple[str, ...]]:

@@ -456,4 +456,6 @@ def _age_s() -> float:
         fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
         began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return round(time.clock_gettime(time.CLOCK_BOOTTIME) - began, 3)
-    return round(time.time() - psutil.Process().create_time(), 3)
+    with contextlib.suppress(psutil.Error, OSError):
+        return round(time.time() - psutil.Process().create_time(), 3)
+    return 0.0  # /proc is hidden

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+from typing import Any
 
 import psutil
 
 
 def machine_addresses(*, loopback: bool = True) -> list[str]:
     """Addresses of the interfaces that are up, without link-local ones; loopback last, or not at all."""
-    states, found = psutil.net_if_stats(), list[str]()
+    states, found = dict[str, Any](), list[str]()
+    with contextlib.suppress(OSError):  # where /proc is hidden it does not say which are up
+        states = psutil.net_if_stats()
     for name, entries in psutil.net_if_addrs().items():
         if name in states and not states[name].isup:
             continue

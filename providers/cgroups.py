@@ -35,7 +35,7 @@ def usable_cores(root: Path = Path("/")) -> float:
 
 def memory_total(root: Path = Path("/")) -> int:
     """Bytes of memory: the machine's, or the tightest cgroup's limit where that is lower."""
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _memory_limits(root))])
+    return min([_machine()[0], *(limit for limit, _ in _memory_limits(root))])
 
 
 def memory_available(root: Path = Path("/")) -> int:
@@ -43,7 +43,17 @@ def memory_available(root: Path = Path("/")) -> int:
 
     A cgroup's use counts what it has read of files; what was not looked at lately (inactive_file) is given back first.
     """
-    return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _memory_limits(root))])
+    return min([_machine()[1], *(max(0, limit - used) for limit, used in _memory_limits(root))])
+
+
+def _machine() -> tuple[int, int]:
+    """Bytes of memory, and those that are free or can be freed; by the system's calls where /proc is hidden."""
+    try:
+        memory = psutil.virtual_memory()
+    except (OSError, ValueError):
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    return memory.total, memory.available
 
 
 def oom_kills(root: Path = Path("/")) -> int:

@@ -49,7 +49,9 @@ class Telemetry:
         self._router, self._node, self._providers, self._models, self._cache = router, node, providers, models, cache
         self.activity, self.gen_ai = Activity(), GenAi()
         router.watchers += (self.activity, self.gen_ai)
-        self._process = psutil.Process()
+        self._process: psutil.Process | None = None
+        with contextlib.suppress(psutil.Error, OSError):  # where /proc is hidden nobody says
+            self._process = psutil.Process()
         self.feed = Feed(
             [
                 Section("node", self.node),
@@ -227,11 +229,11 @@ class Telemetry:
 
     def _of_process(self) -> Iterator[Metric]:
         """The names that every Prometheus client library gives these."""
-        process = self._process
-        with contextlib.suppress(psutil.Error), process.oneshot():
-            cpu = process.cpu_times()
-            yield counter("process.cpu", "CPU time, user and system.", one(cpu.user + cpu.system), "s")
-            yield gauge("process.resident_memory", "Memory in RAM.", one(process.memory_info().rss), "By")
-            yield gauge("process.start_time", "When it began (Unix time).", one(process.create_time()), "s")
-            yield gauge("process.open_fds", "Open files and sockets.", one(process.num_fds()))
+        if process := self._process:
+            with contextlib.suppress(psutil.Error), process.oneshot():
+                cpu = process.cpu_times()
+                yield counter("process.cpu", "CPU time, user and system.", one(cpu.user + cpu.system), "s")
+                yield gauge("process.resident_memory", "Memory in RAM.", one(process.memory_info().rss), "By")
+                yield gauge("process.start_time", "When it began (Unix time).", one(process.create_time()), "s")
+                yield gauge("process.open_fds", "Open files and sockets.", one(process.num_fds()))
         yield gauge("shoal.scraped", "When this was read (Unix time).", one(time.time()), "s")

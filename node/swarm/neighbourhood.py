@@ -12,11 +12,11 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
-import psutil
 import trio
 
 from ...protocols.peer_id import PeerId
 from ...protocols.session import Session
+from ...providers import cgroups
 from .. import addresses
 from . import load
 from .advert import Advert, AdvertBook, AdvertContent
@@ -189,7 +189,7 @@ class Neighbourhood:
 
     def _digest(self) -> bytes:
         told = self._swarm.describe().load
-        free = psutil.virtual_memory().available // 2**20
+        free = cgroups.memory_available() // 2**20
         digest = load.Digest(running=told.running, queued=told.queued, cpu=told.cpu or 0.0, memory_free_mib=free)
         return digest.encode()
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from shoal.node import hardware
 from shoal.providers import cgroups
@@ -117,6 +118,20 @@ def test_each_group_has_its_own_use_and_what_it_has_read_of_files_is_given_back(
         file(tmp_path, f"sys/fs/cgroup/{folder}/memory.stat", f"anon 1\ninactive_file {cached}\nx y\n")
     assert hardware.probe(tmp_path).memory_bytes == 5_000_000
     assert hardware.sample(tmp_path).memory_available_bytes == 500_000
+
+
+def test_a_machine_whose_proc_is_hidden_is_described_by_the_systems_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(*_: object, **__: object) -> None:
+        raise FileNotFoundError("/proc/meminfo")
+
+    for name in ("virtual_memory", "cpu_count", "cpu_percent"):
+        monkeypatch.setattr(psutil, name, hidden)
+    found = hardware.probe(tmp_path)
+    assert found.cores_physical == 0
+    assert found.memory_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < hardware.sample(tmp_path).memory_available_bytes <= found.memory_bytes
 
 
 def test_processes_that_were_ended_for_want_of_memory_are_counted_where_the_system_says_it(tmp_path: Path) -> None:
