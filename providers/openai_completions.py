@@ -31,7 +31,7 @@ REMEMBERED_S = 600.0
 """Seconds for which a model of a server is asked for no more text completions after that."""
 AS_CHAT = "completion"
 """What is told to be left out when a chat had to do."""
-TOLD = 64
+TOLD = 32
 """Tokens whose log probabilities are told by one event."""
 _ERROR_BYTES = 256 * 1024
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from shoal.protocols.framing import MAX_ITEMS, encode_body
+from shoal.protocols.items import check_items
 from shoal.providers import openai_compat
 from shoal.providers.base import (
     Completion,
@@ -24,6 +27,7 @@ from shoal.providers.base import (
     TextDelta,
     Usage,
 )
+from shoal.providers.openai_completions import TextAnswer
 from shoal.providers.settings import BuildContext
 
 from tests.providers.fake_completions import WORDS, TextServer
@@ -225,3 +229,21 @@ async def test_a_pool_asks_the_backend_that_completes_for_what_no_chat_can_say(s
                 assert text_of(await collect(pool, TOKENS)) == " three four five"
     assert chatting.paths.count("/v1/completions") <= 1
     assert "/v1/chat/completions" not in chatting.paths
+
+
+async def test_the_owner_may_say_that_a_server_has_none(server: TextServer) -> None:
+    async with desk(server, completions=False) as provider:
+        assert not provider.completes
+    async with desk(server) as provider:
+        assert provider.completes
+
+
+def test_many_log_probabilities_are_told_in_pieces_that_fit_into_a_frame() -> None:
+    token = {"token": "x", "logprob": -1.0, "bytes": [120]}
+    answer = TextAnswer(TOKENS)
+    told = {"content": [{**token, "top_logprobs": [token] * 20}] * 100}
+    body = {"choices": [{"text": "x" * 100, "finish_reason": "length", "logprobs": told}]}
+    pieces = [event for event in answer.whole(json.dumps(body).encode()) if isinstance(event, Logprobs)]
+    assert sum(len(piece.tokens) for piece in pieces) == 100
+    for piece in pieces:
+        check_items(encode_body(piece), MAX_ITEMS)
