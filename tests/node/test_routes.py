@@ -17,7 +17,7 @@ from shoal.node.routing.ask import Ask
 from shoal.node.routing.candidates import NodeCandidates
 from shoal.node.routing.router import Router
 from shoal.node.routing.routes import Routes, Target, drawn
-from shoal.providers.base import ErrorKind, GenerateRequest, ModelInfo, Provider, Status
+from shoal.providers.base import Completion, ErrorKind, GenerateRequest, ModelInfo, Provider, Status
 
 from .fakes_router import ME, OTHER, Pause, Scripted, ScriptedPeer, Shelf, Step, Told, ask, caching, fails, says
 
@@ -103,6 +103,21 @@ async def test_a_route_lists_its_targets_in_order_each_with_its_own_model() -> N
     assert [(c.name, c.model) for c in found] == [("b", "m2"), ("a", "m1"), (f"peer:{OTHER.peer_id[-6:]}", "m9")]
     assert [c.request_of(request).model for c in found] == ["m2", "m1", "m9"]
     assert found[0].context_length == 99
+
+
+async def test_of_a_routes_targets_each_gets_bare_text_in_the_form_that_he_can_do() -> None:
+    chats, completes = offering("a", "m1"), offering("b", "m2")
+    completes.completes = True
+    wish: Any = {"model": "fast", "completion": Completion("Hot?")}
+    request, found = await candidates({"fast": [to("b", "m2"), to("a", "m1")]}, chats, completes, **wish)
+    assert (request.model, request.completion) == ("m2", Completion("Hot?"))
+    asked = [c.request_of(request) for c in found]
+    assert [(each.model, each.completion) for each in asked] == [("m2", Completion("Hot?")), ("m1", None)]
+
+    request, found = await candidates({"fast": [to("a", "m1"), to("b", "m2")]}, chats, completes, **wish)
+    assert (request.model, request.completion) == ("m1", None), "the key is that of what the first target is asked"
+    asked = [c.request_of(request) for c in found]
+    assert [(each.model, each.completion) for each in asked] == [("m1", None), ("m2", Completion("Hot?"))]
 
 
 async def test_a_pin_takes_the_targets_of_that_provider_only() -> None:
