@@ -375,6 +375,24 @@ async def test_the_last_minute_of_tokens_is_a_line_and_an_idle_one_is_none(brows
         drawn = await page.until("document.querySelector('#f-rate-line .line')?.getAttribute('d')")
         assert drawn.startswith("M")
         assert await page.run("document.querySelector('.spark').getAttribute('aria-hidden')") == "true"
+        await page.run("document.querySelector('#f-rate').textContent = '12 345'")
+        for width in (320, 400, 700, 1000, 1250, 1600):
+            await page.size(width, 900)
+            assert await page.run(
+                """(() => {
+                  const box = (node) => {
+                    const range = document.createRange();
+                    range.selectNodeContents(node);
+                    return range.getBoundingClientRect();
+                  };
+                  const line = document.querySelector('.spark').getBoundingClientRect();
+                  return ['#f-rate', '#f-rate-aside', '#f-cache'].every((name) => {
+                    const text = box(document.querySelector(name));
+                    const beside = line.right <= text.left || text.right <= line.left;
+                    return !line.width || beside || text.bottom <= line.top || line.bottom <= text.top;
+                  });
+                })()"""
+            ), width
         assert page.console == []
         nursery.cancel_scope.cancel()
 

@@ -5,6 +5,7 @@ import { byId, svg } from "./dom.js";
 const LOOKS = 60;
 const FEWEST = 5;
 const EVERY_MS = 1000;
+const WIDTH = 60;
 const HEIGHT = 32;
 
 const seen = [];
@@ -14,13 +15,13 @@ export function showRate(value) {
   now = Math.max(0, Number(value) || 0);
 }
 
-// The line through what was seen, the newest at the right edge, the highest at the top.
-export function path(values, most = LOOKS, height = HEIGHT) {
+// The line through what was seen, from edge to edge, the highest at the top.
+function path(values) {
   const top = Math.max(...values, 1);
   return values.map((value, index) => {
-    const x = most - values.length + index + 1;
-    const y = height - 2 - (value / top) * (height - 4);
-    return `${index ? "L" : "M"}${x} ${y.toFixed(1)}`;
+    const x = (index / (values.length - 1)) * WIDTH;
+    const y = HEIGHT - 2 - (value / top) * (HEIGHT - 4);
+    return `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
   }).join("");
 }
 
@@ -35,9 +36,8 @@ function look() {
     return;
   }
   const line = path(seen);
-  const first = LOOKS - seen.length + 1;
   box.replaceChildren(
-    svg("path", { class: "area", d: `${line}L${LOOKS} ${HEIGHT}L${first} ${HEIGHT}Z` }),
+    svg("path", { class: "area", d: `${line}L${WIDTH} ${HEIGHT}L0 ${HEIGHT}Z` }),
     svg("path", { class: "line", d: line }));
 }
 
