@@ -132,6 +132,7 @@ class LocalHf(Provider):
             self._prepare,
             idle_unload_s=settings.idle_unload_s,
             budget_bytes=settings.memory_mb * 1_000_000,
+            patience_s=settings.queue_s,
         )
         self._model = settings.model or weights.chosen(models_dir)
         self._default, self._encoder = weights.canonical(self._model), weights.canonical(settings.encoder)

@@ -33,6 +33,8 @@ class WorkerKeeper:
         self._deaths = 0
         self._not_before = 0.0
         self._last_words = ""
+        self.on_idle: Callable[[], None] = lambda: None
+        """Called when the last request has ended, or the worker was lost."""
 
     @property
     def link(self) -> WorkerLink | None:
@@ -86,6 +88,8 @@ class WorkerKeeper:
         finally:
             self._users -= 1
             self._idle_since = trio.current_time()
+            if not self._users:
+                self.on_idle()
 
     def pause_reason(self) -> str:
         """Why no worker is started just now; empty when one may be."""
@@ -114,6 +118,7 @@ class WorkerKeeper:
         if link is not self._link:
             return  # it was unloaded on purpose
         self._link = None
+        self.on_idle()
         if link.answered:
             self._deaths = 0
         self._deaths += 1

@@ -17,6 +17,9 @@ from .link import WorkerLink
 BUDGET_SHARE = 0.75
 """The part of this machine's memory that models take together when the owner says nothing."""
 
+RETRY_S = 5.0
+"""After so many seconds it is worth asking again for a model that found no room beside others at work."""
+
 Prepare = Callable[[WeightsDir], Awaitable[WorkerLink]]
 
 
@@ -25,6 +28,7 @@ class Shelf:
 
     find: the weights of a name; may raise ProviderError. prepare: the link to a worker that will load them.
     budget_bytes: for all workers together, by `WeightsDir.memory`; 0 takes a share of what the machine has.
+    patience_s: seconds that a request waits for other models to be idle, where there is room for one of them only.
     """
 
     def __init__(
@@ -35,14 +39,17 @@ class Shelf:
         *,
         idle_unload_s: float,
         budget_bytes: int = 0,
+        patience_s: float = 0.0,
     ) -> None:
         self._provider, self._find, self._prepare, self._idle_unload_s = provider, find, prepare, idle_unload_s
+        self._patience_s = patience_s
         self.budget_bytes = budget_bytes or int(BUDGET_SHARE * cgroups.memory_total())
         self._keepers: dict[str, WorkerKeeper] = {}
         self._memory: dict[str, int] = {}
         self._nursery: trio.Nursery | None = None
         self._choosing, self._opening = trio.Lock(), trio.Lock()
         self._started: set[str] = set()
+        self._freed = trio.Event()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -68,7 +75,9 @@ class Shelf:
             async def prepare() -> WorkerLink:
                 return await self._start(name)
 
-            self._keepers[name] = WorkerKeeper(self._provider, prepare, idle_unload_s=self._idle_unload_s)
+            keeper = WorkerKeeper(self._provider, prepare, idle_unload_s=self._idle_unload_s)
+            keeper.on_idle = self._tell_freed
+            self._keepers[name] = keeper
         return self._keepers[name]
 
     async def kept(self, name: str) -> WorkerKeeper:
@@ -94,10 +103,33 @@ class Shelf:
 
     async def _start(self, name: str) -> WorkerLink:
         found = await self._find(name)
-        async with self._choosing:
-            self._make_room(name, found.memory)
-            self._memory[name] = found.memory
+        placed = False
+        with trio.move_on_after(self._patience_s):
+            while not placed:
+                freed = self._freed
+                placed = await self._placed(name, found.memory, waits=True)
+                if not placed:
+                    await freed.wait()
+        if not placed:
+            await self._placed(name, found.memory, waits=False)
         return await self._prepare(found)
+
+    def _tell_freed(self) -> None:
+        """A model has become idle, so that it may be unloaded."""
+        self._freed.set()
+        self._freed = trio.Event()
+
+    async def _placed(self, name: str, needed: int, *, waits: bool) -> bool:
+        """Whether there is room; when there may be soon, and `waits`, a no is an answer. Raises ProviderError."""
+        async with self._choosing:
+            try:
+                self._make_room(name, needed)
+            except ProviderError as fault:
+                if waits and fault.retry_after is not None:
+                    return False
+                raise
+            self._memory[name] = needed
+            return True
 
     def _make_room(self, name: str, needed: int) -> None:
         """Unload what is idle until `needed` bytes fit. Raises ProviderError with figures when they cannot."""
@@ -117,6 +149,7 @@ class Shelf:
                 ErrorKind.UNAVAILABLE,
                 f"{name} takes about {_mb(needed)} of memory and {_mb(available)} are free: close something,"
                 " or choose a smaller model (`shoal models list`)",
+                retry_after=RETRY_S if others and needed <= min(available + others, self.budget_bytes) else None,
             )
         if needed + others > self.budget_bytes:
             also = f" and {_mb(others)} are in use by other models" if others else ""
@@ -124,7 +157,7 @@ class Shelf:
                 ErrorKind.UNAVAILABLE,
                 f"{name} takes about {_mb(needed)} of memory{also}; memory_mb in [providers.{self._provider}] allows"
                 f" {_mb(self.budget_bytes)}: raise it, or choose a smaller model",
-                retry_after=5.0 if others else None,
+                retry_after=RETRY_S if others and needed <= self.budget_bytes else None,
             )
 
 

@@ -126,13 +126,17 @@ async def test_another_models_name_is_unavailable_here(start: Start) -> None:
             assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 
-async def test_installed_models_are_served_by_workers_of_their_own_within_the_memory_budget(
-    start: Start, tmp_path: Path, log: Path
-) -> None:
-    folder = model_folder(tmp_path / "other")
+def another_model(store: Path) -> None:
+    folder = model_folder(store / "other")
     files = {file.name: file.stat().st_size for file in folder.iterdir()}
     manifest = {"name": "other", "source": "", "sha256": "", "files": files}
     (folder / "shoal.json").write_text(json.dumps(manifest))
+
+
+async def test_installed_models_are_served_by_workers_of_their_own_within_the_memory_budget(
+    start: Start, tmp_path: Path, log: Path
+) -> None:
+    another_model(tmp_path)
     async with start(memory_mb=500) as provider:  # a worker counts for 300 MB: one fits
         assert [model.name for model in (await provider.probe()).models] == ["tiny", "other"]
         assert await answer(provider, wish("words 1")) == "w0 "
@@ -140,6 +144,35 @@ async def test_installed_models_are_served_by_workers_of_their_own_within_the_me
         assert provider.keeper.link is None  # it made room
         assert await answer(provider, wish("words 1", model="tiny")) == "w0 "
     assert len(log.read_text().split()) == 3
+
+
+async def test_a_model_that_finds_no_room_beside_one_at_work_waits_until_that_is_idle(
+    start: Start, tmp_path: Path
+) -> None:
+    another_model(tmp_path)
+    async with start(memory_mb=500) as provider, trio.open_nursery() as nursery:
+        answers: list[str] = []
+
+        async def ask_the_other() -> None:
+            answers.append(await answer(provider, wish("words 1", model="other")))
+
+        async with provider.generate(wish("words 3")) as events:
+            await anext(aiter(events))
+            nursery.start_soon(ask_the_other)
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            assert not answers
+            async for _ in events:
+                pass
+    assert answers == ["w0 "]
+
+
+async def test_a_model_that_finds_no_room_for_long_says_what_is_in_the_way(start: Start, tmp_path: Path) -> None:
+    another_model(tmp_path)
+    async with start(memory_mb=500, queue_s=0.1) as provider, provider.generate(wish("words 3")) as events:
+        await anext(aiter(events))
+        with pytest.raises(ProviderError, match=r"other takes about 301 MB of memory and 301 MB are in use") as caught:
+            await answer(provider, wish("words 1", model="other"))
+        assert caught.value.retry_after
 
 
 async def test_another_choice_is_followed_while_the_node_runs_and_what_was_removed_is_unloaded(
