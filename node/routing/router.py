@@ -298,7 +298,8 @@ class Router:
         outcome = "ok" if flight.ended else str(ErrorKind.CANCELLED)
         if flight.failure is not None:
             outcome = str(flight.failure.kind)
-        self.counts[flight.cache] += 1
+        elif flight.ended:
+            self.counts[flight.cache] += 1
         note = RouteNote(
             at=time.time(),
             ms=ms,

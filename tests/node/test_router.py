@@ -458,3 +458,12 @@ async def test_a_provider_that_writes_without_end_is_stopped() -> None:
     assert told.error.kind is ErrorKind.INTERRUPTED
     assert len(told.text) < 60_000
     assert endless.open == 0
+
+
+async def test_only_what_was_answered_counts_as_an_answer() -> None:
+    async with routing(Scripted("first", fails(ErrorKind.CONTENT_FILTER), says("Cold."))) as router:
+        refused = await ask(router)
+        assert refused.error is not None
+        assert not router.counts
+        assert (await ask(router)).error is None
+        assert sum(router.counts.values()) == 1
