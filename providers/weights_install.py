@@ -374,8 +374,8 @@ def _need_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise WeightsRefused(
-            f"{needed / 1e6:.0f} MB are needed in {folder.parent} and {free / 1e6:.0f} MB are free;"
-            " make room, or set SHOAL_MODELS_DIR to a folder on another disk"
+            f"{needed / 1e6:.0f} MB are needed in {folder.parent}, {SPARE_BYTES / 1e6:.0f} MB are left alone, and"
+            f" {free / 1e6:.0f} MB are free; make room, or set SHOAL_MODELS_DIR to a folder on another disk"
         )
 
 
