@@ -263,12 +263,12 @@ class ErrorKind(enum.StrEnum):
     IDLE_TIMEOUT = "idle_timeout"
     INTERRUPTED = "interrupted"  # cut, stalled or malformed after text was sent
     DEADLINE = "deadline"  # the request's own time is spent
+    UNSUPPORTED = "unsupported"  # what is asked is right, and beyond this provider; another may do it
     BAD_REQUEST = "bad_request"
     CONTEXT_LENGTH = "context_length"
     CONTENT_FILTER = "content_filter"
     CANCELLED = "cancelled"
 
-    UNSUPPORTED = "unsupported"  # what is asked is right, and beyond this provider; another may do it
 
 class Policy(NamedTuple):
     """What a failure of one kind leads to.
@@ -295,12 +295,12 @@ POLICY: dict[ErrorKind, Policy] = {
     ErrorKind.IDLE_TIMEOUT: Policy("no", "yes", True),
     ErrorKind.INTERRUPTED: Policy("no", "continue", True),
     ErrorKind.DEADLINE: Policy("no", "no", False),
+    ErrorKind.UNSUPPORTED: Policy("no", "yes", False),
     ErrorKind.BAD_REQUEST: Policy("no", "no", False),
     ErrorKind.CONTEXT_LENGTH: Policy("no", "larger", False),
     ErrorKind.CONTENT_FILTER: Policy("no", "no", False),
     ErrorKind.CANCELLED: Policy("no", "no", False),
 }
-    ErrorKind.UNSUPPORTED: Policy("no", "yes", False),
 
 
 class ProviderError(Exception):
