@@ -285,7 +285,7 @@ class OpenAiCompat(Provider):
         if request.has_tools and not self._settings.tools:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not call tools; ask another provider")
         if not self._settings.images and any(message.shows for message in request.messages):
-            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} reads text only (images = false); ask another one")
+            raise ProviderError(ErrorKind.UNSUPPORTED, f"{self.name} reads text only (images = false); ask another one")
 
     async def default_model(self) -> str:
         """For a request that names none. Raises ProviderError."""

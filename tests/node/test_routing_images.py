@@ -113,4 +113,4 @@ async def test_an_upstream_of_text_says_so_itself_too_for_its_pool(tmp_path: Any
         with pytest.raises(ProviderError, match="images = false") as refused:
             async with provider.generate(showing(model="m1")):
                 pass
-        assert refused.value.kind is ErrorKind.UNAVAILABLE
+        assert refused.value.kind is ErrorKind.UNSUPPORTED
