@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .last_layer import Screened, exact_products
-from .packed import FEW_ROWS, Blocks, Dense, Halves, Int4, Rescored, quantised, quantised_rows
+from .packed import FEW_ROWS, MANY_ROWS, Blocks, Dense, Halves, Int4, Rescored, quantised, quantised_rows
 
 FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 FAMILY["qwen3"] = "Qwen3ForCausalLM"
@@ -254,7 +254,7 @@ class Llama:
 
         tokens: the rows of all segments, one after another. check: called between layers; what it raises comes out.
         """
-        heads, groups, width, inner = self._heads, self._groups, self._width, self._inner
+        heads, groups, width = self._heads, self._groups, self._width
         turned = (heads + groups) * width
         where = [at for segment in segments for at in range(segment.start, segment.start + segment.rows)]
         cis = self._cis[where]
@@ -262,7 +262,10 @@ class Llama:
         rows = len(tokens)
         # The bits of a few rows do not depend on their company, and attention keeps to that.
         single = [segment.rows < FEW_ROWS for segment in segments]
-        spans = [_spans(segment, heads // groups) if few else [] for few, segment in zip(single, segments, strict=True)]
+        spans = [
+            _spans(segment, heads // groups, alike=self.invariant) if few else []
+            for few, segment in zip(single, segments, strict=True)
+        ]
         masks = [None if few else _mask(segment) for few, segment in zip(single, segments, strict=True)]
         for at, layer in enumerate(self._layers):
             check()
@@ -288,10 +291,18 @@ class Llama:
                     attended.append(self._attend(piece[:, :heads], keys, values, mask))
                 first += count
             x = x + layer.o(torch.cat(attended))
-            y = layer.gu(self._normed(x, layer.mlp_norm))
-            x = x + layer.down(functional.silu(y[:, :inner]).mul_(y[:, inner:]))
+            x = x + self._fed(layer, self._normed(x, layer.mlp_norm))
         check()
         return self._normed(x[wanted], self._norm)
+
+    def _fed(self, layer: _Layer, x: Tensor) -> Tensor:
+        """The feed-forward layers."""
+        gu, down, inner = layer.gu, layer.down, self._inner
+        if isinstance(gu, Blocks) and isinstance(down, Blocks) and len(x) < MANY_ROWS:
+            y = gu.turned(gu.columns(x))  # upright from one product to the other
+            return down.turned(functional.silu(y[:inner]).mul_(y[inner:]))[:, : len(x)].T
+        y = gu(x)
+        return down(functional.silu(y[:, :inner]).mul_(y[:, inner:]))
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self._first.rows(tokens) if isinstance(self._first, Blocks) else _taken(self._first, tokens)
@@ -314,9 +325,12 @@ class Llama:
         out = attend(query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=True)
         return out.squeeze(0).transpose(0, 1).reshape(count, -1)
 
-    def _attend_few(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def _attend_few(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The same, of rows that are attended as they would be alone: the heads of a group are rows of one query."""
         count, groups, width = len(query), self._groups, self._width
+        if count == 1:
+            one = query.view(1, groups, -1, width)
+            return functional.scaled_dot_product_attention(one, keys, values, attn_mask=mask).view(1, -1)
         rows = query.reshape(count, groups, -1, width).transpose(0, 1).reshape(1, groups, -1, width)
         out = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
         return out.view(groups, count, -1, width).transpose(0, 1).reshape(count, -1)
@@ -338,7 +352,7 @@ class _Span(NamedTuple):
 
     rows: slice
     length: int
-    mask: Tensor
+    mask: Tensor | None
 
 
 def _length(known: int) -> int:
@@ -350,8 +364,10 @@ def _length(known: int) -> int:
     return -(-known // step) * step
 
 
-def _spans(segment: Segment, heads: int) -> list[_Span]:
-    """A segment in parts of rows with the same length. heads: those of a group."""
+def _spans(segment: Segment, heads: int, *, alike: bool) -> list[_Span]:
+    """A segment in parts of rows with the same length. heads: those of a group. alike: one row alone has it, too."""
+    if segment.rows == 1 and not alike:
+        return [_Span(slice(0, 1), segment.start + 1, None)]
     spans, row = [], 0
     while row < segment.rows:
         known = segment.start + row + 1

@@ -93,11 +93,20 @@ class Blocks:
             for at in self._pieces(LARGE_TILE_WEIGHTS):
                 torch.mm(x, self._weights(self._blocks[at]).T, out=wide[:, at])
             return wide
-        columns = self._columns(x)
-        out = x.new_empty(self._count, columns.shape[1])
+        return self.turned(self.columns(x))[:, :rows].T.contiguous()
+
+    def turned(self, columns: Tensor) -> Tensor:
+        """The product with rows that stand upright, as `columns` gives them: [inputs, rows] to [outputs, rows]."""
+        out = columns.new_empty(self._count, columns.shape[1])
         for at in self._pieces(TILE_WEIGHTS):
             torch.mm(self._weights(self._blocks[at]), columns, out=out[at])
-        return out[:, :rows].T.contiguous()
+        return out
+
+    def columns(self, x: Tensor) -> Tensor:
+        """Few rows, upright, and filled up to a multiple of `PANEL_ROWS`."""
+        columns = x.new_zeros(self._inputs, -(-len(x) // PANEL_ROWS) * PANEL_ROWS)
+        columns[:, : len(x)] = x.T
+        return columns
 
     def _pieces(self, weights: int) -> Iterator[slice]:
         tile = max(weights // self._inputs, 1)
@@ -109,12 +118,7 @@ class Blocks:
 
     def some(self, at: Tensor, x: Tensor) -> Tensor:
         """What some rows of the matrix, a multiple of `PANEL_ROWS`, have in `self(x)`, to the bit, of few rows of x."""
-        return torch.mm(self.rows(at), self._columns(x))[:, : len(x)].T
-
-    def _columns(self, x: Tensor) -> Tensor:
-        columns = x.new_zeros(self._inputs, -(-len(x) // PANEL_ROWS) * PANEL_ROWS)
-        columns[:, : len(x)] = x.T
-        return columns
+        return torch.mm(self.rows(at), self.columns(x))[:, : len(x)].T
 
     def _weights(self, blocks: Tensor) -> Tensor:
         weights: Tensor = self._unpack(blocks.flatten(0, 1))
