@@ -283,7 +283,7 @@ class OpenAiCompat(Provider):
         if request.prefix and not self._settings.continues:
             raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not continue an answer that exists in part")
         if request.has_tools and not self._settings.tools:
-            raise ProviderError(ErrorKind.UNAVAILABLE, f"{self.name} does not call tools; ask another provider")
+            raise ProviderError(ErrorKind.UNSUPPORTED, f"{self.name} does not call tools; ask another provider")
         if not self._settings.images and any(message.shows for message in request.messages):
             raise ProviderError(ErrorKind.UNSUPPORTED, f"{self.name} reads text only (images = false); ask another one")
 

@@ -42,7 +42,14 @@ SILENT_S = 5.0
 """Leaving a backend that has been silent for so long counts against it: somebody's patience was over."""
 
 _NOT_RUN = frozenset(
-    {ErrorKind.UNAVAILABLE, ErrorKind.AUTH, ErrorKind.QUOTA, ErrorKind.RATE_LIMITED, ErrorKind.OVERLOADED}
+    {
+        ErrorKind.UNSUPPORTED,
+        ErrorKind.UNAVAILABLE,
+        ErrorKind.AUTH,
+        ErrorKind.QUOTA,
+        ErrorKind.RATE_LIMITED,
+        ErrorKind.OVERLOADED,
+    }
 )
 """Failures that show that the request was not worked on."""
 

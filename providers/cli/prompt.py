@@ -22,12 +22,12 @@ def texts_of(request: GenerateRequest, name: str) -> tuple[str, str]:
     if request.prefix:
         raise ProviderError(ErrorKind.UNAVAILABLE, f"{name} does not continue an answer that exists in part")
     if request.has_tools:
-        raise ProviderError(ErrorKind.UNAVAILABLE, f"{name} is run with every tool off; leave tools out")
+        raise ProviderError(ErrorKind.UNSUPPORTED, f"{name} is run with every tool off; leave tools out")
     if request.n != 1:
         raise ProviderError(ErrorKind.BAD_REQUEST, f"{name} gives one answer a request; ask n = 1")
     for message in request.messages:
         if message.shows:
-            raise ProviderError(ErrorKind.UNAVAILABLE, f"{name} reads text only here; leave images and files out")
+            raise ProviderError(ErrorKind.UNSUPPORTED, f"{name} reads text only here; leave images and files out")
     system = [m.text for m in request.messages if m.role in ("system", "developer")]
     turns = [m for m in request.messages if m.role in _NAMES]
     if not any(turn.text.strip() for turn in turns):

@@ -162,7 +162,7 @@ async def test_or_they_are_refused_when_the_owner_says_so(tmp_path: Path) -> Non
     ("request_", "kind", "words"),
     [
         (GenerateRequest.of("x", n=2), ErrorKind.BAD_REQUEST, "ask n = 1"),
-        (GenerateRequest.of("x", tools=({"type": "function"},)), ErrorKind.UNAVAILABLE, "every tool off"),
+        (GenerateRequest.of("x", tools=({"type": "function"},)), ErrorKind.UNSUPPORTED, "every tool off"),
         (GenerateRequest.of("x", prefix="so far"), ErrorKind.UNAVAILABLE, "does not continue"),
         (GenerateRequest.of("  "), ErrorKind.BAD_REQUEST, "nothing to answer"),
         (GenerateRequest(messages=()), ErrorKind.BAD_REQUEST, "nothing to answer"),
