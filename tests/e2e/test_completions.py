@@ -53,7 +53,9 @@ async def test_a_peers_server_gets_the_text_and_both_nodes_keep_one_record(tmp_p
         assert "".join(chunk.choices[0].text for chunk in chunks) == " three four five"
         with pytest.raises(openai.BadRequestError):
             await in_thread(complete, model="base", prompt=[], temperature=0)
-    assert [body["prompt"] for body in server.bodies[:3]] == ["one two", [7, 8], [9]]
+    alone, *both = [body["prompt"] for body in server.bodies[:3]]
+    assert alone == "one two"
+    assert sorted(both) == [[7, 8], [9]]  # prompts of one request are asked at once
 
 
 @pytest.mark.model
