@@ -339,11 +339,11 @@ class LocalHf(Provider):
         """See embedding.py. By the model that is asked for, or the configured encoder."""
         if request.dimensions is not None:
             raise ProviderError(
-                ErrorKind.UNAVAILABLE, "the local encoder makes vectors of one length; leave out dimensions"
+                ErrorKind.UNSUPPORTED, "the local encoder makes vectors of one length; leave out dimensions"
             )
         texts = [text for text in request.inputs if isinstance(text, str)]
         if len(texts) != len(request.inputs):
-            raise ProviderError(ErrorKind.UNAVAILABLE, "the local encoder takes texts; send no token ids")
+            raise ProviderError(ErrorKind.UNSUPPORTED, "the local encoder takes texts; send no token ids")
         if not texts or not all(texts):
             raise ProviderError(ErrorKind.BAD_REQUEST, "input is empty; send at least one text with something in it")
         name = await self._chosen(request.model, self._encoder, encoder=True)
