@@ -277,10 +277,15 @@ class SwarmSeat:
         return self.swarm.candidates_for(model) if self.swarm is not None else ()
 
     def gathering(self) -> bool:
-        """Whether this node has just come up, and peers that it knows of have not said yet what they offer."""
+        """Whether this node has just come up, and peers that it knows of are not connected, or have not said yet
+        what they offer."""
         if trio.current_time() - self._since > GATHERING_S:
             return False
-        return self.swarm is None or any(view.told_at is None for view in self.swarm.peers())
+        if self.swarm is None:
+            return True
+        views = self.swarm.peers()
+        heard = {view.peer for view in views if view.connected and view.told_at is not None}
+        return len(heard) < len(views) or not heard >= self._met_before
 
     def anybody(self) -> bool:
         """Whether any other node is connected."""

@@ -41,6 +41,8 @@ FIRST_LOOK_S = 1.5
 """Seconds that the start waits for the first findings; who is slower is known later."""
 PROBE_S = 6.0
 """Seconds that a provider's probe may take."""
+GATHER_S = 3.0
+"""Seconds that a request nobody can answer waits for peers of a node that has just come up."""
 GATHER_STEP_S = 0.05
 """Seconds between two looks whether a peer has said what it offers."""
 REFRESH_GAP_S = 1.0
@@ -194,7 +196,7 @@ class NodeCandidates:
 
     async def _await_peers(self, model: str | None) -> None:
         """A node that has just come up waits for its peers to say what they offer before it says that nobody does."""
-        with trio.move_on_after(FIRST_LOOK_S):
+        with trio.move_on_after(GATHER_S):
             while self._swarm is not None and self._gathering() and not self._swarm.candidates_for(model):  # noqa: ASYNC110
                 await trio.sleep(GATHER_STEP_S)
 
@@ -385,6 +387,9 @@ class NodeCandidates:
                     ErrorKind.UNAVAILABLE,
                     f"{name}, which offers {_shown(request.model)}, is not ready: {status.reason}",
                 )
+        if self._swarm is not None and ask.hops >= 1 and self._gathering():
+            why = "This node has just come up, and has not heard from all of its peers; ask again in a moment."
+            return NoAnswer(ErrorKind.UNAVAILABLE, why, code="gathering", retry_after=1.0)
         why = f"Nobody here or in the swarm offers the model {_shown(request.model)}; GET /v1/models lists them."
         embed = request.embed is not None
         if any(m.name == request.model and not does(m, embed=embed) for s in statuses.values() for m in s.models):

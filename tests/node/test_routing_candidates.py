@@ -161,7 +161,10 @@ async def test_it_does_not_wait_for_ever_or_for_peers_that_it_may_not_ask(
         await found.refresh(asked, Ask(request=asked, asked=asked, hops=0))
         assert trio.current_time() - start < 0.1
         await found.refresh(asked, Ask(request=asked, asked=asked))
-        assert 1.0 < trio.current_time() - start < 2.0
+        assert 1.0 < trio.current_time() - start < 3.5
+        why = found.why_none(asked, Ask(request=asked, asked=asked))
+        assert (why.code, why.retry_after) == ("gathering", 1.0)
+        assert found.why_none(asked, Ask(request=asked, asked=asked, hops=0)).code == "model_not_found"
 
 
 async def test_a_refresh_finds_what_has_come_up(autojump_clock: trio.testing.MockClock) -> None:
