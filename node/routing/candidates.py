@@ -177,6 +177,7 @@ class NodeCandidates:
     async def refresh(self, request: GenerateRequest | None = None, ask: Ask | None = None) -> None:
         """A round of probes now, unless there was one a moment ago; waits up to 1.5 s for it.
 
+        Where the node has just come up it waits up to 3 s for its peers, too.
         request, ask: what nobody known can answer. Nodes that offer its model are looked for beyond the peers that are
         known, at the same time.
         """
